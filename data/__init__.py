@@ -1,0 +1,1 @@
+"""Images on disk to micro-batches in memory: shards, order, decoding, loading."""

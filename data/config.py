@@ -1,0 +1,36 @@
+"""What to read and how. Imports no torch."""
+
+from dataclasses import dataclass
+
+from engine.config import may_change
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Shards, the global batch and the loader."""
+
+    shards: str
+    """Folder with `manifest.json` and its shards (`data/main.py write` or `index` makes one)."""
+    batch_size: int = 256
+    """Images of one optimizer step, over all processes."""
+    micro_batch_size: int = 64
+    """Images that share one mask and one forward; fixes order and masks, so it belongs to the recipe."""
+    window_shards: int = 16
+    """Samples are shuffled within a window of this many shards or `window_samples`, whichever is more."""
+    window_samples: int = 16_384
+    """See `window_shards`."""
+    workers: int = may_change(4)
+    """Loader processes per training process; 0 loads in the training process."""
+    max_pixels: int = may_change(178_956_970)
+    """Images that claim more pixels than this are refused before decoding."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1:
+            raise ValueError(f"data.micro-batch-size must be at least 1, got {self.micro_batch_size}")
+        if self.batch_size < 1 or self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"data.batch-size must be a positive multiple of data.micro-batch-size {self.micro_batch_size}, "
+                f"got {self.batch_size}"
+            )
+        if self.workers < 0:
+            raise ValueError(f"data.workers must be at least 0, got {self.workers}")

@@ -1,0 +1,128 @@
+"""The config sections that every program shares. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def may_change(default: Any) -> Any:
+    """Return a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule."""
+    return field(default=default, metadata={"may_change": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what it keeps."""
+
+    folder: Path = may_change(Path("runs/unnamed"))
+    """Run folder; a run found there is resumed."""
+    seed: int = 0
+    """Seed of everything random: samples, crops, masks, initial weights."""
+    save_every_steps: int = may_change(1000)
+    """Steps between checkpoints; one is always written at the end."""
+    keep_last: int = may_change(2)
+    """Checkpoints kept besides those of `keep_every_steps`; at least 1."""
+    keep_every_steps: int | None = may_change(None)
+    """Also keep every checkpoint whose step is a multiple of this."""
+    branch_from: Path | None = may_change(None)
+    """Checkpoint folder of another run to start this new run from."""
+
+    def __post_init__(self) -> None:
+        if self.save_every_steps < 1:
+            raise ValueError(f"run.save-every-steps must be at least 1, got {self.save_every_steps}")
+        if self.keep_last < 1:
+            raise ValueError(f"run.keep-last must be at least 1, got {self.keep_last}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a run says about itself."""
+
+    every_steps: int = may_change(10)
+    """Steps between reports; the device is synchronised only then."""
+    tensorboard: bool = may_change(True)
+    """Also write TensorBoard event files."""
+    wandb_project: str | None = may_change(None)
+    """Also log to this Weights & Biases project (needs the `wandb` extra)."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"report.every-steps must be at least 1, got {self.every_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How processes share the work; none of it changes samples or masks."""
+
+    engine: Literal["auto", "deepspeed", "ddp", "single"] = may_change("auto")
+    """auto: what the launcher asked for (DeepSpeed under `accelerate launch --use_deepspeed`), else DDP, else one process."""
+    zero_stage: Literal[0, 1, 2, 3] = may_change(1)
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
+    """Autocast type; weights, gradient sums and optimizer stay fp32 (all fp64 with fp64, for proofs)."""
+    compile: bool = may_change(False)
+    """torch.compile the model."""
+    deterministic: bool = may_change(False)
+    """Deterministic GPU kernels: slower, bit-identical resume. CPU runs always are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and half-cosine decay, stepped every iteration."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate for a batch of `lr_batch_size`; the peak is base_lr * batch_size / lr_batch_size."""
+    lr_batch_size: int = 256
+    """Images that `base_lr`, `warmup_lr` and `min_lr` are given for."""
+    warmup_lr: float = 0.0
+    """Learning rate at step 0, scaled like `base_lr`."""
+    min_lr: float = 0.0
+    """Learning rate at the end, scaled like `base_lr`."""
+    epochs: float = 800.0
+    """Length of the run in passes over the samples; `steps` overrides it."""
+    warmup_epochs: float = 40.0
+    """Linear warm-up in passes over the samples; `warmup_steps` overrides it."""
+    steps: int | None = None
+    """Length of the run in optimizer steps."""
+    warmup_steps: int | None = None
+    """Linear warm-up in optimizer steps."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decay rates."""
+    eps: float = 1e-8
+    """AdamW denominator term."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; none for 1-D tensors, bias tables, LayerScale and tokens."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from one layer group to the one below; 1 is off."""
+    clip_grad_norm: float | None = None
+    """Clip the global gradient norm at this."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer-decay must lie in (0, 1], got {self.layer_decay}")
+        if self.base_lr <= 0:
+            raise ValueError(f"optimizer.base-lr must be positive, got {self.base_lr}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"optimizer.steps must be at least 1, got {self.steps}")
+
+
+def micro_batches_of(rank: int, *, world_size: int, batch_size: int, micro_batch_size: int) -> range:
+    """Return the micro-batch numbers that process ``rank`` of ``world_size`` computes in every step.
+
+    Raises:
+        ValueError: the micro-batches do not divide among the processes; the message lists the counts that do.
+    """
+    if batch_size % micro_batch_size:
+        raise ValueError(
+            f"data.batch-size {batch_size} is no multiple of data.micro-batch-size {micro_batch_size}; "
+            f"use {batch_size // micro_batch_size * micro_batch_size or micro_batch_size}"
+        )
+    num_micro_batches = batch_size // micro_batch_size
+    if num_micro_batches % world_size:
+        fitting = ", ".join(str(w) for w in range(1, num_micro_batches + 1) if num_micro_batches % w == 0)
+        raise ValueError(
+            f"{num_micro_batches} micro-batches (data.batch-size {batch_size} / data.micro-batch-size "
+            f"{micro_batch_size}) cannot be divided among {world_size} processes; process counts that work: {fitting}"
+        )
+    share = num_micro_batches // world_size
+    return range(rank * share, (rank + 1) * share)

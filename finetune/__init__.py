@@ -1,0 +1,1 @@
+"""Moves a pretrained backbone to a labelled task."""

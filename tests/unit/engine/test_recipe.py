@@ -1,0 +1,120 @@
+"""Recipes: what is accepted, what is refused, and with which words."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from engine.recipe import dump, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    sizes: tuple[int, ...] = (1, 2)
+    names: tuple[str, ...] = ()
+    shift: int = -3
+    lr: float = 1e-4
+    flag: bool = True
+    path: Path | None = None
+    text: str = ""
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self) -> None:
+        if self.lr > 1:
+            raise ValueError(f"inner.lr must be at most 1, got {self.lr}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """An example."""
+
+    steps: int
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "r.yaml") -> list[str]:
+        (tmp_path / name).write_text(text)
+        return ["--recipe", str(tmp_path / name)]
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("", {}),
+        ("inner: {sizes: [3, 4, 5]}", {"sizes": (3, 4, 5)}),
+        ("inner: {sizes: [-1, 2]}", {"sizes": (-1, 2)}),
+        ("inner: {sizes: []}", {"sizes": ()}),
+        ("inner: {names: [a, '1e3', 'null']}", {"names": ("a", "1e3", "null")}),
+        ("inner: {shift: -7}", {"shift": -7}),
+        ("inner: {lr: 1e-5}", {"lr": 1e-5}),
+        ("inner: {flag: false}", {"flag": False}),
+        ("inner: {path: null}", {"path": None}),
+        ("inner: {path: /x y/z}", {"path": Path("/x y/z")}),
+        ("inner: {text: '--looks-like-an-option'}", {"text": "--looks-like-an-option"}),
+        ("inner: {text: '1e3'}", {"text": "1e3"}),
+        ("inner: {kind: b}", {"kind": "b"}),
+    ],
+)
+def test_values_are_typed(write, text, changed):
+    assert parse(Outer, [*write(text), "--steps", "1"]).inner == Inner(**changed)
+
+
+def test_command_line_wins_wherever_it_stands(write):
+    assert parse(Outer, [*write("steps: 2"), "--steps", "3"]).steps == 3
+    assert parse(Outer, ["--steps=3", *write("steps: 2")]).steps == 3
+
+
+def test_later_recipe_wins(write):
+    assert parse(Outer, [*write("steps: 2"), *write("steps: 5", "late.yaml")]).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("inner: {siezs: [1]}", "r.yaml: unknown key 'inner.siezs'; did you mean 'inner.sizes'?"),
+        ("zzz: 1", "unknown key 'zzz'; known keys: steps, inner"),
+        ("inner: 3", "'inner' takes a mapping, got 3"),
+        ("steps: {a: 1}", "'steps' takes one value, got {'a': 1}"),
+        ("- a", "expected a mapping at the top, got a list"),
+        ("steps: 1\nsteps: 2", "line 2: key 'steps' appears twice"),
+        ("inner: {names: [-y]}", "'inner.names' has the item '-y'"),
+        ("a: [", "r.yaml: while parsing"),
+    ],
+)
+def test_bad_recipe_names_file_and_key(write, text, words):
+    with pytest.raises(SystemExit) as stop:
+        parse(Outer, write(text))
+    assert words in str(stop.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(SystemExit, match=r"nowhere\.yaml"):
+        parse(Outer, ["--recipe", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: lots", "Error parsing --steps"),
+        ("inner: {lr: 2.0}\nsteps: 1", "inner.lr must be at most 1, got 2.0"),
+        ("inner: {kind: c}\nsteps: 1", "invalid choice 'c'"),
+        ("inner: {lr: 0.5}", "--steps INT"),
+    ],
+)
+def test_bad_value_is_explained(write, capsys, text, words):
+    with pytest.raises(SystemExit):
+        parse(Outer, write(text))
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "r.yaml" in shown
+
+
+def test_dump_round_trips(write):
+    inner = Inner(sizes=(-1, 2), names=("y", "1e3", "null"), path=Path("/a"), text="--x", lr=1e-5)
+    config = Outer(steps=5, inner=inner)
+    assert parse(Outer, write(dump(config))) == config
