@@ -1,0 +1,202 @@
+"""AdamW, its parameter groups and its learning-rate schedule.
+
+A group holds the parameters of one layer id that share one weight decay. Every learning rate is
+``Schedule.lr(step) * group["lr_scale"]`` and nothing else multiplies by ``lr_scale``: the optimizer is stepped by
+us, not by a timm scheduler (which would square the layer decay).
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from engine.config import OptimizerConfig
+
+Group = dict[str, Any]
+
+_NO_DECAY_LEAF = re.compile(r"relative_position_bias_table|pos_embed|token|^gamma|^layer_?scale", re.IGNORECASE)
+_MERGE = re.compile(r"^((?:layers|stages)\.\d+\.)downsample\.")
+_FINAL_NORM = re.compile(r"^norm\.")
+
+
+def decays(name: str, *, ndim: int) -> bool:
+    """Return whether weight decay applies: not to 1-D tensors, bias tables, LayerScale, tokens, position embeddings."""
+    return ndim > 1 and not _NO_DECAY_LEAF.search(name.rpartition(".")[2])
+
+
+def find_backbone(model: nn.Module) -> str:
+    """Return the prefix ("" or "encoder.") of the outermost part of ``model`` that has timm's ``group_matcher``.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        if not inside and hasattr(module, "group_matcher"):
+            found.append(name)
+    if len(found) != 1:
+        raise ValueError(
+            f"layer decay needs one backbone with timm's group_matcher inside {type(model).__name__}, "
+            f"found {found or 'none'}; set optimizer.layer-decay to 1 or name the backbone"
+        )
+    return f"{found[0]}." if found[0] else ""
+
+
+def layer_ids(backbone: nn.Module) -> dict[str, int]:
+    """Return each parameter's layer id: 0 for the stem, j+1 for block j, one more for the final norm and the head.
+
+    timm's own ids differ in two places. Its Swin merges at the start of a stage, so the merge shares the id of the
+    block after it: here it takes the id of the block before it, as in SimMIM's code (where it ends a stage). And
+    timm gives the final norm the id of the last block: here it goes with the head.
+    """
+    matcher = cast(Any, backbone).group_matcher(coarse=False)
+    timm_ids = cast(dict[str, int], group_parameters(backbone, matcher, reverse=True))
+    blocks = [i for name, i in timm_ids.items() if re.search(r"(?:^|\.)blocks\.\d+\.", name)]
+    top = max(blocks, default=max(timm_ids.values())) + 1
+    ids: dict[str, int] = {}
+    for name, timm_id in timm_ids.items():
+        merge = _MERGE.match(name)
+        if merge:
+            first_of_stage = min(i for other, i in timm_ids.items() if other.startswith(merge[1]))
+            ids[name] = max(first_of_stage - 1, 0)
+        else:
+            ids[name] = top if _FINAL_NORM.match(name) else min(timm_id, top)
+    return ids
+
+
+def param_groups(
+    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, backbone_prefix: str | None = None
+) -> list[Group]:
+    """Return AdamW's groups, lowest layer first: ``params``, ``names``, ``weight_decay``, ``lr_scale``, ``name``.
+
+    ``lr_scale`` is ``layer_decay ** (highest layer id - layer id)``; what lies outside the backbone (a decoder, a
+    head) gets 1. Frozen parameters are left out.
+    """
+    scales, own_rule = _scales(model, layer_decay=layer_decay, backbone_prefix=backbone_prefix)
+    members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = decays(name, ndim=parameter.ndim) and name not in own_rule
+            members[scales.get(name, (_OUTSIDE, 1.0))[0], decay].append((name, parameter))
+    scale_of = dict(scales.values())
+    groups: list[Group] = []
+    for layer, decay in sorted(members, key=lambda key: (key[0], not key[1])):
+        named = members[layer, decay]
+        place = "all" if layer_decay == 1 else "outside" if layer == _OUTSIDE else f"layer_{layer:02d}"
+        groups.append(
+            {
+                "params": [parameter for _, parameter in named],
+                "names": [name for name, _ in named],
+                "weight_decay": weight_decay if decay else 0.0,
+                "lr_scale": scale_of.get(layer, 1.0),
+                "name": f"{place}_{'decay' if decay else 'no_decay'}",
+            }
+        )
+    return groups
+
+
+_OUTSIDE = 1_000_000
+
+
+def _scales(
+    model: nn.Module, *, layer_decay: float, backbone_prefix: str | None
+) -> tuple[dict[str, tuple[int, float]], set[str]]:
+    """Return (layer id, scale) by parameter name, and the names that the backbone itself excludes from decay."""
+    if backbone_prefix is None and layer_decay == 1 and not any(hasattr(m, "group_matcher") for m in model.modules()):
+        return {}, set()
+    prefix = find_backbone(model) if backbone_prefix is None else backbone_prefix
+    backbone = model.get_submodule(prefix.rstrip("."))
+    own_rule = {prefix + name for name in getattr(backbone, "no_weight_decay", set[str])()}
+    if layer_decay == 1:
+        return {}, own_rule
+    ids = layer_ids(backbone)
+    top = max(ids.values())
+    return {prefix + name: (i, layer_decay ** (top - i)) for name, i in ids.items()}, own_rule
+
+
+def describe(groups: Sequence[Group]) -> list[tuple[str, int, int, float, float, str]]:
+    """Return one row a group: name, tensors, elements, weight decay, learning-rate scale, first parameter."""
+    return [
+        (
+            group["name"],
+            len(group["params"]),
+            sum(parameter.numel() for parameter in group["params"]),
+            group["weight_decay"],
+            group["lr_scale"],
+            group["names"][0],
+        )
+        for group in groups
+    ]
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, batch_size: int, backbone_prefix: str | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW (fused) over ``param_groups``; its first ``lr`` is the peak times each group's ``lr_scale``."""
+    peak_lr = config.base_lr * batch_size / config.lr_batch_size
+    groups = param_groups(
+        model,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        backbone_prefix=backbone_prefix,
+    )
+    for group in groups:
+        group["lr"] = peak_lr * group["lr_scale"]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for g in groups for p in g["params"])
+    return torch.optim.AdamW(groups, lr=peak_lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then half a cosine, per optimizer step; steps count from 0."""
+
+    config: OptimizerConfig
+    batch_size: int
+    """Images of one optimizer step."""
+    steps_per_epoch: int
+    """Optimizer steps of one pass over the samples."""
+
+    def __init__(self, config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int) -> None:
+        object.__setattr__(self, "config", config)
+        object.__setattr__(self, "batch_size", batch_size)
+        object.__setattr__(self, "steps_per_epoch", steps_per_epoch)
+        if self.total_steps < 1:
+            raise ValueError(f"the run has no steps: optimizer.epochs {config.epochs} of {steps_per_epoch} steps each")
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ValueError(
+                f"the warm-up of {self.warmup_steps} steps (optimizer.warmup-epochs {config.warmup_epochs}, {steps_per_epoch} "
+                f"steps each) does not fit in the run of {self.total_steps} steps; set optimizer.warmup-steps"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.steps or round(self.config.epochs * self.steps_per_epoch)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps until the peak."""
+        if self.config.warmup_steps is not None:
+            return self.config.warmup_steps
+        return round(self.config.warmup_epochs * self.steps_per_epoch)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of step ``step`` for a group whose ``lr_scale`` is 1."""
+        factor = self.batch_size / self.config.lr_batch_size
+        first, peak, last = (factor * x for x in (self.config.warmup_lr, self.config.base_lr, self.config.min_lr))
+        if step < self.warmup_steps:
+            return first + (peak - first) * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    def lrs(self, optimizer: torch.optim.Optimizer, step: int) -> list[float]:
+        """Return each group's learning rate at ``step``."""
+        lr = self.lr(step)
+        return [lr * group["lr_scale"] for group in optimizer.param_groups]
