@@ -1,0 +1,97 @@
+"""Exact windows for timm's dense Swin and Swin V2: those of the true grid, without padding tokens or wrap-around.
+
+timm attends to the tokens it pads with and, rolling before it pads, joins the last rows with the first wherever a
+grid is no multiple of its window. The blocks here pad first, roll the padded grid and let no token see padding or
+another region: windows lie from the top-left corner, the first ones cut short by a shift. Where nothing is padded
+timm's own code runs. Parameters, state-dict names and everything else stay timm's.
+
+Legend: b batch, w windows, t tokens of a window, c channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.models import swin_transformer, swin_transformer_v2
+from timm.models.swin_transformer import window_partition
+from torch import Tensor, nn
+
+
+class ExactSwinBlock(swin_transformer.SwinTransformerBlock):
+    """timm's Swin block with exact windows."""
+
+    def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        if _fits(x, self.window_size):
+            return super()._attn(x)
+        return _exact_attention(self.attn, x, window=self.window_size, shift=self.shift_size)
+
+
+class ExactSwinV2Block(swin_transformer_v2.SwinTransformerV2Block):
+    """timm's Swin V2 block with exact windows."""
+
+    def _attn(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        if _fits(x, self.window_size):
+            return super()._attn(x)
+        return _exact_attention(self.attn, x, window=self.window_size, shift=self.shift_size)
+
+
+EXACT_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
+    swin_transformer.SwinTransformerBlock: ExactSwinBlock,
+    swin_transformer_v2.SwinTransformerV2Block: ExactSwinV2Block,
+}
+
+
+def use_exact_windows(model: nn.Module) -> nn.Module:
+    """Give every Swin block inside ``model`` exact windows, in place, and return the model."""
+    for module in model.modules():
+        module.__class__ = EXACT_BLOCKS.get(type(module), type(module))
+    return model
+
+
+def _fits(x: Tensor, window: tuple[int, int]) -> bool:
+    return x.shape[1] % window[0] == 0 and x.shape[2] % window[1] == 0
+
+
+def _exact_attention(
+    attention: nn.Module, x: Float[Tensor, "b h w c"], *, window: tuple[int, int], shift: tuple[int, int]
+) -> Float[Tensor, "b h w c"]:
+    height, width = x.shape[1:3]
+    bottom, right = -height % window[0], -width % window[1]
+    padded = F.pad(x, (0, 0, 0, right, 0, bottom))
+    rolled = padded.roll((-shift[0], -shift[1]), dims=(1, 2))
+    windows = window_partition(rolled, window).flatten(1, 2)
+    mask = _mask((height, width), window=window, shift=shift, like=x)
+    windows = attention(windows, mask=mask)
+    rolled = _reverse(windows, window, like=rolled)
+    return rolled.roll(shift, dims=(1, 2))[:, :height, :width]
+
+
+def _mask(
+    size: tuple[int, int], *, window: tuple[int, int], shift: tuple[int, int], like: Tensor
+) -> Float[Tensor, "w t t"]:
+    """Return 0 where a token (of the padded, rolled grid) sees another and minus infinity elsewhere."""
+    row_region, row_real = _axis(size[0], window=window[0], shift=shift[0], device=like.device)
+    col_region, col_real = _axis(size[1], window=window[1], shift=shift[1], device=like.device)
+    region = _windows_of(row_region[:, None] * 2 + col_region, window)
+    real = _windows_of(row_real[:, None] & col_real, window)
+    sees = (region[:, :, None] == region[:, None, :]) & real[:, None, :]
+    sees |= ~real[:, :, None]  # padding sees anything, to be finite: what it computes is cut off
+    return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill(~sees, -torch.inf)
+
+
+def _axis(size: int, *, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, per row of the padded and rolled grid, whether it wrapped around and whether it is not padding."""
+    total = size + -size % window
+    rolled = torch.arange(total, device=device)
+    original = (rolled + shift) % total
+    return (rolled >= total - shift).long(), original < size
+
+
+def _windows_of(grid: Tensor, window: tuple[int, int]) -> Tensor:
+    return window_partition(grid[None, :, :, None], window).flatten(1)
+
+
+def _reverse(windows: Float[Tensor, "bw t c"], window: tuple[int, int], *, like: Tensor) -> Float[Tensor, "b h w c"]:
+    batch, height, width, channels = like.shape
+    rows, cols = height // window[0], width // window[1]
+    x = windows.view(batch, rows, cols, *window, channels)  # b (rows cols) (wh ww) c -> b (rows wh) (cols ww) c
+    return x.transpose(2, 3).reshape(batch, height, width, channels)
