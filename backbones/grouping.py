@@ -86,6 +86,12 @@ def group_windows(
     )
 
 
+def clear_plans() -> None:
+    """Forget all cached plans, so that the next ones can be timed."""
+    _optimal.cache_clear()
+    _greedy_plan.cache_clear()
+
+
 def _give_back(counts: Sequence[int], bins: _Bins) -> _Bins:
     """Return ``bins`` of sizes as bins of window indices."""
     windows: dict[int, list[int]] = defaultdict(list)
