@@ -1,0 +1,232 @@
+"""Encoded images to RGB arrays, safely: the header is read first, pixels are limited, only known formats are decoded.
+
+JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need), then torchvision, then PIL,
+each more lenient than the one before; everything else through PIL. What none of them decodes is a `BadImage`.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from data.shards import Sample
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970
+PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+ORIENTATION_TAG = 0x0112
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
+
+
+class BadImage(ValueError):  # noqa: N818 - it is what it says
+    """Bytes that are no image that we decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an image says of itself before it is decoded."""
+
+    height: int
+    """Rows of the upright image."""
+    width: int
+    """Columns of the upright image."""
+    format: str
+    """PIL's name of the format."""
+    orientation: int
+    """EXIF orientation, 1 (upright) to 8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(Generic[T]):
+    """What became of a micro-batch's samples."""
+
+    values: list[T]
+    """One for each sample."""
+    samples: list[Sample]
+    """The samples that the values come from: those asked for, but for replaced ones."""
+    bad: list[tuple[int, str, str]]
+    """Id, key and reason of every sample that was replaced."""
+
+
+def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return size, format and orientation without decoding.
+
+    Raises:
+        BadImage: no image, of an unknown format, or with more pixels than allowed.
+    """
+    header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else _pil_header(data)
+    if header.height * header.width > max_pixels:
+        raise BadImage(f"{header.height}x{header.width} pixels are more than the {max_pixels} allowed")
+    return header
+
+
+def decode_rgb(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, int] = (0, 0), header: Header | None = None
+) -> Pixels:
+    """Return the upright image as [height, width, 3].
+
+    With ``min_size`` (height, width) a JPEG may come out 2, 4 or 8 times smaller, but never smaller than that.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    header = header or read_header(data, max_pixels=max_pixels)
+    if header.format != "JPEG":
+        return _decode_pil(data)
+    return _upright(_decode_jpeg(data, min_size=min_size, header=header), orientation=header.orientation)
+
+
+def decode_samples(samples: Sequence[Sample], decode: Callable[[Sample], T]) -> Decoded[T]:
+    """Apply ``decode`` to every sample; one that raises `BadImage` is replaced by the next one that does not.
+
+    The replacement carries a negative `repeat` of its own, so that what is drawn for it differs from what is drawn for
+    the same sample at its own place.
+
+    Raises:
+        BadImage: none of the samples decodes.
+    """
+    values: list[T] = []
+    chosen: list[Sample] = []
+    bad: list[tuple[int, str, str]] = []
+    for place, sample in enumerate(samples):
+        try:
+            values.append(decode(sample))
+            chosen.append(sample)
+        except BadImage as error:
+            bad.append((sample.id, sample.key, str(error)))
+            value, other = _replacement(samples, place=place, decode=decode)
+            values.append(value)
+            chosen.append(other)
+    return Decoded(values=values, samples=chosen, bad=bad)
+
+
+def _replacement(samples: Sequence[Sample], *, place: int, decode: Callable[[Sample], T]) -> tuple[T, Sample]:
+    for distance in range(1, len(samples)):
+        other = replace(samples[(place + distance) % len(samples)], repeat=-1 - place)
+        try:
+            return decode(other), other
+        except BadImage:
+            continue
+    raise BadImage(f"none of the {len(samples)} samples of a micro-batch decodes; run `python data/main.py verify`")
+
+
+def _jpeg_header(data: bytes) -> Header:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError as error:
+        raise BadImage(f"broken JPEG header: {error}") from error
+    orientation = _jpeg_orientation(data)
+    if orientation >= 5:
+        height, width = width, height
+    return Header(height=int(height), width=int(width), format="JPEG", orientation=orientation)
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """Walk the segments before the picture to the EXIF one."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in (0xDA, 0xD9):
+        size = int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            return _exif_orientation(data[place + 4 : place + 2 + size])
+        place += 2 + max(size, 2)
+    return 1
+
+
+def _exif_orientation(segment: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        value: Any = exif.get(ORIENTATION_TAG, 1)
+    except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _pil_header(data: bytes) -> Header:
+    with _open_pil(data) as image:
+        orientation = _pil_orientation(image)
+        width, height = image.size
+        if orientation >= 5:
+            height, width = width, height
+        return Header(height=height, width=width, format=str(image.format), orientation=orientation)
+
+
+def _pil_orientation(image: Image.Image) -> int:
+    raw: Any = image.info.get("exif")
+    return _exif_orientation(raw) if isinstance(raw, bytes) else 1
+
+
+def _open_pil(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit on pixels comes next
+            return Image.open(io.BytesIO(data), formats=PIL_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(str(error)) from error
+    except Exception as error:  # plugins raise what they like on hostile bytes
+        raise BadImage(f"no image that is decoded here ({', '.join(PIL_FORMATS)})") from error
+
+
+def _decode_pil(data: bytes) -> Pixels:
+    with _open_pil(data) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        orientation = _pil_orientation(image)
+        try:
+            pixels = _as_rgb(image)
+        except Exception as error:
+            raise BadImage(f"{image.format} does not decode: {error}") from error
+    return _upright(pixels, orientation=orientation)
+
+
+def _as_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits, which PIL's own conversion would clip
+        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _decode_jpeg(data: bytes, *, min_size: tuple[int, int], header: Header) -> Pixels:
+    height, width = min_size if header.orientation < 5 else min_size[::-1]
+    try:
+        scaled = height > 0 and width > 0
+        return simplejpeg.decode_jpeg(
+            data, min_height=height if scaled else 0, min_width=width if scaled else 0, min_factor=2 if scaled else 1
+        )
+    except ValueError as error:
+        logger.debug("simplejpeg: %s; trying torchvision", error)
+    try:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        decoded = cast(Tensor, decode_jpeg(encoded, mode=ImageReadMode.RGB))
+        return decoded.permute(1, 2, 0).contiguous().numpy()
+    except RuntimeError as error:
+        logger.debug("torchvision: %s; trying PIL", error)
+    with _open_pil(data) as image:
+        try:
+            return _as_rgb(image)
+        except Exception as error:
+            raise BadImage(f"JPEG does not decode: {error}") from error
+
+
+def _upright(pixels: Pixels, *, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])

@@ -1,0 +1,194 @@
+"""Micro-batches for a process, by number: whole ones, built in worker processes, handed over in order.
+
+A micro-batch is asked for by its key (step, micro_batch), so which worker builds it, and how many there are, changes
+nothing. What is in it is the builder's business: a picklable object that turns samples into a dict.
+"""
+
+import logging
+import signal
+import traceback
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.order import IntArray, Order, evaluation_micro_batch, evaluation_range
+from data.shards import Sample, ShardSet, open_shards
+
+__all__ = ["Builder", "LoadingError", "Sample", "ShardSet", "evaluation_batches", "open_shards", "training_batches"]
+
+logger = logging.getLogger(__name__)
+
+PREFETCHED_PER_WORKER = 2
+
+Key = tuple[int, int]
+
+
+class Builder(Protocol):
+    """Turns samples into a micro-batch; runs in the worker, and must pickle."""
+
+    def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
+        """Return the micro-batch. Arrays become tensors, everything else is passed on as it is."""
+        ...
+
+
+class LoadingError(ValueError):
+    """Samples that could not be read or built; the message names step and micro-batch."""
+
+
+def training_batches(
+    shards: ShardSet,
+    order: Order,
+    builder: Builder,
+    *,
+    micro_batches: range,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    pin: bool = False,
+    skip: Collection[Key] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip."""
+    keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=frozenset(skip))
+    dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
+    return _load(dataset, keys=keys, workers=workers, pin=pin)
+
+
+def evaluation_batches(
+    shards: ShardSet,
+    builder: Builder,
+    *,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield this process's share of all samples, in order; over all processes each comes exactly once.
+
+    The builder gets step 0 and the number of the micro-batch. Processes may get different numbers of micro-batches.
+    """
+    numbers = evaluation_range(shards.num_samples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    picks = _EvaluationPicks(sizes=shards.sizes, micro_batch_size=micro_batch_size)
+    keys = _Keys(first_step=0, last_step=1, micro_batches=numbers, skip=frozenset())
+    return _load(_MicroBatches(shards=shards, picks=picks, builder=builder), keys=keys, workers=workers, pin=pin)
+
+
+class _Picks(Protocol):
+    """Rows of (shard, position, repeat) by key."""
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray: ...
+
+
+@dataclass(frozen=True)
+class _TrainingPicks:
+    order: Order
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray:
+        return self.order.micro_batch(step, micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluationPicks:
+    sizes: tuple[int, ...]
+    micro_batch_size: int
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray:
+        return evaluation_micro_batch(self.sizes, micro_batch_size=self.micro_batch_size, number=micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys(Sampler[Key]):
+    first_step: int
+    last_step: int
+    micro_batches: range
+    skip: frozenset[Key]
+
+    def __iter__(self) -> Iterator[Key]:
+        for step in range(self.first_step, self.last_step):
+            for micro_batch in self.micro_batches:
+                if (step, micro_batch) not in self.skip:
+                    yield step, micro_batch
+
+
+class _Batch:
+    """A built micro-batch on its way: the loader must neither convert nor copy what is in it, only pin it."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+    def pin_memory(self) -> "_Batch":
+        return _Batch({name: _pinned(value) for name, value in self.content.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """An error that the data or the file system caused, on its way to the trainer."""
+
+    message: str
+    trace: str
+
+
+@dataclass(kw_only=True)
+class _MicroBatches(Dataset[_Batch | _Failure]):
+    shards: ShardSet
+    picks: _Picks
+    builder: Builder
+
+    def __getitem__(self, key: Key) -> _Batch | _Failure:
+        step, micro_batch = key
+        try:
+            rows = self.picks(step, micro_batch).tolist()
+            samples = [self.shards.read(shard, position, repeat=repeat) for shard, position, repeat in rows]
+            content = self.builder(samples, step=step, micro_batch=micro_batch)
+        except (ValueError, OSError) as error:
+            message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"
+            return _Failure(message=message, trace=traceback.format_exc())
+        return _Batch({name: _as_tensor(value) for name, value in content.items()})
+
+
+def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> Iterator[dict[str, Any]]:
+    loader = DataLoader(
+        dataset,
+        sampler=keys,
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_PER_WORKER if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+    )
+    for item in loader:
+        if isinstance(item, _Failure):
+            logger.debug("%s", item.trace)
+            raise LoadingError(item.message)
+        yield cast(_Batch, item).content
+
+
+def _start_worker(_worker: int) -> None:
+    """Leave interrupts to the trainer, which saves and then ends its workers."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _as_tensor(value: Any) -> Any:
+    """Make arrays tensors, which travel through shared memory."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value if value.flags.writeable else value.copy())  # pyright: ignore[reportUnknownMemberType]
+    return value
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    pin = getattr(value, "pin_memory", None)
+    return pin() if callable(pin) else value
