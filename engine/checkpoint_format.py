@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 
+from engine.durable import write_durably
 from engine.slices import Slice
 
 FORMAT = 1
@@ -177,26 +178,6 @@ def check_file(path: Path, *, size_bytes: int, digest: str | None) -> None:
                 raise ValueError(f"{path} is damaged: its digest does not match the index")
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file beside, fsync and rename it: readers see all of it or the one before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(text: str) -> str:

@@ -16,13 +16,12 @@ from typing import Any
 
 from engine.checkpoint_format import (
     checkpoint_steps,
-    fsync_folder,
     make_index,
     step_folder,
-    write_durably,
     write_index,
     write_slices,
 )
+from engine.durable import fsync_folder, write_durably
 from engine.slices import Slice
 
 logger = logging.getLogger(__name__)

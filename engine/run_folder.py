@@ -1,0 +1,176 @@
+"""The folder of one run: who writes it, with which config, on which machine.
+
+runs/x/
+├── config.yaml          resolved; reads back as a recipe
+├── environment.json     one entry per start: versions, commit, hardware
+├── metrics.jsonl        one line per report
+├── metrics.cut.jsonl    lines of steps that were done again after a resume
+├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
+├── lock.json            who runs here now
+└── STOP                 made by the user: save and end
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from engine.durable import write_durably
+from engine.environment import describe_environment
+from engine.recipe import dump
+from engine.run_lock import RunLock
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths and rules of a run folder; ``with RunFolder.open(...)`` holds it against other runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.backbone = path / "backbone"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.report = path / "report.html"
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self._stop = path / "STOP"
+        self._lock: RunLock | None = None
+        self._obeyed = False
+
+    @classmethod
+    def open(cls, path: Path, *, config: Any, rank: int = 0) -> "RunFolder":
+        """Return the folder, made if need be; process 0 locks it and writes config and environment.
+
+        ``config`` is a config dataclass. Where checkpoints exist already, only its ``may_change`` fields may differ from
+        those that made them.
+
+        Raises:
+            ValueError: another run holds the folder, or the config differs; the message says who, or which values.
+        """
+        run = cls(path)
+        if rank == 0:
+            try:
+                run.checkpoints.mkdir(parents=True, exist_ok=True)
+                run._lock = RunLock(path)
+                run._lock.acquire()
+                run._record(config)
+            except OSError as error:
+                run.close()
+                raise ValueError(f"run folder {path} cannot be used: {error.strerror}; check --run.folder") from None
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    def __enter__(self) -> "RunFolder":
+        """Return the folder, which ``open`` has locked."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, whatever happened."""
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock, and remove the STOP file if it was obeyed."""
+        if self._obeyed:
+            self._stop.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def stop_requested(self) -> bool:
+        """Return whether the user asks for the end (the STOP file); it is removed when the folder is closed.
+
+        Raises:
+            ValueError: another process has taken this folder over.
+        """
+        if self._lock is not None and self._lock.lost:
+            raise ValueError(f"run folder {self.path} was taken over by another process; this one stops")
+        if self._stop.exists():
+            self._obeyed = True
+        return self._obeyed
+
+    def cut_metrics(self, step: int) -> None:
+        """Move the metrics of steps past ``step``, and a line cut short by a kill, to ``metrics.cut.jsonl``."""
+        if not self.metrics.exists():
+            return
+        kept: list[bytes] = []
+        cut: list[bytes] = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            (kept if _is_until(line, step) else cut).append(line)
+        if cut:
+            with self.path.joinpath("metrics.cut.jsonl").open("ab") as side:
+                side.writelines(line if line.endswith(b"\n") else line + b"\n" for line in cut)
+            write_durably(self.metrics, b"".join(kept))
+            logger.info("moved %d lines past step %d out of %s", len(cut), step, self.metrics)
+
+    def _record(self, config: Any) -> None:
+        text = dump(config)
+        if self.config.exists() and any(self.checkpoints.glob("step-*[0-9]")):
+            changes = changed_fields(config, stored=_read_yaml(self.config))
+            if changes:
+                raise ValueError(
+                    f"{self.config} made the checkpoints in this folder and differs from what is asked: {'; '.join(changes)}. "
+                    f"Use the stored values, another --run.folder, or start a new run from a checkpoint of this one with "
+                    f"--run.branch-from"
+                )
+        write_durably(self.config, text.encode())
+        starts: list[Any] = []
+        with contextlib.suppress(OSError, ValueError):
+            starts = json.loads(self.environment.read_text())
+        write_durably(self.environment, json.dumps([*starts, describe_environment()], indent=1).encode())
+
+
+def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:
+    """Return "name: stored X, asked Y" for each field that differs and may not; both in their plain YAML form.
+
+    A field that the stored config does not know yet counts as its default.
+    """
+    asked: dict[str, Any] = yaml.safe_load(dump(config))
+    return list(_changes(config, asked, stored, prefix=""))
+
+
+def _changes(config: Any, asked: dict[str, Any], stored: dict[str, Any], *, prefix: str) -> Iterator[str]:
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    for name in (*fields, *(key for key in stored if key not in fields)):
+        field, full = fields.get(name), prefix + name
+        if field is None:
+            yield f"{full}: stored {stored[name]!r}, unknown to this version"
+        elif field.metadata.get("may_change"):
+            continue
+        elif dataclasses.is_dataclass(value := getattr(config, name)):
+            yield from _changes(value, asked[name], stored.get(name) or {}, prefix=f"{full}.")
+        elif name not in stored:
+            if getattr(config, name) != _default(field):
+                yield f"{full}: not stored, asked {asked[name]!r}"
+        elif asked[name] != stored[name]:
+            yield f"{full}: stored {stored[name]!r}, asked {asked[name]!r}"
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; restore it or choose another --run.folder") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
