@@ -44,6 +44,8 @@ class ReportConfig:
     """Also write TensorBoard event files."""
     wandb_project: str | None = may_change(None)
     """Also log to this Weights & Biases project (needs the `wandb` extra)."""
+    samples: bool = may_change(False)
+    """Also write the sample ids, crops and mask of every micro-batch, one file per process, for audits."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -96,6 +98,8 @@ class OptimizerConfig:
     """Factor on the learning rate from one layer group to the one below; 1 is off."""
     clip_grad_norm: float | None = None
     """Clip the global gradient norm at this."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay per step; None keeps none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:

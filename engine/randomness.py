@@ -20,4 +20,6 @@ def torch_seed(seed: int, *key: int | str) -> int:
 
 
 def _digest(seed: int, key: tuple[int | str, ...]) -> bytes:
-    return hashlib.blake2b(repr((int(seed), *(int(k) if not isinstance(k, str) else k for k in key))).encode(), digest_size=16).digest()
+    return hashlib.blake2b(
+        repr((int(seed), *(int(k) if not isinstance(k, str) else k for k in key))).encode(), digest_size=16
+    ).digest()

@@ -1,0 +1,1 @@
+"""What is measured: one program per question, and dated results. Tests never import it."""

@@ -1,0 +1,174 @@
+"""How much faster and leaner is a step on visible tokens than the dense one? ``python benchmarks/step.py``.
+
+Both steps are whole ones: encoder, decoder, loss, backward, of the same network on the same images, taken in turn in one
+process. On a CPU: one thread, process CPU time, subnormals flushed on both sides. On a GPU (``--device cuda``): bf16
+autocast, CUDA events, peak memory and the share of the measured peak FLOP/s. The dense side runs timm's own forward.
+Activation bytes are what autograd saves for backward, each storage once, parameters left out.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.build import layout_spec
+from backbones.config import BackboneConfig
+from backbones.visible import build_layout
+from benchmarks.goals import Goal, finish, machine
+from data.config import DataConfig
+from pretrain.config import MimConfig, PretrainConfig
+from pretrain.greenmim import GreenMIM, build_model
+from pretrain.masking import unit_mask
+from pretrain.micro_batch import mask_tensors
+
+CASES = {  # name: (architecture, window, mask ratio)
+    "swin_base_w7_r0.75": ("swin_base_patch4_window7_224", 7, 0.75),
+    "swin_base_w7_r0.6": ("swin_base_patch4_window7_224", 7, 0.6),
+    "swin_base_w7_r0.5": ("swin_base_patch4_window7_224", 7, 0.5),
+    "swin_base_w14_r0.75": ("swin_base_patch4_window7_224", 14, 0.75),
+    "swin_tiny_w7_r0.75": ("swin_tiny_patch4_window7_224", 7, 0.75),
+}
+GOAL_CASE = "swin_base_w7_r0.75"
+SPEEDUP_GOAL, BYTES_GOAL = 3.3, 0.25
+MASKS = 8
+
+
+def main() -> None:
+    """Measure the cases and print the figures."""
+    options = _options()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    cases = {name: CASES[name] for name in options.cases}
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        "device": _device_name(options.device),
+        "micro_batch": options.micro_batch,
+    }
+    figures["cases"] = {name: measure(*case, options=options) for name, case in cases.items()}
+    goals = []
+    if GOAL_CASE in cases and options.device == "cpu":
+        case = figures["cases"][GOAL_CASE]
+        goals = [
+            Goal(name="dense over sparse step time", value=case["speedup"], at_least=SPEEDUP_GOAL),
+            Goal(name="sparse over dense saved activation bytes", value=case["bytes_ratio"], at_most=BYTES_GOAL),
+        ]
+    finish(figures, goals, check=not options.no_goal)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5, help="timed pairs of steps per case, after one for warm-up")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--no-goal", action="store_true", help="only measure")
+    return parser.parse_args()
+
+
+def measure(architecture: str, window: int, ratio: float, *, options: argparse.Namespace) -> dict[str, float]:
+    """Return the medians of one case and their ratios."""
+    config = PretrainConfig(
+        data=DataConfig(shards="", batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
+        backbone=BackboneConfig(name=architecture, window=window),
+        mim=MimConfig(mask_ratio=ratio),
+    )
+    device = torch.device(options.device)
+    sparse = build_model(config).to(device)
+    dense = build_model(replace(config, mim=replace(config.mim, encoder="dense"))).to(device)
+    images = torch.randint(256, (options.micro_batch, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
+    batches = [_batch(sparse, ratio=ratio, number=number, device=device) for number in range(MASKS)]
+    times: dict[str, list[float]] = {"sparse": [], "dense": [], "encoder_sparse": [], "encoder_dense": []}
+    for number in range(options.rounds + 1):
+        batch = batches[number % MASKS]
+        for name, run in _sides(sparse, dense, images=images, batch=batch, options=options).items():
+            seconds = _timed(run, device)
+            if number:
+                times[name].append(seconds)
+    saved = {
+        name: saved_bytes(model, images, batches[0], options.device)
+        for name, model in (("sparse", sparse), ("dense", dense))
+    }
+    found = {f"seconds_{name}": median(values) for name, values in times.items()}
+    found |= {f"saved_bytes_{name}": float(value) for name, value in saved.items()}
+    found["images_per_s"] = options.micro_batch / found["seconds_sparse"]
+    found["speedup"] = found["seconds_dense"] / found["seconds_sparse"]
+    found["encoder_speedup"] = found["seconds_encoder_dense"] / found["seconds_encoder_sparse"]
+    found["bytes_ratio"] = found["saved_bytes_sparse"] / found["saved_bytes_dense"]
+    return found
+
+
+def _sides(
+    sparse: GreenMIM, dense: GreenMIM, *, images: Tensor, batch: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Callable[[], None]]:
+    def step(model: GreenMIM) -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
+            loss = model(images, **batch)
+        loss.backward()
+
+    def encode(model: GreenMIM, features: Callable[[Tensor], Tensor]) -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
+            x = features(model.pixels(images))
+        x.float().square().mean().backward()
+
+    return {
+        "sparse": lambda: step(sparse),
+        "dense": lambda: step(dense),
+        "encoder_sparse": lambda: encode(sparse, lambda x: sparse.encode(x, batch["layout"])),
+        "encoder_dense": lambda: encode(dense, dense.encoder.forward_features),
+    }
+
+
+def _batch(model: GreenMIM, *, ratio: float, number: int, device: torch.device) -> dict[str, Any]:
+    spec = layout_spec(model.encoder)
+    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
+    mask = unit_mask(grid, mask_ratio=ratio, seed=0, step=number, micro_batch=0)
+    units = {name: value.to(device) for name, value in mask_tensors(mask, mask.visible_units).items()}
+    return {"layout": build_layout(spec, mask.visible).to(device), **units}
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def saved_bytes(model: GreenMIM, images: Tensor, batch: dict[str, Any], device: str) -> int:
+    """Return the bytes that autograd keeps for backward: each storage once, parameters and their views left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    seen: dict[int, int] = {}
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+            loss = model(images, **batch)
+    del loss
+    return sum(seen.values())
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu, one thread, process time"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Everything around a training loop: resume, move, accumulate, update, report, save, stop.
+
+The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/trainer.py``), where it reads like
+the algorithm. A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the
+averaged weights and one integer.
+"""
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, micro_batches_of
+from engine.distributed import Engine
+from engine.ema import SlicedEma
+from engine.optimizer import Schedule, build_optimizer
+from engine.randomness import torch_seed
+from engine.reporting import Reporter
+from engine.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class BatchSize(Protocol):
+    """The part of a data config that fixes the global batch."""
+
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def micro_batch_size(self) -> int: ...  # noqa: D102
+
+
+class Sections(Protocol):
+    """The config sections that every training program has."""
+
+    @property
+    def data(self) -> BatchSize: ...  # noqa: D102
+    @property
+    def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
+    @property
+    def run(self) -> RunConfig: ...  # noqa: D102
+    @property
+    def report(self) -> ReportConfig: ...  # noqa: D102
+    @property
+    def distributed(self) -> DistributedConfig: ...  # noqa: D102
+
+
+class Training:
+    """One run's state and the machinery around its loop.
+
+    Args:
+        config: the run's config; its sections say what happens when.
+        engine: the processes, already joined.
+        folder: the run folder, already locked.
+        model: the network with its first weights; a checkpoint found in the run folder replaces them.
+        steps_per_epoch: optimizer steps in one pass over the samples.
+        describe: JSON values to keep in every checkpoint, such as the architecture.
+    """
+
+    def __init__(
+        self,
+        config: Sections,
+        *,
+        engine: Engine,
+        folder: RunFolder,
+        model: nn.Module,
+        steps_per_epoch: int,
+        describe: Mapping[str, Any],
+    ) -> None:
+        self.engine, self.folder, self.describe, self._config = engine, folder, dict(describe), config
+        data = config.data
+        self.micro_batches = micro_batches_of(
+            engine.rank,
+            world_size=engine.world_size,
+            batch_size=data.batch_size,
+            micro_batch_size=data.micro_batch_size,
+        )
+        self.schedule = Schedule(config.optimizer, batch_size=data.batch_size, steps_per_epoch=steps_per_epoch)
+        self.optimizer = build_optimizer(model, config.optimizer, batch_size=data.batch_size)
+        self.store = CheckpointStore(
+            folder.checkpoints,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            keep_last=config.run.keep_last,
+            keep_every_steps=config.run.keep_every_steps,
+        )
+        self.step = 0
+        self.ema: SlicedEma | None = None
+        self._restore(model)
+        self.reporter = Reporter(folder, config.report, total_steps=self.schedule.total_steps, is_main=engine.is_main)
+        self._sums: dict[str, Tensor] = {}
+        self._num_summed = 0
+        self._grad_norm: Tensor | None = None
+        self._stop_signal: str | None = None
+        self.stopped = False
+
+    def _restore(self, model: nn.Module) -> None:
+        """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
+        run = self._config.run
+        checkpoint = self.store.latest()
+        if checkpoint is None and run.branch_from is not None:
+            checkpoint = open_checkpoint(run.branch_from)
+        if checkpoint is not None:
+            checkpoint.load_weights(model)
+        self.engine.prepare(
+            model,
+            self.optimizer,
+            micro_batches=len(self.micro_batches),
+            micro_batch_size=self._config.data.micro_batch_size,
+            clip_grad_norm=self._config.optimizer.clip_grad_norm,
+        )
+        if self._config.optimizer.ema_decay is not None:
+            self.ema = SlicedEma(self.engine, decay=self._config.optimizer.ema_decay)
+        if checkpoint is not None:
+            self._load_optimizer(checkpoint)
+        if self.engine.is_main:
+            self.folder.cut_metrics(self.step)
+
+    def _load_optimizer(self, checkpoint: Checkpoint) -> None:
+        self.step = int(checkpoint.state["step"])
+        self.engine.load_optimizer(checkpoint.read, optimizer_steps=self.step)
+        if self.ema is not None:
+            self.ema.load(checkpoint.read)
+        logger.info("resuming after step %d from %s", self.step, checkpoint.path)
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps that the whole run takes."""
+        return self.schedule.total_steps
+
+    def steps(self) -> Iterator[int]:
+        """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop."""
+        with _stop_signals(self._note_signal):
+            while self.step < self.last_step and not self.stopped:
+                yield self.step
+                self._stop_if_asked()
+            if self.step % self._config.run.save_every_steps:
+                self.save()
+            self.store.wait()
+
+    def fetch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """Wait for the next micro-batch of this process and move it to the device."""
+        with self.reporter.timed("data"):
+            batch = next(batches)
+        with self.reporter.timed("transfer"):
+            return {key: _to_device(value, self.engine.device) for key, value in batch.items()}
+
+    def forward(self, *args: Any, key: tuple[int, int], **kwargs: Any) -> Any:
+        """Run the model on the micro-batch ``key`` = (step, micro_batch), whose own seed drives dropout and drop path."""
+        with self.reporter.timed("compute"):
+            torch.manual_seed(torch_seed(self._config.run.seed, "model", *key))
+            return self.engine.forward(*args, **kwargs)
+
+    def backward(self, loss: Tensor, **metrics: Tensor) -> None:
+        """Add one micro-batch's gradient to the step's mean; ``metrics`` are averaged into the next report."""
+        with self.reporter.timed("compute"):
+            for name, value in {"loss": loss, **metrics}.items():
+                self._sums[name] = self._sums.get(name, 0) + value.detach()
+            self._num_summed += 1
+            last = self._num_summed % len(self.micro_batches) == 0
+        with self.reporter.timed("communication" if last and self.engine.world_size > 1 else "compute"):
+            self.engine.backward(loss, last=last)
+
+    def update(self) -> None:
+        """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
+        with self.reporter.timed("compute"):
+            self._grad_norm = self.engine.step(self.schedule.lrs(self.optimizer, self.step))
+            if self.ema is not None:
+                self.ema.update()
+        self.step += 1
+
+    def report(self) -> None:
+        """Write one line of metrics if it is due; the only place where the device is synchronised."""
+        if self.step % self._config.report.every_steps and self.step != self.last_step:
+            return
+        means = {name: value / self._num_summed for name, value in self._sums.items()}
+        metrics = self.engine.average(means)
+        metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
+        metrics["lr"] = self.schedule.lr(self.step - 1)
+        images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
+        self.reporter.report(self.step, metrics, num_images=images)
+        self._sums, self._num_summed = {}, 0
+
+    def save_if_due(self) -> bool:
+        """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""
+        run = self._config.run
+        if self.step % run.save_every_steps:
+            return False
+        self.save()
+        return run.keep_every_steps is not None and self.step % run.keep_every_steps == 0
+
+    def save(self) -> None:
+        """Start writing a checkpoint of the state after the last full step."""
+        slices = self.engine.owned_slices()
+        if self.ema is not None:
+            slices += self.ema.slices()
+        self.store.save(self.step, slices, {"step": self.step, **self.describe})
+
+    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop_signal = signal.Signals(number).name
+
+    def _stop_if_asked(self) -> None:
+        """Agree among the processes on stopping; looked at only when a report has synchronised the device anyway."""
+        if self.engine.world_size > 1 and self.step % self._config.report.every_steps:
+            return
+        asked = self._stop_signal is not None or (self.engine.is_main and self.folder.stop_requested())
+        if self.engine.any(asked):
+            self.stopped = True
+            logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_signal or "the STOP file")
+
+
+class _stop_signals:  # noqa: N801
+    """Within it, SIGINT and SIGTERM only ask for a stop; a second SIGINT interrupts as usual."""
+
+    def __init__(self, note: Callable[[int, FrameType | None], None]) -> None:
+        self._note = note
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._note(number, frame)
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(value) and hasattr(value, "to"):
+        return value.to(device)  # pyright: ignore[reportAttributeAccessIssue]
+    return value

@@ -1,0 +1,60 @@
+"""The pretraining program: trains by default; ``status``, ``report`` and ``probe-memory`` are its other commands."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.errors import one_line_errors
+from engine.recipe import parse
+from engine.reporting import status
+from pretrain.config import PretrainConfig
+from pretrain.memory import explain_out_of_memory, probe_memory
+from pretrain.report import write_report
+from pretrain.trainer import train
+
+
+@one_line_errors
+def main() -> None:
+    """Run the command that the first word names, or train."""
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR, format="%(message)s"
+    )
+    command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if command is not None:
+        command(sys.argv[2:])
+        return
+    config = parse(PretrainConfig)
+    with explain_out_of_memory(config):
+        train(config)
+
+
+def _status(words: list[str]) -> None:
+    """``status RUN``: step, time left, images/s, last checkpoint."""
+    Console().print(status(_run_folder(words, "status")))
+
+
+def _report(words: list[str]) -> None:
+    """``report RUN``: write report.html again."""
+    Console().print(f"report: {write_report(_run_folder(words, 'report'))}")
+
+
+def _probe_memory(words: list[str]) -> None:
+    """``probe-memory --recipe FILE``: which micro-batch sizes fit."""
+    Console().print(probe_memory(parse(PretrainConfig, words)))
+
+
+def _run_folder(words: list[str], command: str) -> Path:
+    if len(words) != 1 or not Path(words[0]).is_dir():
+        raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
+    return Path(words[0])
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "status": _status,
+    "report": _report,
+    "probe-memory": _probe_memory,
+}

@@ -1,0 +1,107 @@
+"""Every choice of a pretraining run. Imports no torch."""
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from backbones.config import BackboneConfig
+from data.config import DataConfig
+from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
+
+
+@dataclass(frozen=True, kw_only=True)
+class MimConfig:
+    """Masked image modelling: what is hidden, who predicts it, and how."""
+
+    mask_ratio: float = 0.75
+    """Share of mask units hidden, in [0, 1); floor(units * (1 - ratio)) stay visible, at least 1. 0 predicts all units."""
+    encoder: Literal["visible", "dense"] = "visible"
+    """visible: GreenMIM, visible tokens only; dense: all tokens with mask tokens and a linear head (SimMIM-like)."""
+    decoder_depth: int = 1
+    """Transformer blocks in the decoder."""
+    decoder_dim: int = 512
+    """Width of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads in the decoder."""
+    normalise_targets: bool = True
+    """Normalise each unit's pixels by their own mean and variance before the loss."""
+    feature_positions: Literal["own", "permuted"] = "own"
+    """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
+    grouping: Literal["optimal", "greedy", "largest_window"] = "optimal"
+    """How windows are packed into groups; the two older rules are for comparison."""
+    attention: Literal["sdpa", "reference"] = "sdpa"
+    """Implementation of attention inside groups; they agree."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(
+                f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; 0.75 is usual"
+            )
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
+            raise ValueError(
+                f"mim.decoder-dim must be a multiple of 4 and of mim.decoder-heads {self.decoder_heads}, "
+                f"got {self.decoder_dim}"
+            )
+        if self.decoder_depth < 1:
+            raise ValueError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random resized crop and flip, and the statistics that pixels are normalised with."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in a crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Narrowest and widest aspect ratio of a crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Channel means of the pixels in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Channel standard deviations of the pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Online evaluation of the encoder on labelled shards."""
+
+    every_steps: int | None = may_change(None)
+    """Steps between probes; None never probes. Also runs at step 0 and at the end."""
+    train_shards: Path | None = may_change(None)
+    """Labelled shards that the probes learn from."""
+    val_shards: Path | None = may_change(None)
+    """Labelled shards that the probes are measured on."""
+    max_samples: int = may_change(5000)
+    """Samples used of each, from the start of their shards."""
+    linear: bool = may_change(True)
+    """Also train a linear probe beside kNN."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and (self.train_shards is None or self.val_shards is None):
+            raise ValueError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain a vision backbone on unlabelled images by masked image modelling."""
+
+    data: DataConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    mim: MimConfig = field(default_factory=MimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+def num_visible(num_units: int, mask_ratio: float) -> int:
+    """Return K = floor(L * (1 - ratio)), at least 1, in exact arithmetic on the ratio as written (0.9 of 100 leaves 10)."""
+    return max(1, int(num_units * (1 - Decimal(str(mask_ratio)))))

@@ -1,0 +1,159 @@
+"""GreenMIM: encode the visible units, decode all, compare the masked ones (NeurIPS 2022, arXiv 2205.13515).
+
+Beside it, the dense way for comparison: every token goes through the encoder, masked ones as a learned token
+(SimMIM, arXiv 2111.09886). Both take the same micro-batch and give the same loss.
+
+Legend: b images, h w pixels, k visible units, p predicted units, d pixels of a unit.
+"""
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from backbones.build import build, feature_dim, forward_visible, layout_spec
+from backbones.initial import init_mim
+from backbones.visible import VisibleLayout
+from engine.randomness import torch_seed
+from pretrain.config import PretrainConfig
+from pretrain.decoder import Decoder
+from pretrain.targets import normalised, unit_pixels
+
+
+class Pixels(nn.Module):
+    """uint8 images to normalised floats, on the device."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Return the images minus mean over standard deviation."""
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+
+class GreenMIM(nn.Module):
+    """An encoder that sees the visible units only, and a decoder that predicts the others."""
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, *, pixels: Pixels, normalise_targets: bool, attention: str
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.pixels = pixels
+        self.unit = layout_spec(encoder).unit
+        self.normalise_targets = normalise_targets
+        self.attention = attention
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        *,
+        layout: VisibleLayout,
+        feature_units: Int[Tensor, " k"],
+        predicted_units: Int[Tensor, " p"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error over the predicted units.
+
+        Args:
+            images: raw pixels.
+            layout: what the mask means for the encoder, on the same device.
+            feature_units: the unit that each encoded feature is placed at.
+            predicted_units: the units that the loss is over.
+        """
+        x = self.pixels(images)
+        predicted = self.predict(x, layout=layout, feature_units=feature_units, predicted_units=predicted_units)
+        return self.compare(predicted, x, predicted_units)
+
+    def predict(
+        self, x: Float[Tensor, "b 3 h w"], *, layout: VisibleLayout, feature_units: Tensor, predicted_units: Tensor
+    ) -> Float[Tensor, "b p d"]:
+        """Return the predicted (normalised) pixels of the predicted units."""
+        return self.decoder(self.encode(x, layout), feature_units, predicted_units)
+
+    def encode(self, x: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b k c"]:
+        """Return the features of the visible units, in raster order."""
+        return forward_visible(self.encoder, x, layout, attention=self.attention)
+
+    def compare(
+        self, predicted: Float[Tensor, "b p d"], x: Float[Tensor, "b 3 h w"], predicted_units: Int[Tensor, " p"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error to the true units (methods: norm_pix_loss)."""
+        target = unit_pixels(x, self.unit).index_select(1, predicted_units)
+        if self.normalise_targets:
+            target = normalised(target)
+        return (predicted.to(target.dtype) - target).square().mean()
+
+
+class DenseMIM(GreenMIM):
+    """The dense way: all tokens through the encoder, a learned token where masked, a linear head."""
+
+    def __init__(self, encoder: nn.Module, *, pixels: Pixels, normalise_targets: bool) -> None:
+        unit = layout_spec(encoder).unit
+        head = nn.Linear(feature_dim(encoder), unit[0] * unit[1] * 3)
+        super().__init__(encoder, head, pixels=pixels, normalise_targets=normalise_targets, attention="sdpa")
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, encoder.patch_embed.proj.out_channels))
+
+    def predict(
+        self, x: Float[Tensor, "b 3 h w"], *, layout: VisibleLayout, feature_units: Tensor, predicted_units: Tensor
+    ) -> Float[Tensor, "b p d"]:
+        """Return the predicted pixels of the predicted units."""
+        tokens = self.encoder.patch_embed(x)  # b rows cols c
+        visible = _token_map(feature_units, x, unit=self.unit, grid=tokens.shape[1:3])
+        tokens = torch.where(visible[None, :, :, None], tokens, self.mask_token.to(tokens.dtype))
+        features = self.encoder.norm(self.encoder.layers(tokens)).flatten(1, 2)
+        return self.decoder(features.index_select(1, predicted_units))
+
+
+def _token_map(units: Tensor, x: Tensor, *, unit: tuple[int, int], grid: torch.Size) -> Tensor:
+    """Return True at every first-stage token of the given units."""
+    rows, cols = x.shape[2] // unit[0], x.shape[3] // unit[1]
+    visible = torch.zeros(rows * cols, dtype=torch.bool, device=x.device).index_fill(0, units, True)
+    return visible.view(rows, cols).repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)
+
+
+def build_model(config: PretrainConfig) -> GreenMIM:
+    """Return the model of a recipe with its first weights, a function of ``run.seed`` alone.
+
+    Linear and convolution weights are Xavier-uniform, as in the published models (encoder too).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(config.run.seed, "init"))
+        encoder = build(config.backbone)
+        pixels = Pixels(config.augment.mean, config.augment.std)
+        mim = config.mim
+        if mim.encoder == "dense":
+            model: GreenMIM = DenseMIM(encoder, pixels=pixels, normalise_targets=mim.normalise_targets)
+            nn.init.trunc_normal_(model.mask_token, std=0.02)
+        else:
+            model = GreenMIM(
+                encoder,
+                build_decoder(encoder, config),
+                pixels=pixels,
+                normalise_targets=mim.normalise_targets,
+                attention=mim.attention,
+            )
+        if config.backbone.init is None:
+            init_mim(model.encoder)
+        init_mim(model.decoder)
+        if isinstance(model.decoder, Decoder):
+            nn.init.normal_(model.decoder.mask_token, std=0.02)
+    return model
+
+
+def build_decoder(encoder: nn.Module, config: PretrainConfig) -> Decoder:
+    """Return the recipe's decoder for an encoder."""
+    spec = layout_spec(encoder)
+    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
+    return Decoder(
+        grid=grid,
+        in_dim=feature_dim(encoder),
+        out_dim=spec.unit[0] * spec.unit[1] * 3,
+        dim=config.mim.decoder_dim,
+        depth=config.mim.decoder_depth,
+        num_heads=config.mim.decoder_heads,
+    )

@@ -1,0 +1,125 @@
+"""Which micro-batch sizes fit, and what to say when one does not."""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import torch
+from rich.table import Table
+
+from backbones.build import layout_spec
+from backbones.visible import build_layout
+from pretrain.config import PretrainConfig
+from pretrain.greenmim import build_model
+from pretrain.masking import unit_mask
+from pretrain.micro_batch import mask_tensors
+
+LARGEST = 4096
+HEADROOM = 0.9
+"""Share of the free memory that a probe may plan to use on a CPU."""
+TIME_LIMIT_S = 600.0
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
+    """Turn running out of memory into a message that names the micro-batch size, the peak and what to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak {peak_bytes() / 2**30:.2f} GiB; "
+            "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit), "
+            "distributed.precision bf16, or distributed.zero-stage 2 or 3"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that an allocation failed."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has held: of the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def probe_memory(config: PretrainConfig) -> Table:
+    """Return a table of micro-batch sizes 1, 2, 4, ... with the memory of a training step, up to the first misfit.
+
+    Each size runs in a process of its own, forward, backward and AdamW's moments included. On a CPU a size is not tried
+    if the growth so far says that it would need more than the free memory.
+    """
+    table = Table(
+        "micro-batch size", "peak memory", "fits", title=f"{config.backbone.name} at {config.backbone.img_size}"
+    )
+    limit, peaks, size = _free_bytes(), [], 1
+    while size <= LARGEST:
+        expected = 2 * peaks[-1] - (peaks[-2] if len(peaks) > 1 else 0) if len(peaks) > 1 else 0
+        peak = None if expected > HEADROOM * limit else _peak_of(config, size)
+        fits = peak is not None
+        table.add_row(
+            str(size),
+            f"{peak / 2**30:.2f} GiB" if peak else f"> {HEADROOM * limit / 2**30:.1f} GiB",
+            "yes" if fits else "no",
+        )
+        if peak is None:
+            break
+        peaks = [*peaks, peak]
+        size *= 2
+    return table
+
+
+def _peak_of(config: PretrainConfig, size: int) -> int | None:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(config, size, send))
+    process.start()
+    send.close()
+    try:
+        return receive.recv() if receive.poll(TIME_LIMIT_S) else None
+    except EOFError:  # the process was killed for its memory
+        return None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _measure(config: PretrainConfig, size: int, send: Connection) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        step_once(config, size=size, device=device)
+        send.send(peak_bytes())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        send.send(None)
+
+
+def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> None:
+    """Take one training step on random pixels, in the recipe's precision."""
+    model = build_model(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    spec = layout_spec(model.encoder)
+    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
+    mask = unit_mask(grid, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
+    layout = build_layout(spec, mask.visible).to(device)
+    units = {name: value.to(device) for name, value in mask_tensors(mask, mask.visible_units).items()}
+    images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16"):
+        loss = model(images, layout=layout, **units)
+    loss.backward()
+    optimizer.step()
+
+
+def _free_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

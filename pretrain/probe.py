@@ -1,0 +1,99 @@
+"""Online probes: does the frozen encoder tell labelled images apart better than it did before?
+
+kNN of masked-image features is weak early and may fall below its two floors (a random network, 8x8 raw pixels) while a
+linear probe rises; so all four are written, one line of ``probes.jsonl`` a probe.
+"""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.build import build
+from data.evaluation import EvaluationBuilder
+from data.loader import evaluation_batches, open_shards
+from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
+from engine.training import Training
+from pretrain.config import PretrainConfig
+from pretrain.greenmim import Pixels
+
+logger = logging.getLogger(__name__)
+
+PROBE_MICRO_BATCH = 64
+
+
+class Probe:
+    """Runs the probes that a recipe asks for."""
+
+    def __init__(self, config: PretrainConfig, *, training: Training, floor: bool) -> None:
+        self._config, self._training = config, training
+        self._file = training.folder.path / "probes.jsonl"
+        if config.probe.every_steps is not None and floor:
+            self._write({"step": 0, **self._accuracies(), **self._pixel_floor()})
+
+    def run_if_due(self) -> None:
+        """Probe the encoder if the step asks for it; every process takes part."""
+        every, step = self._config.probe.every_steps, self._training.step
+        if every is None or (step % every and step != self._training.last_step):
+            return
+        self._write({"step": step, **self._accuracies()})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if not self._training.engine.is_main:
+            return
+        logger.info("probe: %s", ", ".join(f"{key} {value:.4g}" for key, value in line.items()))
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _accuracies(self) -> dict[str, float]:
+        engine = self._training.engine
+        encoder = plain_encoder(self._config, state=engine.broadcast_object(engine.full_weights())).to(engine.device)
+        train, val = self._features(encoder, self._train), self._features(encoder, self._val)
+        num_classes = int(max(train[1].max(), val[1].max())) + 1
+        found = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=num_classes)}
+        if self._config.probe.linear:
+            found["linear_accuracy"] = linear_probe_accuracy(*train, *val, num_classes=num_classes)
+        return found
+
+    def _pixel_floor(self) -> dict[str, float]:
+        train, val = self._features(pixel_features, self._train), self._features(pixel_features, self._val)
+        num_classes = int(max(train[1].max(), val[1].max())) + 1
+        return {"knn_accuracy_of_pixels": knn_accuracy(*train, *val, num_classes=num_classes)}
+
+    @property
+    def _train(self) -> Path:
+        assert self._config.probe.train_shards is not None
+        return self._config.probe.train_shards
+
+    @property
+    def _val(self) -> Path:
+        assert self._config.probe.val_shards is not None
+        return self._config.probe.val_shards
+
+    def _features(self, forward: Any, shards: Path) -> tuple[Tensor, Tensor]:
+        """Return features and labels of the samples, from all processes."""
+        engine, config = self._training.engine, self._config
+        batches = evaluation_batches(
+            open_shards(str(shards)),
+            EvaluationBuilder(size=config.backbone.img_size, max_pixels=config.data.max_pixels),
+            micro_batch_size=PROBE_MICRO_BATCH,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            workers=config.data.workers,
+        )
+        share = -(-config.probe.max_samples // (PROBE_MICRO_BATCH * engine.world_size))
+        x, y = extract_features(forward, itertools.islice(batches, share), device=engine.device)
+        return engine.gather(x), engine.gather(y)
+
+
+def plain_encoder(config: PretrainConfig, *, state: dict[str, Tensor]) -> nn.Module:
+    """Return pixels-to-pooled-features: the dense encoder in evaluation mode with the weights of ``state``."""
+    encoder = build(config.backbone)
+    prefix = "encoder."
+    encoder.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
+    model = nn.Sequential(Pixels(config.augment.mean, config.augment.std), encoder).eval()
+    return model.to(torch.float32)

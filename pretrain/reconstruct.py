@@ -1,0 +1,70 @@
+"""Pictures of what a model predicts: original, visible units, and two ways to show the prediction.
+
+With normalised targets a model says nothing about a unit's mean and contrast. A picture that fills them in from the
+original flatters the model: here that column is named so, and beside it stands the prediction alone.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from data.loader import ShardSet
+from pretrain.greenmim import GreenMIM
+from pretrain.micro_batch import PretrainBuilder
+from pretrain.targets import EPS, pixels_to_images, unit_pixels
+
+NUM_IMAGES = 6
+COLUMNS = {
+    "original": "original",
+    "visible": "visible to the encoder",
+    "filled": "masked units: prediction,\nmean and contrast from the original",
+    "alone": "masked units: prediction alone\n(as predicted, one scale for all)",
+}
+
+
+def draw_reconstructions(model: GreenMIM, *, builder: PretrainBuilder, shards: ShardSet, folder: Path) -> Path:
+    """Write ``reconstructions.png`` of the first images of ``shards`` and return its path."""
+    num_images = min(NUM_IMAGES, shards.num_samples)
+    samples = [shards.read(*place) for place in shards.first(num_images)]
+    batch = builder(samples, step=0, micro_batch=0)
+    pictures = reconstructions(model.eval().float(), batch)
+    mpl.use("Agg")
+    figure = Figure(figsize=(2.3 * len(COLUMNS), 2.2 * num_images + 0.6), layout="constrained")
+    axes = figure.subplots(num_images, len(COLUMNS), squeeze=False)
+    for column, (name, title) in enumerate(COLUMNS.items()):
+        axes[0][column].set_title(title, fontsize=8)
+        for row in range(num_images):
+            axes[row][column].imshow(pictures[name][row], interpolation="nearest")
+            axes[row][column].axis("off")
+    path = folder / "reconstructions.png"
+    figure.savefig(path, dpi=110)
+    return path
+
+
+@torch.no_grad()
+def reconstructions(model: GreenMIM, batch: dict) -> dict[str, np.ndarray]:
+    """Return the columns as uint8 images ``[b, h, w, 3]``."""
+    x = model.pixels(batch["images"])
+    units = batch["predicted_units"]
+    true = unit_pixels(x, model.unit)
+    predicted = model.predict(
+        x, layout=batch["layout"].to(x.device), feature_units=batch["feature_units"], predicted_units=units
+    )
+    grid = (x.shape[2] // model.unit[0], x.shape[3] // model.unit[1])
+    hidden = true.index_select(1, units)
+    filled, alone = predicted, predicted
+    if model.normalise_targets:
+        filled = predicted * (hidden.var(-1, keepdim=True) + EPS).sqrt() + hidden.mean(-1, keepdim=True)
+        alone = predicted * true.std() * 0.5
+    grey = torch.zeros_like(hidden)
+
+    def image(values: Tensor) -> np.ndarray:
+        whole = pixels_to_images(true.index_copy(1, units, values), model.unit, grid)
+        raw = (whole * model.pixels.std + model.pixels.mean).round().clamp(0, 255).byte()
+        return raw.permute(0, 2, 3, 1).numpy()
+
+    return {"original": image(hidden), "visible": image(grey), "filled": image(filled), "alone": image(alone)}

@@ -1,0 +1,157 @@
+"""The pretraining loop: fetch a micro-batch, encode its visible units, predict the masked ones, update."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from backbones.build import architecture, layout_spec
+from backbones.handoff import write_backbone
+from data.loader import ShardSet, open_shards, training_batches
+from data.order import Order
+from engine.distributed import Engine
+from engine.recipe import plain
+from engine.run_folder import RunFolder
+from engine.training import Training
+from pretrain.config import PretrainConfig
+from pretrain.greenmim import GreenMIM, build_model
+from pretrain.micro_batch import PretrainBuilder
+from pretrain.probe import Probe
+from pretrain.reconstruct import draw_reconstructions
+from pretrain.report import write_report
+from pretrain.sample_log import SampleLog
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: PretrainConfig) -> None:
+    """Pretrain to the end, or to where a stop is asked for; resumes what the run folder holds."""
+    engine = Engine(config.distributed)
+    try:
+        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
+            _train(config, engine=engine, folder=folder)
+    finally:
+        engine.close()
+
+
+def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:
+    model = build_model(config)
+    shards = open_shards(config.data.shards)
+    order = sample_order(config, shards)
+    training = Training(
+        config,
+        engine=engine,
+        folder=folder,
+        model=model,
+        steps_per_epoch=order.steps_per_epoch,
+        describe=_describe(config, model=model, shards=shards),
+    )
+    batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
+    probe = Probe(config, training=training, floor=training.step == 0)
+    with SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples) as samples:
+        for step in training.steps():
+            for number in training.micro_batches:
+                batch = training.fetch(batches)
+                loss = training.forward(
+                    batch["images"],
+                    key=(step, number),
+                    layout=batch["layout"],
+                    feature_units=batch["feature_units"],
+                    predicted_units=batch["predicted_units"],
+                )
+                training.backward(loss)
+                samples.note(step, number, batch)
+            training.update()
+            training.report()
+            if training.save_if_due():
+                hand_off(config, training=training, folder=folder.path / f"backbone-step-{training.step:09d}")
+            probe.run_if_due()
+    finish(config, training=training, shards=shards)
+
+
+def sample_order(config: PretrainConfig, shards: ShardSet) -> Order:
+    """Return the order in which a recipe visits the samples."""
+    return Order(
+        shards.sizes,
+        batch_size=config.data.batch_size,
+        micro_batch_size=config.data.micro_batch_size,
+        seed=config.run.seed,
+        window_shards=config.data.window_shards,
+        window_samples=config.data.window_samples,
+    )
+
+
+def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
+    """Return what makes the micro-batches of a recipe."""
+    return PretrainBuilder(
+        seed=config.run.seed,
+        spec=layout_spec(model.encoder),
+        mim=config.mim,
+        augment=config.augment,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+def micro_batches(
+    config: PretrainConfig, *, model: GreenMIM, shards: ShardSet, order: Order, training: Training
+) -> Iterator[dict[str, Any]]:
+    """Return this process's micro-batches from the step after the last one done."""
+    return training_batches(
+        shards,
+        order,
+        builder_of(config, model),
+        micro_batches=training.micro_batches,
+        first_step=training.step,
+        last_step=training.last_step,
+        workers=config.data.workers,
+        pin=training.engine.device.type == "cuda",
+    )
+
+
+def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> None:
+    """Hand the backbone off and write the pictures and the report."""
+    if not training.stopped:
+        hand_off(config, training=training, folder=training.folder.backbone)
+    state = training.engine.full_weights()
+    if training.engine.is_main:
+        model = build_model(config)
+        model.load_state_dict(state)
+        draw_reconstructions(model, builder=builder_of(config, model), shards=shards, folder=training.folder.path)
+        write_report(training.folder.path)
+        logger.info("report: %s", training.folder.report)
+
+
+def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> None:
+    """Write the encoder as a backbone folder that timm reads."""
+    state = training.engine.full_weights()
+    if not training.engine.is_main:
+        return
+    prefix = "encoder."
+    describe = training.describe
+    write_backbone(
+        folder,
+        architecture=describe["architecture"],
+        model_args=describe["model_args"],
+        state={name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+        mean=config.augment.mean,
+        std=config.augment.std,
+        provenance={
+            "method": "GreenMIM" if config.mim.encoder == "visible" else "dense masked image modelling",
+            "step": training.step,
+            "images_seen": training.step * config.data.batch_size,
+            "manifest_digest": describe["manifest_digest"],
+            "recipe": describe["recipe"],
+            "environment": training.folder.environment,
+        },
+    )
+    logger.info("backbone: %s", folder)
+
+
+def _describe(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
+    name, model_args = architecture(model.encoder)
+    return {
+        "architecture": name,
+        "model_args": model_args,
+        "manifest_digest": shards.manifest.digest,
+        "recipe": plain(config),
+    }

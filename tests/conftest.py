@@ -1,0 +1,22 @@
+"""Shape annotations of tensor functions are checked in every test, and nowhere else."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+SHAPED = (
+    "backbones.window_attention",
+    "engine.probes",
+    "pretrain.decoder",
+    "pretrain.greenmim",
+    "pretrain.targets",
+)
+
+install_import_hook(SHAPED, "beartype.beartype")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)
