@@ -10,7 +10,7 @@ Legend: b batch, w windows, t tokens of a window, c channels.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from timm.models import swin_transformer, swin_transformer_v2
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn

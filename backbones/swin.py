@@ -4,6 +4,7 @@ Legend: b batch, n visible tokens, k visible units, c channels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,26 +16,36 @@ from backbones.visible import GroupPlan, VisibleLayout
 from backbones.visible_tokens import embed_visible, into_groups, out_of_groups
 from backbones.window_attention import group_attention, pair_bias
 
-Block = Callable[[nn.Module, Tensor, GroupPlan], Tensor]
-
 
 def forward_visible_swin(
     model: SwinTransformer, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout
 ) -> Float[Tensor, "b k c"]:
     """Return the final norm's features of the visible units, in raster order."""
+    return run_stages(model, images, layout, merge=_merge, block=_block)
+
+
+def run_stages(
+    model: Any,
+    images: Float[Tensor, "b 3 h w"],
+    layout: VisibleLayout,
+    *,
+    merge: Callable[[Any, Tensor], Tensor],
+    block: Callable[[Any, Tensor, GroupPlan], Tensor],
+) -> Float[Tensor, "b k c"]:
+    """Embed the visible patches and run the stages of either version of Swin on them, with its ``merge`` and ``block``."""
     x = embed_visible(model.patch_embed, images, layout)
     for stage, stage_layout in zip(model.layers, layout.stages, strict=True):
-        x = _merge(stage.downsample, x) if isinstance(stage.downsample, PatchMerging) else x
-        for block in stage.blocks:
-            x = run_block(_block, block, x, stage_layout.plan(block.shift_size), recompute=stage.grad_checkpointing)
+        if not isinstance(stage.downsample, nn.Identity):
+            x = merge(
+                stage.downsample, x.unflatten(1, (-1, 4)).flatten(2)
+            )  # nested order: a cell's tokens are neighbours
+        for module in stage.blocks:
+            plan = stage_layout.plan(module.shift_size)
+            if stage.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, module, x, plan, use_reentrant=False)
+            else:
+                x = block(module, x, plan)
     return model.norm(x)
-
-
-def run_block(forward: Block, block: nn.Module, x: Tensor, plan: GroupPlan, *, recompute: bool) -> Tensor:
-    """Return ``forward(block, x, plan)``, computed again in the backward pass instead of saved if ``recompute``."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(forward, block, x, plan, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    return forward(block, x, plan)
 
 
 def _block(block: SwinTransformerBlock, x: Float[Tensor, "b n c"], plan: GroupPlan) -> Float[Tensor, "b n c"]:
@@ -49,6 +60,5 @@ def _attention(attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan
     return attn.proj_drop(attn.proj(x))
 
 
-def _merge(merging: PatchMerging, x: Float[Tensor, "b n c"]) -> Tensor:
-    cells = x.unflatten(1, (-1, 4)).flatten(2)  # in nested order a cell's four tokens are neighbours
+def _merge(merging: PatchMerging, cells: Float[Tensor, "b n 4*c"]) -> Float[Tensor, "b n c2"]:
     return merging.reduction(merging.norm(cells))

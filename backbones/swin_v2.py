@@ -4,6 +4,7 @@ Legend: b batch, n visible tokens, k visible units, c channels, t rows of a bias
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from jaxtyping import Float
 from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, SwinTransformerV2Block, WindowAttention
 from torch import Tensor
 
-from backbones.swin import run_block
+from backbones.swin import run_stages
 from backbones.visible import GroupPlan, VisibleLayout
-from backbones.visible_tokens import embed_visible, into_groups, out_of_groups
+from backbones.visible_tokens import into_groups, out_of_groups
 from backbones.window_attention import group_attention, pair_bias
 
 MAX_LOGIT_SCALE = math.log(1 / 0.01)
@@ -23,12 +24,7 @@ def forward_visible_swin_v2(
     model: SwinTransformerV2, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout
 ) -> Float[Tensor, "b k c"]:
     """Return the final norm's features of the visible units, in raster order."""
-    x = embed_visible(model.patch_embed, images, layout)
-    for stage, stage_layout in zip(model.layers, layout.stages, strict=True):
-        x = _merge(stage.downsample, x) if isinstance(stage.downsample, PatchMerging) else x
-        for block in stage.blocks:
-            x = run_block(_block, block, x, stage_layout.plan(block.shift_size), recompute=stage.grad_checkpointing)
-    return model.norm(x)
+    return run_stages(model, images, layout, merge=_merge, block=_block)
 
 
 def _block(block: SwinTransformerV2Block, x: Float[Tensor, "b n c"], plan: GroupPlan) -> Float[Tensor, "b n c"]:
@@ -46,7 +42,7 @@ def _attention(attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan
     return attn.proj_drop(attn.proj(x))
 
 
-def _qkv(attn: WindowAttention, x: Float[Tensor, "b n c"]) -> Tensor:
+def _qkv(attn: Any, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n 3*c"]:
     if attn.q_bias is None:
         return attn.qkv(x)
     bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
@@ -59,6 +55,5 @@ def _bias_table(attn: WindowAttention) -> Float[Tensor, "t h"]:
     return 16 * rows.sigmoid()
 
 
-def _merge(merging: PatchMerging, x: Float[Tensor, "b n c"]) -> Tensor:
-    cells = x.unflatten(1, (-1, 4)).flatten(2)  # in nested order a cell's four tokens are neighbours
+def _merge(merging: PatchMerging, cells: Float[Tensor, "b n 4*c"]) -> Float[Tensor, "b n c2"]:
     return merging.norm(merging.reduction(cells))

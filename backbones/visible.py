@@ -26,8 +26,8 @@ from backbones.grouping import Grouping, group_windows
 
 Pair = tuple[int, int]
 Rule = Literal["optimal", "greedy", "largest_window"]
-Indices = NDArray[Any] | Tensor
-"""Integer indices: int16 where they fit on the way from worker to device, int64 (as torch wants them) there."""
+Indices = Any
+"""Integer indices: numpy arrays as built, tensors once moved; int16 where they fit on the way from worker to device, int64 (as torch wants them) there."""
 
 CHILDREN = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Row and column of the children of a 2x2 cell, in the order in which timm's PatchMerging concatenates them."""
