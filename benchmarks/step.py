@@ -159,9 +159,9 @@ def saved_bytes(model: GreenMIM, images: Tensor, batch: dict[str, Any], device: 
             kept.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-            loss = model(images, **batch)
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        loss = model(images, **batch)
     del loss
     return sum(seen.values())
 
