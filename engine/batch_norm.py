@@ -1,0 +1,80 @@
+"""BatchNorm whose running statistics do not depend on the number of processes.
+
+A forward pass in training normalises by the statistics of its own micro-batch, as always. The running statistics move
+once per optimizer step, by the mean over all micro-batches of all processes in their global order, so a run on 1, 2 or 8
+processes keeps the same buffers.
+
+Legend: c channels.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class StepStatistics(nn.Module):
+    """Mixed into a BatchNorm class: a training forward records its statistics and leaves the running ones alone."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor | None
+    momentum: float | None
+    step_records: list[Float[Tensor, "2 c"]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Normalise; in training, with the micro-batch's own statistics, which are recorded."""
+        if not self.training:
+            return super().forward(*args, **kwargs)
+        kept = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+        self.running_mean, self.running_var = torch.zeros_like(kept[0]), torch.zeros_like(kept[1])
+        self.num_batches_tracked, self.momentum = None, 1.0  # the scratch buffers take the batch statistics as they are
+        try:
+            normalised = super().forward(*args, **kwargs)
+            self.step_records.append(torch.stack((self.running_mean, self.running_var)))
+        finally:
+            self.running_mean, self.running_var, self.num_batches_tracked, self.momentum = kept
+        return normalised
+
+
+def step_batch_norm(module: M) -> M:
+    """Convert every BatchNorm in ``module`` that tracks running statistics, in place; names and buffers stay."""
+    for layer in module.modules():
+        tracks = isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if tracks and not isinstance(layer, StepStatistics):
+            layer.__class__ = type(f"Step{type(layer).__name__}", (StepStatistics, type(layer)), {})
+            layer.step_records = []
+    return module
+
+
+@torch.no_grad()
+def commit_step_statistics(module: nn.Module, *, world_size: int) -> None:
+    """Move all running statistics by the mean over the step's micro-batches; one collective, no wait for the device."""
+    layers = [layer for layer in module.modules() if isinstance(layer, StepStatistics) and layer.step_records]
+    if not layers:
+        return
+    records = torch.cat([torch.stack(layer.step_records).flatten() for layer in layers])
+    everyone = torch.empty(world_size, records.numel(), dtype=records.dtype, device=records.device)
+    if world_size > 1:
+        dist.all_gather(list(everyone), records)
+    else:
+        everyone[0] = records
+    sizes = [len(layer.step_records) * 2 * layer.running_mean.numel() for layer in layers]
+    for layer, values in zip(layers, everyone.split(sizes, dim=1), strict=True):
+        means, variances = values.reshape(-1, 2, layer.running_mean.numel()).mean(0)
+        _move(layer, means, variances)
+        layer.step_records.clear()
+
+
+def _move(layer: StepStatistics, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
+    weight: float | Tensor | None = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked += 1
+        weight = 1.0 / layer.num_batches_tracked if weight is None else weight
+    layer.running_mean.lerp_(mean, 1.0 if weight is None else weight)
+    layer.running_var.lerp_(variance, 1.0 if weight is None else weight)

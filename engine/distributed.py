@@ -1,0 +1,344 @@
+"""The processes of a run and the model that they train: one interface over DeepSpeed, DDP and a single process.
+
+In every mode the gradient of a step is the mean over all micro-batches of all processes; weights, gradient sums,
+reductions and the optimizer are fp32 (fp64 on request, without DeepSpeed), and only the forward pass runs under bf16
+autocast. The optimizer is torch's, as given. Nothing in forward, backward and step waits for the device, except what
+ZeRO-3 itself waits for.
+"""
+
+import contextlib
+import datetime
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.batch_norm import commit_step_statistics, step_batch_norm
+from engine.config import DistributedConfig
+from engine.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
+from engine.ownership import Layout, OwnedRun, Replicated, clip_gradients
+from engine.slices import Kind, Slice
+
+logger = logging.getLogger(__name__)
+
+EngineKind = Literal["deepspeed", "ddp", "single"]
+Read = Callable[[Kind, str, int, int], Tensor]
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+class Engine:
+    """The processes of this run and the model that they train."""
+
+    def __init__(self, config: DistributedConfig) -> None:
+        """Join the other processes that the launcher started, choose the device, and make kernels deterministic if asked."""
+        self._config = config
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = _device()
+        self.kind: EngineKind = _kind(config, world_size=self.world_size)
+        _set_determinism(self.device, deterministic=config.deterministic)
+        if self.kind != "single":
+            _join(self.device)
+        elif config.engine == "auto":
+            logger.info(
+                "one process on %s, without DeepSpeed; `accelerate launch --config_file pretrain/cpu_two_processes.yaml ...` "
+                "starts two under DeepSpeed, `accelerate launch --use_deepspeed --num_processes N ...` N",
+                self.device,
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as it was given, for names and evaluation."""
+        return self._module
+
+    def prepare(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batches: int,
+        micro_batch_size: int,
+        clip_grad_norm: float | None,
+    ) -> None:
+        """Hand over the model, its weights already loaded, and its optimizer to train.
+
+        Args:
+            model: moved to the device and to the precision of the config; its BatchNorm layers are converted.
+            optimizer: an AdamW over the model's parameters; its param groups keep their order.
+            micro_batches: micro-batches of this process per step.
+            micro_batch_size: images in each.
+            clip_grad_norm: bound on the global gradient norm, None for none.
+        """
+        self._module = step_batch_norm(model.to(self.device, _master_type(self._config)))
+        self._optimizer, self._groups = optimizer, list(optimizer.param_groups)
+        self._micro_batches, self._clip_grad_norm = micro_batches, clip_grad_norm
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
+        if self._config.compile:
+            model.compile()
+        wrapped = _Autocast(model, precision=self._config.precision, device_type=self.device.type)
+        if self.kind == "deepspeed":
+            sizes = {"micro_batches": micro_batches, "micro_batch_size": micro_batch_size}
+            num_elements = sum(parameter.numel() for parameter in model.parameters())
+            zero = zero_config(stage=self._config.zero_stage, num_elements=num_elements, **sizes)
+            self._wrapped: Any = start_deepspeed(wrapped, optimizer, config=zero, device=self.device)
+            where = {"stage": self._config.zero_stage, "rank": self.rank, "world_size": self.world_size}
+            self._layout: Layout = deepspeed_layout(self._wrapped, model, optimizer, **where)
+            return
+        self._wrapped = _data_parallel(wrapped, self.device) if self.kind == "ddp" else wrapped
+        self._layout = Replicated(model, optimizer, rank=self.rank, world_size=self.world_size)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model in the config's precision; floating-point outputs come back in the type of the weights."""
+        return self._wrapped(*args, **kwargs)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the precision of ``forward`` as a context, for evaluating ``module`` or parts of it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add one micro-batch's share of the step's mean gradient; ``last`` marks the step's last micro-batch."""
+        loss = loss / self._micro_batches
+        if self.kind == "deepspeed":
+            self._wrapped.set_gradient_accumulation_boundary(last)
+            self._wrapped.backward(loss, scale_wrt_gas=False)
+            return
+        with contextlib.nullcontext() if last or self.kind == "single" else self._wrapped.no_sync():
+            loss.backward()
+
+    def step(self, lrs: Sequence[float]) -> Tensor:
+        """Clip, update with one learning rate per param group, forget the gradients; return their norm, a 0-d tensor."""
+        for group, lr in zip(self._groups, lrs, strict=True):
+            group["lr"] = lr
+        norm = clip_gradients(self._layout, max_norm=self._clip_grad_norm, device=self.device)
+        if self.kind == "deepspeed":
+            self._wrapped.step()
+        else:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        commit_step_statistics(self._module, world_size=self.world_size)
+        return norm
+
+    def owned_runs(self) -> list[OwnedRun]:
+        """Return the runs of elements that this process owns; over all processes each element exactly once."""
+        return self._layout.runs
+
+    def publish(self) -> None:
+        """Make every process's module agree with the master weights in ``owned_runs`` (collective)."""
+        with torch.no_grad():
+            self._layout.publish()
+
+    def owned_slices(self) -> list[Slice]:
+        """Return what this process must save: its runs' weights and moments, and on rank 0 the buffers."""
+        slices: list[Slice] = []
+        for run in self._layout.runs:
+            kinds: dict[Kind, Tensor | None] = {
+                "weight": run.weight,
+                "exp_avg": run.exp_avg,
+                "exp_avg_sq": run.exp_avg_sq,
+            }
+            where = {"name": run.name, "shape": run.shape, "offset": run.offset}
+            slices += [Slice(kind=kind, values=x, **where) for kind, x in kinds.items() if x is not None]
+        if self.is_main:
+            for name, buffer in _saved_buffers(self._module).items():
+                values = buffer.detach().reshape(-1)
+                slices.append(Slice(kind="buffer", name=name, shape=tuple(buffer.shape), offset=0, values=values))
+        return slices
+
+    @torch.no_grad()
+    def load_optimizer(self, read: Read, *, optimizer_steps: int) -> None:
+        """Fill the optimizer's moments and step counts; the weights were in the model before ``prepare``."""
+        for run in self._layout.runs:
+            if run.exp_avg is not None and run.exp_avg_sq is not None:
+                length = run.weight.numel()
+                run.exp_avg.copy_(read("exp_avg", run.name, run.offset, length))
+                run.exp_avg_sq.copy_(read("exp_avg_sq", run.name, run.offset, length))
+        for step in self._layout.steps:
+            step.fill_(optimizer_steps)
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return CPU copies of all weights and buffers on rank 0 and nothing elsewhere, gathering one at a time (collective)."""
+        weights: dict[str, Tensor] = {}
+        for name, parameter in self._module.named_parameters():
+            with self._layout.whole(parameter):
+                if self.is_main:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        if self.is_main:
+            buffers = _saved_buffers(self._module)
+            weights |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
+        return weights
+
+    def average(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Return the mean of each value over the processes (collective; waits for the device)."""
+        numbers = [
+            torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() for value in values.values()
+        ]
+        if not numbers:
+            return {}
+        means = torch.stack(numbers)
+        if self.world_size > 1:
+            dist.all_reduce(means)
+            means /= self.world_size
+        return dict(zip(values, means.tolist(), strict=True))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the processes' tensors joined along the first axis, whose length may differ among them (collective)."""
+        if self.world_size == 1:
+            return x
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
+        dist.all_gather(lengths, torch.tensor([len(x)], device=self.device))
+        counts = [int(length) for length in lengths]
+        padded = x.new_zeros((max(counts), *x.shape[1:]), device=self.device)
+        padded[: len(x)] = x
+        everyone = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(everyone, padded)
+        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any process says yes (collective; waits for the device)."""
+        if self.world_size == 1:
+            return flag
+        answer = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return bool(answer)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's ``value``, a small picklable object, on every process (collective)."""
+        if self.world_size == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0, device=self.device)
+        return holder[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes (collective)."""
+        if self.world_size > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def close(self) -> None:
+        """Leave the other processes; nothing else may be called afterwards."""
+        if dist.is_initialized():
+            self.barrier()
+            dist.destroy_process_group()
+
+
+class _Autocast(nn.Module):
+    """A module whose forward pass runs in the config's precision, whoever calls it."""
+
+    def __init__(self, module: nn.Module, *, precision: str, device_type: str) -> None:
+        super().__init__()
+        self.module, self._precision, self._device_type = module, precision, device_type
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._precision == "fp64":
+            args, kwargs = _cast(args, torch.float64), _cast(kwargs, torch.float64)
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._precision == "bf16"):
+            outputs = self.module(*args, **kwargs)
+        return _cast(outputs, torch.float32) if self._precision == "bf16" else outputs
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Return ``value`` with the floating-point tensors in it, also in lists, tuples and dicts, as ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return type(value)((key, _cast(item, dtype)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_cast(item, dtype) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value
+
+
+def _kind(config: DistributedConfig, *, world_size: int) -> EngineKind:
+    """Return how the processes work together; ``auto`` follows the launcher."""
+    kind = config.engine
+    if kind == "auto":
+        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+        kind = "deepspeed" if asked else "ddp" if world_size > 1 else "single"
+    if kind == "single" and world_size > 1:
+        raise ValueError(
+            f"distributed.engine single is for one process, but {world_size} were started; use auto, ddp or deepspeed, "
+            "or start one process"
+        )
+    if kind == "deepspeed" and config.precision == "fp64":
+        raise ValueError(
+            "distributed.precision fp64 does not work under DeepSpeed, which keeps fp32 weights; use "
+            "--distributed.engine ddp (or single), or precision bf16 or fp32"
+        )
+    return kind
+
+
+def _device() -> torch.device:
+    """Return this process's GPU, or the CPU where there is none or the launcher asked for it."""
+    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    if (
+        asked_for_cpu
+        or os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
+        or not torch.cuda.is_available()
+    ):
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(device: torch.device) -> None:
+    """Join the process group, or make one of this process alone where no launcher did."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    if not dist.is_initialized():
+        on_gpu = device.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
+        )
+
+
+def _set_determinism(device: torch.device, *, deterministic: bool) -> None:
+    """Choose deterministic kernels: always on a CPU, where they cost nothing, else on request."""
+    deterministic = deterministic or device.type == "cpu"
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.type == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+
+
+def _master_type(config: DistributedConfig) -> torch.dtype:
+    return torch.float64 if config.precision == "fp64" else torch.float32
+
+
+def _data_parallel(wrapped: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``wrapped`` under DDP; buffers are not broadcast, since every process moves them alike."""
+    return nn.parallel.DistributedDataParallel(
+        wrapped,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that belong to the module's state, by name."""
+    buffers: dict[str, Tensor] = {}
+    for prefix, owner in module.named_modules():
+        passing = owner._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+        for name, buffer in owner.named_buffers(recurse=False):
+            if name not in passing:
+                buffers[f"{prefix}.{name}" if prefix else name] = buffer
+    return buffers
