@@ -134,7 +134,7 @@ def _in_order(what: str, entry: dict[str, Any]) -> list[list[int]]:
 def write_index(folder: Path, content: dict[str, Any]) -> None:
     """Write ``index.json``, which makes the checkpoint in ``folder`` readable."""
     text = json.dumps(content)
-    write_durably(folder / INDEX, f'{{"digest": "{_digest(text)}",\n"content": {text}}}\n'.encode())
+    write_durably(folder / INDEX, f'{{"digest": "{_digest(text)}",\n"content": {text}}}'.encode())
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -165,7 +165,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; restore it or choose another --run.folder") from None
+        raise ValueError(
+            f"{path} cannot be read: {' '.join(str(error).split())}; restore it or choose another --run.folder"
+        ) from None
     return tree if isinstance(tree, dict) else {}
 
 
