@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engine.ownership import Layout, OwnedRun, Replicated, adam_state, share_evenly
 
 MAX_BUCKET_ELEMENTS = 50_000_000
+PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps smaller parameters gathered
 
 
 def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_elements: int) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_el
     }
     if stage in (1, 2):
         zero["compute_grad_norm"] = False
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
@@ -105,6 +108,7 @@ class Zero12:
                     self.runs.append(
                         _run(name, parameter.shape, begin, master, state, start + begin - first, end - begin)
                     )
+        self.held = list(self.runs)
         frozen = [(name, p) for name, p in module.named_parameters() if id(p) in names]
         self.runs += share_evenly(iter(frozen), {}, rank=rank, world_size=world_size)
 
@@ -142,6 +146,7 @@ class Zero3:
                 if length > 0:
                     self.runs.append(_run(name, parameter.ds_shape, first, master, state, start, length))
                 start += parameter.partition_numel()
+        self.held = list(self.runs)
         for name, parameter in module.named_parameters():
             if id(parameter) in names:  # frozen
                 first, length = _part(parameter, rank=rank)
@@ -163,7 +168,7 @@ class Zero3:
     @contextlib.contextmanager
     def whole(self, parameter: nn.Parameter) -> Iterator[None]:
         """Gather ``parameter`` on every process for as long as the context lasts."""
-        from deepspeed.zero import GatheredParameters  # noqa: PLC0415
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters  # noqa: PLC0415
 
         with GatheredParameters([parameter]):
             yield

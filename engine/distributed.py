@@ -8,11 +8,12 @@ ZeRO-3 itself waits for.
 
 import contextlib
 import datetime
+import inspect
 import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from engine.slices import Kind, Slice
 logger = logging.getLogger(__name__)
 
 EngineKind = Literal["deepspeed", "ddp", "single"]
+M = TypeVar("M", bound=nn.Module)
 Read = Callable[[Kind, str, int, int], Tensor]
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -61,6 +63,10 @@ class Engine:
         """The model as it was given, for names and evaluation."""
         return self._module
 
+    def place(self, model: M) -> M:
+        """Move ``model`` to the device and its weights to the type they are trained in; call it before loading weights."""
+        return model.to(self.device, torch.float64 if self._config.precision == "fp64" else torch.float32)
+
     def prepare(
         self,
         model: nn.Module,
@@ -73,13 +79,13 @@ class Engine:
         """Hand over the model, its weights already loaded, and its optimizer to train.
 
         Args:
-            model: moved to the device and to the precision of the config; its BatchNorm layers are converted.
+            model: placed if it is not yet; its BatchNorm layers are converted (``engine/batch_norm.py``).
             optimizer: an AdamW over the model's parameters; its param groups keep their order.
             micro_batches: micro-batches of this process per step.
             micro_batch_size: images in each.
             clip_grad_norm: bound on the global gradient norm, None for none.
         """
-        self._module = step_batch_norm(model.to(self.device, _master_type(self._config)))
+        self._module = step_batch_norm(self.place(model))
         self._optimizer, self._groups = optimizer, list(optimizer.param_groups)
         self._micro_batches, self._clip_grad_norm = micro_batches, clip_grad_norm
         for parameter in model.parameters():
@@ -158,7 +164,7 @@ class Engine:
     @torch.no_grad()
     def load_optimizer(self, read: Read, *, optimizer_steps: int) -> None:
         """Fill the optimizer's moments and step counts; the weights were in the model before ``prepare``."""
-        for run in self._layout.runs:
+        for run in self._layout.held:
             if run.exp_avg is not None and run.exp_avg_sq is not None:
                 length = run.weight.numel()
                 run.exp_avg.copy_(read("exp_avg", run.name, run.offset, length))
@@ -319,18 +325,13 @@ def _set_determinism(device: torch.device, *, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _master_type(config: DistributedConfig) -> torch.dtype:
-    return torch.float64 if config.precision == "fp64" else torch.float32
-
-
 def _data_parallel(wrapped: nn.Module, device: torch.device) -> nn.Module:
     """Return ``wrapped`` under DDP; buffers are not broadcast, since every process moves them alike."""
-    return nn.parallel.DistributedDataParallel(
-        wrapped,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.15
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, sync_buffers: False}
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(wrapped, device_ids=device_ids, **options)
 
 
 def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:

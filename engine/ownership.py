@@ -39,7 +39,9 @@ class Layout(Protocol):
     """How the training state lies over the processes."""
 
     runs: list[OwnedRun]
-    """What this process owns."""
+    """What this process owns: it saves and averages it."""
+    held: list[OwnedRun]
+    """What this process holds moments of: it loads them."""
     steps: list[Tensor]
     """AdamW's step counts."""
     partitioned: bool
@@ -73,6 +75,7 @@ class Replicated:
             for owner in range(world_size)
         ]
         self.runs = self._runs[rank]
+        self.held = [run for runs in self._runs for run in runs]
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of all parameters, the same on every process."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine import deepspeed_zero
 from engine.config import DistributedConfig
 from engine.distributed import Engine
 from engine.ema import SlicedEma
@@ -27,7 +28,9 @@ class Tiny(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.body = nn.Sequential(nn.Linear(WIDTH, 13), nn.BatchNorm1d(13), nn.GELU(), nn.Linear(13, 11), nn.LayerNorm(11))
+        self.body = nn.Sequential(
+            nn.Linear(WIDTH, 13, bias=False), nn.BatchNorm1d(13), nn.GELU(), nn.Linear(13, 11), nn.LayerNorm(11)
+        )
         self.head = nn.Linear(11, 3)
         self.scale = nn.Parameter(torch.randn(5), requires_grad=False)
 
@@ -60,7 +63,9 @@ class State:
             for kind, name, shape, offset, values in torch.load(path, weights_only=True):
                 key = kind, name
                 size = int(torch.Size(shape).numel())
-                self._full.setdefault(key, torch.zeros(size, dtype=values.dtype))[offset : offset + len(values)] = values
+                self._full.setdefault(key, torch.zeros(size, dtype=values.dtype))[offset : offset + len(values)] = (
+                    values
+                )
                 self._filled.setdefault(key, torch.zeros(size))[offset : offset + len(values)] += 1
                 self.shapes[name] = shape
         for key, filled in self._filled.items():
@@ -71,7 +76,9 @@ class State:
         return self._full[kind, name][offset : offset + length]
 
     def load_weights(self, model: nn.Module) -> None:
-        weights = {name: x.view(self.shapes[name]) for (kind, name), x in self._full.items() if kind in ("weight", "buffer")}
+        weights = {
+            name: x.view(self.shapes[name]) for (kind, name), x in self._full.items() if kind in ("weight", "buffer")
+        }
         model.load_state_dict(weights)
 
 
@@ -87,7 +94,7 @@ def run_job(job: str) -> None:
     options = dict(option.split("=") for option in rest)
     first, last = map(int, steps.split("-"))
     engine = Engine(config_of(mode))
-    model = Tiny(seed=first + 1)
+    model = engine.place(Tiny(seed=first + 1))
     state = State(Path(options["from"])) if "from" in options else None
     if state is not None:
         state.load_weights(model)
@@ -117,6 +124,8 @@ def evaluate(engine: Engine, ema: SlicedEma) -> None:
         with ema.swap():
             averaged = engine.module(x)
         after = engine.module(x)
+        part = engine.module.body[3](engine.module.body[:3](x))  # pyright: ignore[reportIndexIssue]
+    assert len(part) == len(x)
     engine.module.train()
     assert torch.equal(before, after), (before, after)
     assert not torch.equal(before, averaged)
@@ -142,6 +151,7 @@ def save(engine: Engine, ema: SlicedEma, norms: list[Tensor], folder: Path) -> N
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
+    deepspeed_zero.PERSISTENT_ELEMENTS = 20  # so that ZeRO-3 partitions the matrices of this model
     for job in sys.argv[1:]:
         run_job(job)
     Engine(config_of(sys.argv[1].split(":")[0])).close()
