@@ -91,9 +91,17 @@ class Training:
             keep_every_steps=config.run.keep_every_steps,
         )
         self.step = 0
+        self._saved_step = 0
         self.ema: SlicedEma | None = None
         self._restore(model)
-        self.reporter = Reporter(folder, config.report, total_steps=self.schedule.total_steps, is_main=engine.is_main)
+        self.reporter = Reporter(
+            folder,
+            config.report,
+            total_steps=self.schedule.total_steps,
+            is_main=engine.is_main,
+            first_step=self.step,
+            device=engine.device,
+        )
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._grad_norm: Tensor | None = None
@@ -123,7 +131,7 @@ class Training:
             self.folder.cut_metrics(self.step)
 
     def _load_optimizer(self, checkpoint: Checkpoint) -> None:
-        self.step = int(checkpoint.state["step"])
+        self.step = self._saved_step = int(checkpoint.state["step"])
         self.engine.load_optimizer(checkpoint.read, optimizer_steps=self.step)
         if self.ema is not None:
             self.ema.load(checkpoint.read)
@@ -136,11 +144,11 @@ class Training:
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop."""
-        with _stop_signals(self._note_signal):
+        with _stop_signals(self._note_signal), self.reporter:
             while self.step < self.last_step and not self.stopped:
                 yield self.step
                 self._stop_if_asked()
-            if self.step % self._config.run.save_every_steps:
+            if self.step != self._saved_step:
                 self.save()
             self.store.wait()
 
@@ -201,6 +209,7 @@ class Training:
         if self.ema is not None:
             slices += self.ema.slices()
         self.store.save(self.step, slices, {"step": self.step, **self.describe})
+        self._saved_step = self.step
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name

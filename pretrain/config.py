@@ -30,8 +30,6 @@ class MimConfig:
     """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
     grouping: Literal["optimal", "greedy", "largest_window"] = "optimal"
     """How windows are packed into groups; the two older rules are for comparison."""
-    attention: Literal["sdpa", "reference"] = "sdpa"
-    """Implementation of attention inside groups; they agree."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:

@@ -4,6 +4,8 @@ Legend: b images, k visible units, l units, p predicted units, c encoder width, 
 Source: GreenMIM section 3.1 (the decoder of MAE), methods of MAE for the fixed sine-cosine embedding.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
@@ -24,7 +26,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("position", sine_cosine_position(grid, dim), persistent=False)
-        norm = _LayerNorm
+        norm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
         self.blocks = nn.ModuleList([Block(dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(dim)
         self.predict = nn.Linear(dim, out_dim)
@@ -41,13 +43,6 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x.index_select(1, predicted_units)))
-
-
-class _LayerNorm(nn.LayerNorm):
-    """LayerNorm with the epsilon of the published models."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=LAYER_NORM_EPS)
 
 
 def place_features(

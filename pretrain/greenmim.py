@@ -38,16 +38,13 @@ class Pixels(nn.Module):
 class GreenMIM(nn.Module):
     """An encoder that sees the visible units only, and a decoder that predicts the others."""
 
-    def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, *, pixels: Pixels, normalise_targets: bool, attention: str
-    ) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, *, pixels: Pixels, normalise_targets: bool) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.pixels = pixels
         self.unit = layout_spec(encoder).unit
         self.normalise_targets = normalise_targets
-        self.attention = attention
 
     def forward(
         self,
@@ -77,7 +74,7 @@ class GreenMIM(nn.Module):
 
     def encode(self, x: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b k c"]:
         """Return the features of the visible units, in raster order."""
-        return forward_visible(self.encoder, x, layout, attention=self.attention)
+        return forward_visible(self.encoder, x, layout)
 
     def compare(
         self, predicted: Float[Tensor, "b p d"], x: Float[Tensor, "b 3 h w"], predicted_units: Int[Tensor, " p"]
@@ -95,7 +92,7 @@ class DenseMIM(GreenMIM):
     def __init__(self, encoder: nn.Module, *, pixels: Pixels, normalise_targets: bool) -> None:
         unit = layout_spec(encoder).unit
         head = nn.Linear(feature_dim(encoder), unit[0] * unit[1] * 3)
-        super().__init__(encoder, head, pixels=pixels, normalise_targets=normalise_targets, attention="sdpa")
+        super().__init__(encoder, head, pixels=pixels, normalise_targets=normalise_targets)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, encoder.patch_embed.proj.out_channels))
 
     def predict(
@@ -135,7 +132,6 @@ def build_model(config: PretrainConfig) -> GreenMIM:
                 build_decoder(encoder, config),
                 pixels=pixels,
                 normalise_targets=mim.normalise_targets,
-                attention=mim.attention,
             )
         if config.backbone.init is None:
             init_mim(model.encoder)

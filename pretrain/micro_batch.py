@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from backbones.visible import LayoutSpec, build_layout
-from data.loader import Sample
-from data.transforms import augmented_images
+from data.decode import decode_samples, read_header
+from data.shards import Sample
+from data.transforms import Crop, crop_resize, random_crop
 from engine.randomness import stream
 from pretrain.config import AugmentConfig, MimConfig
 from pretrain.masking import UnitMask, unit_mask
@@ -26,26 +27,25 @@ class PretrainBuilder:
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
-        images, crops, bad = augmented_images(
-            samples,
-            size=self.spec.img_size,
-            scale=self.augment.scale,
-            ratio=self.augment.ratio,
-            flip=self.augment.flip,
-            seed=self.seed,
-            step=step,
-            micro_batch=micro_batch,
-            max_pixels=self.max_pixels,
+        decoded = decode_samples(
+            samples, lambda sample: self._crop(sample, (step, micro_batch, sample.id, sample.repeat))
         )
         mask = self.mask(step, micro_batch)
         return {
-            "images": torch.from_numpy(images),
-            "ids": torch.tensor([sample.id for sample in samples]),
-            "crops": torch.from_numpy(crops),
-            "bad": bad,
+            "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
+            "ids": torch.tensor([sample.id for sample in decoded.samples]),
+            "crops": torch.tensor([crop for _, crop in decoded.values], dtype=torch.float32),
+            "bad": decoded.bad,
             **mask_tensors(mask, self._feature_units(mask, step, micro_batch)),
             "layout": build_layout(self.spec, mask.visible, rule=self.mim.grouping),
         }
+
+    def _crop(self, sample: Sample, key: tuple[int, ...]) -> tuple[np.ndarray, Crop]:
+        header = read_header(sample.image, max_pixels=self.max_pixels)
+        augment, rng = self.augment, stream(self.seed, "crop", *key)
+        box = {"scale": augment.scale, "ratio": augment.ratio, "flip_probability": augment.flip}
+        crop = random_crop(header.height, header.width, rng=rng, **box)
+        return crop_resize(sample.image, crop, size=self.spec.img_size, max_pixels=self.max_pixels), crop
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
         """Return the mask of one micro-batch."""

@@ -32,6 +32,7 @@ class Probe:
     def __init__(self, config: PretrainConfig, *, training: Training, floor: bool) -> None:
         self._config, self._training = config, training
         self._file = training.folder.path / "probes.jsonl"
+        self._forget_later_than(training.step)
         if config.probe.every_steps is not None and floor:
             self._write({"step": 0, **self._accuracies(), **self._pixel_floor()})
 
@@ -41,6 +42,12 @@ class Probe:
         if every is None or (step % every and step != self._training.last_step):
             return
         self._write({"step": step, **self._accuracies()})
+
+    def _forget_later_than(self, step: int) -> None:
+        """Drop the probes of steps that a resumed run does again."""
+        if self._training.engine.is_main and self._file.exists():
+            lines = self._file.read_text().splitlines(keepends=True)
+            self._file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self._training.engine.is_main:
@@ -87,7 +94,7 @@ class Probe:
         )
         share = -(-config.probe.max_samples // (PROBE_MICRO_BATCH * engine.world_size))
         x, y = extract_features(forward, itertools.islice(batches, share), device=engine.device)
-        return engine.gather(x), engine.gather(y)
+        return engine.gather(x).cpu(), engine.gather(y).cpu()
 
 
 def plain_encoder(config: PretrainConfig, *, state: dict[str, Tensor]) -> nn.Module:

@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data.loader import ShardSet
+from data.order import evaluation_micro_batch
+from data.shards import ShardSet
 from pretrain.greenmim import GreenMIM
 from pretrain.micro_batch import PretrainBuilder
 from pretrain.targets import EPS, pixels_to_images, unit_pixels
@@ -29,7 +30,8 @@ COLUMNS = {
 def draw_reconstructions(model: GreenMIM, *, builder: PretrainBuilder, shards: ShardSet, folder: Path) -> Path:
     """Write ``reconstructions.png`` of the first images of ``shards`` and return its path."""
     num_images = min(NUM_IMAGES, shards.num_samples)
-    samples = [shards.read(*place) for place in shards.first(num_images)]
+    places = evaluation_micro_batch(shards.sizes, micro_batch_size=num_images, number=0)
+    samples = [shards.read(shard, position) for shard, position, *_ in places.tolist()]
     batch = builder(samples, step=0, micro_batch=0)
     pictures = reconstructions(model.eval().float(), batch)
     mpl.use("Agg")

@@ -1,5 +1,6 @@
 """The pretraining loop: fetch a micro-batch, encode its visible units, predict the masked ones, update."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,7 +142,7 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
             "images_seen": training.step * config.data.batch_size,
             "manifest_digest": describe["manifest_digest"],
             "recipe": describe["recipe"],
-            "environment": training.folder.environment,
+            "environment": json.loads(training.folder.environment.read_text())[-1],
         },
     )
     logger.info("backbone: %s", folder)
