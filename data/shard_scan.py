@@ -52,6 +52,7 @@ def index_shards(
     """
     tars = find_tars(source, pattern=pattern)
     out.mkdir(parents=True, exist_ok=True)
+    _check_writable(out)
     ignored: Counter[str] = Counter()
     shards: list[ShardInfo] = []
     highest = -1
@@ -94,6 +95,12 @@ def describe_shard(tar: Path, *, out: Path, entries: Sequence[SampleEntry], inde
         index=index_name,
         index_sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that is marked read-only, also where we run as root, whom the system lets write anyway."""
+    if not folder.stat().st_mode & 0o222 or not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} is read-only; write manifest and index into another folder with --out")
 
 
 def scan_tar(path: Path) -> Scan:

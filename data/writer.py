@@ -75,7 +75,7 @@ def write_shards(
     Raises:
         ValueError: ``out`` holds something else, no sample is readable, or too many are not.
     """
-    _prepare_folder(out)
+    prepare_folder(out)
     writer = _Writer(out=out, limits=limits)
     rejected: list[Rejected] = []
     for sample in samples:
@@ -181,7 +181,7 @@ class _Shard:
         self.size_bytes += len(content)
 
 
-def _prepare_folder(out: Path) -> None:
+def prepare_folder(out: Path) -> None:
     """Make the folder, or clear what a killed writer left in it."""
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST_NAME).exists():
