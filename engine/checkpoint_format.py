@@ -149,7 +149,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = whole["content"]
         intact = whole["digest"] == _digest(json.dumps(content))
     except FileNotFoundError:
-        raise ValueError(f"{folder} is not a complete checkpoint: it has no {INDEX}") from None
+        raise ValueError(
+            f"{folder} is no complete checkpoint: it has no {INDEX}; expected a folder like runs/x/checkpoints/step-000010000"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not intact:

@@ -28,7 +28,11 @@ def extract_features(
 
 
 def pixel_features(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 192"]:
-    """Return 8x8 pixels per image, standardised per image: what a probe reaches without any network."""
+    """Return 8x8 pixels per image, standardised per image: what a probe reaches without any network.
+
+    Of four ways to scale them this gave the highest kNN on Imagenette at 128 px, 37.9 % (per feature 37.7, by fixed mean
+    and deviation 36.5, raw 32.1): a floor should be the hardest one.
+    """
     small = F.interpolate(images.float(), size=(8, 8), mode="area").flatten(1)
     return (small - small.mean(1, keepdim=True)) / (small.std(1, keepdim=True) + 1e-6)
 
@@ -101,4 +105,4 @@ def linear_probe_accuracy(
         schedule.step()
     with torch.no_grad():
         scores = F.linear(norm.eval()(test_x), weight, bias)
-        return float((scores.argmax(1) == test_y).float().mean())
+        return int((scores.argmax(1) == test_y).sum()) / len(test_x)

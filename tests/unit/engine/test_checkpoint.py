@@ -1,16 +1,10 @@
 """Checkpoints: what any number of processes wrote, any number reads, whatever happened while it was written."""
 
-import contextlib
 import itertools
 import json
 import logging
 import os
-import random
-import resource
 import shutil
-import signal
-import subprocess
-import time
 
 import pytest
 import torch
@@ -20,7 +14,6 @@ from safetensors import safe_open
 from torch import nn
 
 from engine.checkpoint import CheckpointStore, checkpoint_steps, newest_checkpoint, open_checkpoint
-from engine.checkpoint_format import write_slices
 from engine.slices import Slice
 
 
@@ -156,55 +149,6 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_pat
     assert store.latest().read_full("weight", "w").tolist() == [2, 2, 2]
 
 
-def test_a_save_waits_for_the_write_before_it(tmp_path, monkeypatch):
-    writing, most = [], []
-
-    def slow(path, slices):
-        writing.append(path)
-        most.append(len(writing))
-        time.sleep(0.05)
-        writing.pop()
-        return write_slices(path, slices)
-
-    monkeypatch.setattr("engine.checkpoint_writing.write_slices", slow)
-    store = CheckpointStore(tmp_path)
-    start = time.monotonic()
-    store.save(1, slices_of({"w": torch.ones(3)}), {})
-    assert time.monotonic() - start < 0.04, "the caller went on while the file was written"
-    store.save(2, slices_of({"w": torch.ones(3)}), {})
-    store.wait()
-    assert most == [1, 1]
-    assert checkpoint_steps(tmp_path) == [1, 2]
-
-
-def test_all_processes_learn_that_one_could_not_write(tmp_path, monkeypatch):
-    def failing(path, slices):
-        if path.name == "rank-00001.safetensors":
-            raise OSError(28, "No space left on device")
-        return write_slices(path, slices)
-
-    stores = [CheckpointStore(tmp_path, rank=r, world_size=3) for r in range(3)]
-    monkeypatch.setattr("engine.checkpoint_writing.write_slices", failing)
-    for store in stores:
-        store.save(1, slices_of({f"w{store}": torch.ones(3)}), {})
-    for store in stores:
-        with pytest.raises(ValueError, match="process 1 needs 12 bytes"):
-            store.wait()
-    monkeypatch.undo()
-    for store in stores:
-        store.save(1, slices_of({f"w{store}": torch.ones(3)}), {})
-    for store in stores:
-        store.wait()
-    assert newest_checkpoint(tmp_path).step == 1
-
-
-def test_a_process_that_never_writes_ends_in_a_message(tmp_path):
-    store = CheckpointStore(tmp_path, rank=0, world_size=2, timeout_s=0.05)
-    store.save(1, slices_of({"w": torch.ones(3)}), {})
-    with pytest.raises(ValueError, match="process 1 did not finish its part in time"):
-        store.wait()
-
-
 # Damage
 
 
@@ -266,96 +210,6 @@ def test_a_partial_checkpoint_is_named_and_cleared(tmp_path, caplog):
 def test_a_missing_checkpoint_says_what_was_expected(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere is no folder; expected something like runs/x/checkpoints/step-"):
         open_checkpoint(tmp_path / "nowhere")
-
-
-# Killed, and full disks
-
-
-def forked(body):
-    """Run ``body`` in a forked process that never comes back into pytest; returns its process id."""
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            torch.set_num_threads(1)
-            body()
-        os._exit(0)
-    return pid
-
-
-@pytest.mark.parametrize("writers", [1, 2])
-def test_a_kill_at_any_moment_leaves_the_newest_complete_checkpoint_loadable(tmp_path, writers):
-    rng = random.Random(writers)
-
-    def save_for_ever():
-        newest = newest_checkpoint(tmp_path)
-        stores = [CheckpointStore(tmp_path, rank=r, world_size=writers) for r in range(writers)]
-        for step in itertools.count(newest.step + 1 if newest else 1):
-            for rank, store in enumerate(stores):
-                tensors = {f"w{rank}.{i}": torch.full((20_000,), float(step)) for i in range(20)}
-                store.save(step, slices_of(tensors), {"step": step})
-
-    logging.disable(logging.WARNING)
-    interrupted, last = 0, 0
-    try:
-        for _ in range(25):
-            pid = forked(save_for_ever)
-            time.sleep(rng.uniform(0.0, 0.1))
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            interrupted += any(tmp_path.glob("*.partial"))
-            newest = newest_checkpoint(tmp_path)
-            step = newest.step if newest else 0
-            assert step >= last
-            last = step
-            for name in newest.names("weight") if newest else ():
-                assert newest.read_full("weight", name).eq(step).all()
-    finally:
-        logging.disable(logging.NOTSET)
-    assert interrupted > 5
-    assert last > 10
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB, mounted for the test."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_leaves_the_previous_checkpoint_and_says_what_is_needed(small_disk):
-    store = CheckpointStore(small_disk / "checkpoints")
-    store.save(1, slices_of({"w": torch.ones(100_000)}), {})
-    store.save(2, slices_of({"w": torch.ones(200_000)}), {})
-    with pytest.raises(ValueError, match=r"No space left on device; process 0 needs 800000 bytes") as error:
-        store.save(3, slices_of({"w": torch.ones(10)}), {})
-    assert str(small_disk / "checkpoints" / "step-000000002") in str(error.value)
-    assert "step-000000001 is intact" in str(error.value)
-    assert store.latest().step == 1
-    store.save(4, slices_of({"w": torch.ones(100_000)}), {})
-    store.wait()
-    assert store.latest().step == 4, "the space of the failed write was given back"
-
-
-def test_a_file_size_limit_leaves_the_previous_checkpoint(tmp_path):
-    store = CheckpointStore(tmp_path)
-    store.save(1, slices_of({"w": torch.ones(10)}), {})
-    store.wait()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        store.save(2, slices_of({"w": torch.ones(1 << 19)}), {})
-        with pytest.raises(
-            ValueError, match=r"File too large; process 0 needs 2097152 bytes.*step-000000001 is intact"
-        ):
-            store.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert store.latest().step == 1
 
 
 # Into models

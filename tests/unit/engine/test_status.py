@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -79,3 +81,8 @@ def test_another_folder_is_refused(tmp_path):
 )
 def test_durations_read_well(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_status_and_run_folder_need_no_torch():
+    code = "import sys, engine.status, engine.run_folder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,163 @@
+"""Writing checkpoints: killed, out of space, in several processes, in the background."""
+
+import contextlib
+import itertools
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+import torch
+
+from engine.checkpoint import CheckpointStore, checkpoint_steps, newest_checkpoint
+from engine.checkpoint_format import write_slices
+from engine.slices import Slice
+
+
+def slices_of(tensors):
+    return [
+        Slice(kind="weight", name=name, shape=tuple(t.shape), offset=0, values=t.flatten())
+        for name, t in tensors.items()
+    ]
+
+
+def test_the_caller_goes_on_while_a_checkpoint_is_written_and_the_next_save_waits(tmp_path, monkeypatch):
+    release, events = threading.Event(), []
+
+    def slow(path, slices):
+        release.wait(20)
+        events.append(f"wrote {path.parent.name}")
+        return write_slices(path, slices)
+
+    monkeypatch.setattr("engine.checkpoint_writing.write_slices", slow)
+    store = CheckpointStore(tmp_path)
+    store.save(1, slices_of({"w": torch.ones(3)}), {})
+    events.append("the caller went on")
+    release.set()
+    store.save(2, slices_of({"w": torch.ones(3)}), {})
+    assert events[:2] == ["the caller went on", "wrote step-000000001.partial"]
+    assert checkpoint_steps(tmp_path)[0] == 1
+    store.wait()
+    assert checkpoint_steps(tmp_path) == [1, 2]
+
+
+def test_all_processes_learn_that_one_could_not_write(tmp_path, monkeypatch):
+    def failing(path, slices):
+        if path.name == "rank-00001.safetensors":
+            raise OSError(28, "No space left on device")
+        return write_slices(path, slices)
+
+    stores = [CheckpointStore(tmp_path, rank=r, world_size=3) for r in range(3)]
+    monkeypatch.setattr("engine.checkpoint_writing.write_slices", failing)
+    for store in stores:
+        store.save(1, slices_of({f"w{store}": torch.ones(3)}), {})
+    for store in stores:
+        with pytest.raises(ValueError, match="process 1 needs 12 bytes"):
+            store.wait()
+    monkeypatch.undo()
+    for store in stores:
+        store.save(1, slices_of({f"w{store}": torch.ones(3)}), {})
+    for store in stores:
+        store.wait()
+    assert newest_checkpoint(tmp_path).step == 1
+
+
+def test_a_process_that_never_writes_ends_in_a_message(tmp_path):
+    store = CheckpointStore(tmp_path, rank=0, world_size=2, timeout_s=0.05)
+    store.save(1, slices_of({"w": torch.ones(3)}), {})
+    with pytest.raises(ValueError, match="process 1 did not finish its part in time"):
+        store.wait()
+
+
+def forked(body):
+    """Run ``body`` in a forked process that never comes back into pytest; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            torch.set_num_threads(1)
+            body()
+        os._exit(0)
+    return pid
+
+
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_kill_at_any_moment_leaves_the_newest_complete_checkpoint_loadable(tmp_path, writers):
+    rng = random.Random(writers)
+
+    def save_for_ever():
+        newest = newest_checkpoint(tmp_path)
+        stores = [CheckpointStore(tmp_path, rank=r, world_size=writers) for r in range(writers)]
+        for step in itertools.count(newest.step + 1 if newest else 1):
+            for rank, store in enumerate(stores):
+                tensors = {f"w{rank}.{i}": torch.full((20_000,), float(step)) for i in range(20)}
+                store.save(step, slices_of(tensors), {"step": step})
+
+    logging.disable(logging.WARNING)
+    interrupted, last = 0, 0
+    try:
+        for attempt in range(100):  # later kills come later: on a busy machine, too, some checkpoints are finished
+            if interrupted >= 10 and last >= 10:
+                break
+            pid = forked(save_for_ever)
+            time.sleep(rng.uniform(0.0, 0.06 + 0.003 * attempt))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            interrupted += any(tmp_path.glob("*.partial"))
+            newest = newest_checkpoint(tmp_path)
+            step = newest.step if newest else 0
+            assert step >= last
+            last = step
+            for name in newest.names("weight") if newest else ():
+                assert newest.read_full("weight", name).eq(step).all()
+    finally:
+        logging.disable(logging.NOTSET)
+    assert interrupted >= 10
+    assert last >= 10
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, mounted for the test."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_says_what_is_needed(small_disk):
+    store = CheckpointStore(small_disk / "checkpoints")
+    store.save(1, slices_of({"w": torch.ones(100_000)}), {})
+    store.save(2, slices_of({"w": torch.ones(200_000)}), {})
+    with pytest.raises(ValueError, match=r"No space left on device; process 0 needs 800000 bytes") as error:
+        store.save(3, slices_of({"w": torch.ones(10)}), {})
+    assert str(small_disk / "checkpoints" / "step-000000002") in str(error.value)
+    assert "step-000000001 is intact" in str(error.value)
+    assert store.latest().step == 1
+    store.save(4, slices_of({"w": torch.ones(100_000)}), {})
+    store.wait()
+    assert store.latest().step == 4, "the space of the failed write was given back"
+
+
+def test_a_file_size_limit_leaves_the_previous_checkpoint(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, slices_of({"w": torch.ones(10)}), {})
+    store.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        store.save(2, slices_of({"w": torch.ones(1 << 19)}), {})
+        with pytest.raises(
+            ValueError, match=r"File too large; process 0 needs 2097152 bytes.*step-000000001 is intact"
+        ):
+            store.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.latest().step == 1
