@@ -45,7 +45,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         folder=folder,
         model=model,
         steps_per_epoch=order.steps_per_epoch,
-        describe=_describe(config, model=model, shards=shards),
+        describe=_describe(config, shards=shards),
     )
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
@@ -148,8 +148,8 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
     logger.info("backbone: %s", folder)
 
 
-def _describe(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
-    name, model_args = architecture(model.encoder)
+def _describe(config: PretrainConfig, *, shards: ShardSet) -> dict[str, Any]:
+    name, model_args = architecture(config.backbone)
     return {
         "architecture": name,
         "model_args": model_args,
