@@ -1,0 +1,105 @@
+"""Accuracy while a run trains: measured every so often, the best weights kept.
+
+    runs/x/
+    ├── accuracy.jsonl                   one line per evaluation and set of weights (raw, ema)
+    ├── best/raw-step-000000150/         best weights so far, as a folder that timm reads
+    └── best/raw-step-000000150.json     all scores of them
+
+Restarted from an older checkpoint, a run forgets what it measured after it. So the best weights up to each checkpoint on
+disk are kept, not only the best of all.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.durable import write_durably
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("raw", "ema")
+CHECKPOINTS_COVERED = 4
+"""Newest checkpoints that a run may restart from with its best weights known."""
+
+
+class AccuracyLog:
+    """The lines of ``accuracy.jsonl`` and the folders under ``best/``; only the main process has one.
+
+    Args:
+        folder: the run folder.
+        step: steps done so far; lines past them are forgotten.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self._file = folder / "accuracy.jsonl"
+        self._best = folder / "best"
+        self._checkpoints = folder / "checkpoints"
+        self.lines = [line for line in _read_lines(self._file) if line["step"] <= step]
+        if self._file.exists():
+            write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        for weights in WEIGHTS:
+            self._drop_overtaken(weights)
+
+    def add(self, *, step: int, weights: str, figures: dict[str, float]) -> bool:
+        """Write one line; return whether these are the best weights of their kind so far (the first, if equal)."""
+        self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
+        before = self.best_step(weights)
+        line: dict[str, Any] = {"step": step, "weights": weights, **figures}
+        self.lines.append(line)
+        with self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return self.best_step(weights) != before
+
+    def best_step(self, weights: str, *, until: int | None = None) -> int | None:
+        """Return the step of the best top-1 of one kind of weights, of those measured until a step."""
+        measured = [
+            (-line["top1"], line["step"])
+            for line in self.lines
+            if line["weights"] == weights and (until is None or line["step"] <= until)
+        ]
+        return min(measured)[1] if measured else None
+
+    def best_folder(self, weights: str, step: int) -> Path:
+        """Return where the weights of a step are kept."""
+        return self._best / f"{weights}-step-{step:09d}"
+
+    def keep(self, weights: str, step: int, *, result: dict[str, Any]) -> None:
+        """Write the scores beside the best weights, whose folder is written already, and drop those overtaken."""
+        folder = self.best_folder(weights, step)
+        write_durably(folder.with_suffix(".json"), json.dumps(result).encode())
+        self._drop_overtaken(weights)
+
+    def _drop_overtaken(self, weights: str) -> None:
+        kept = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}
+        for other in self._best.glob(f"{weights}-step-*.json"):
+            if int(other.stem.rpartition("-")[2]) not in kept:
+                shutil.rmtree(other.with_suffix(""), ignore_errors=True)
+                other.unlink()
+
+    def best_result(self, weights: str) -> dict[str, Any] | None:
+        """Return the scores of the best weights of one kind, if they are still there."""
+        step = self.best_step(weights)
+        if step is None:
+            return None
+        path = self.best_folder(weights, step).with_suffix(".json")
+        if not path.is_file():
+            logger.warning("%s is missing: the best %s weights are not listed", path, weights)
+            return None
+        return json.loads(path.read_text())
+
+    def _checkpoint_steps(self) -> list[int]:
+        found = [re.match(r"step-(\d+)", path.name) for path in self._checkpoints.glob("step-*")]
+        return sorted(int(match[1]) for match in found if match)[-CHECKPOINTS_COVERED:]
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line cut short by a kill
+            yield json.loads(line)

@@ -1,0 +1,198 @@
+"""Measures any classifier: a run, a checkpoint, a backbone folder with a classifier, or one of timm's own."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from backbones.exact_windows import use_exact_windows
+from backbones.handoff import load_backbone, read_backbone
+from data.loader import ShardSet, open_shards
+from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.distributed import Engine
+from engine.slices import Kind
+from finetune.config import FinetuneConfig
+from finetune.evaluate import evaluate, evaluation_images, forward_of
+from finetune.labelled_shards import check_labels
+from finetune.network import build_plain
+from finetune.pixels import Pixels, Statistics
+from finetune.results import EVAL_ONLY_FILE_NAME, Result, entry, write_results
+from finetune.start import Start
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A network with its classifier and what it needs to be measured."""
+
+    name: str
+    """Where it comes from and which weights it has."""
+    network: nn.Module
+    """The network itself."""
+    num_classes: int
+    """Classes that it tells apart."""
+    img_size: tuple[int, int]
+    """Input height and width in pixels."""
+    mean: Statistics
+    """Channel means of its pixels in [0, 1]."""
+    std: Statistics
+    """Channel standard deviations of its pixels in [0, 1]."""
+    step: int | None = None
+    """Optimizer steps its weights had, where that is known."""
+
+
+def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Return the scores of all weights that ``config.eval_only`` names, on ``config.val_shards``.
+
+    They are also written to ``eval_only.json`` in the run folder, with the confusion matrices.
+    """
+    assert config.eval_only is not None
+    val = open_shards(config.val_shards)
+    classifiers = list(find_classifiers(config.eval_only, img_size=config.backbone.img_size))
+    for classifier in classifiers:
+        _check_classes(classifier, val)
+    engine = Engine(config.distributed)
+    try:
+        results = [_measure(config, classifier, val=val, engine=engine) for classifier in classifiers]
+        if engine.is_main:
+            path = write_results(config.run.folder, results, classes=val.classes, name=EVAL_ONLY_FILE_NAME)
+            logger.info("results: %s", path)
+        return results
+    finally:
+        engine.close()
+
+
+def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> Iterator[Classifier]:
+    """Yield the classifiers that ``name`` stands for: raw and averaged weights of a checkpoint, else one.
+
+    Args:
+        name: a run folder, a checkpoint folder, a backbone folder, or a model name of timm's.
+        img_size: for folders and timm's models, another input size than their own.
+
+    Raises:
+        ValueError: there is no such thing, or it has no classifier.
+    """
+    path = Path(name)
+    if (path / "config.json").is_file():
+        yield _from_folder(path, img_size=img_size)
+    elif (path / "checkpoints").is_dir():
+        checkpoint = newest_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"the run {path} has no checkpoint yet; expected one in {path / 'checkpoints'}")
+        yield from _from_checkpoint(checkpoint)
+    elif path.is_dir():
+        yield from _from_checkpoint(open_checkpoint(path))
+    elif timm.is_model(name.partition(".")[0].removeprefix("timm/")):
+        yield _from_timm(name, img_size=img_size)
+    else:
+        raise ValueError(
+            f"eval-only: {name!r} is neither a folder (of a run, a checkpoint or a backbone with a classifier) nor a model "
+            f"name of timm's{_similar(name)}"
+        )
+
+
+def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifier:
+    info = read_backbone(folder)
+    if info.num_classes == 0:
+        raise ValueError(f"{folder} has no classifier; fine-tune it first, or measure it with --task.method knn")
+    network = load_backbone(folder, img_size=img_size)
+    return Classifier(
+        name=str(folder),
+        network=network,
+        num_classes=info.num_classes,
+        img_size=img_size or info.img_size,
+        mean=_three(info.mean),
+        std=_three(info.std),
+        step=info.provenance.get("step"),
+    )
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Iterator[Classifier]:
+    state = checkpoint.state
+    if state.get("program") != "finetune":
+        raise ValueError(
+            f"{checkpoint.path} is a checkpoint of pretraining, without a classifier; fine-tune its backbone/ folder first, or "
+            "measure that with --task.method knn"
+        )
+    start = Start(
+        architecture=state["architecture"],
+        model_args=state["model_args"],
+        img_size=tuple(state["img_size"]),
+        mean=_three(state["mean"]),
+        std=_three(state["std"]),
+        folder=None,
+    )
+    kinds: dict[str, Kind] = {"raw": "weight"}
+    if checkpoint.names("ema"):
+        kinds["ema"] = "ema"
+    for weights, kind in kinds.items():
+        network = build_plain(start, method=state["method"], num_classes=state["num_classes"])
+        checkpoint.load_weights(network, kind=kind, architecture=start.architecture)
+        yield Classifier(
+            name=f"{checkpoint.path} {weights}",
+            network=network,
+            num_classes=state["num_classes"],
+            img_size=start.img_size,
+            mean=start.mean,
+            std=start.std,
+            step=checkpoint.step,
+        )
+
+
+def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
+    options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    try:
+        network: Any = timm.create_model(name.removeprefix("timm/"), pretrained=True, **options)
+    except Exception as error:
+        raise ValueError(f"eval-only: timm's weights of {name} cannot be had: {error}") from error
+    known = network.pretrained_cfg
+    if network.num_classes == 0:
+        raise ValueError(f"eval-only: timm's {name} has no classifier; choose one that was fine-tuned")
+    return Classifier(
+        name=f"timm {name}",
+        network=use_exact_windows(network),
+        num_classes=network.num_classes,
+        img_size=img_size or tuple(known["input_size"][-2:]),
+        mean=_three(known["mean"]),
+        std=_three(known["std"]),
+    )
+
+
+def _measure(config: FinetuneConfig, classifier: Classifier, *, val: ShardSet, engine: Engine) -> dict[str, Any]:
+    network = classifier.network.to(engine.device).eval()
+    scores = evaluate(
+        forward_of(network, Pixels(classifier.mean, classifier.std).to(engine.device), engine=engine),
+        evaluation_images(config, val, img_size=classifier.img_size, engine=engine),
+        num_classes=classifier.num_classes,
+        num_samples=val.num_samples,
+        engine=engine,
+    )
+    network.cpu()
+    return entry(Result(name=classifier.name, step=classifier.step, scores=scores), classes=val.classes)
+
+
+def _check_classes(classifier: Classifier, val: ShardSet) -> None:
+    if val.classes is not None and len(val.classes) != classifier.num_classes:
+        raise ValueError(
+            f"{classifier.name} tells {classifier.num_classes} classes apart, val-shards {val.folder} has {len(val.classes)}; "
+            "measure it on the classes that it was trained on"
+        )
+    check_labels(val, num_classes=classifier.num_classes, option="val-shards")
+
+
+def _three(values: Any) -> Statistics:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _similar(name: str) -> str:
+    with suppress(Exception):
+        close = timm.list_models(f"{name.split('_')[0]}*")[:3]
+        return f" such as {', '.join(close)}" if close else ""
+    return ""

@@ -1,0 +1,132 @@
+"""The fine-tuning loop: fetch a micro-batch, augment it, classify it, update; and measure accuracy every so often."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from timm.loss import SoftTargetCrossEntropy
+
+from data.loader import training_batches
+from data.order import Order
+from engine.distributed import Engine
+from engine.run_folder import RunFolder
+from engine.training import Training
+from finetune.accuracy import Accuracy
+from finetune.augmentation import BatchAugmentation
+from finetune.classifier_folder import describe_network, write_classifier
+from finetune.config import FinetuneConfig
+from finetune.freezing import set_training_mode
+from finetune.labelled_shards import LabelledShards, open_labelled, write_list
+from finetune.micro_batch import TrainingBuilder
+from finetune.nearest import measure_nearest
+from finetune.network import build_trained
+from finetune.pixels import Pixels
+from finetune.start import Start, resolve_start
+
+logger = logging.getLogger(__name__)
+
+Results = list[dict[str, Any]]
+
+
+def train(config: FinetuneConfig) -> Results:
+    """Fine-tune to the end, or to where a stop is asked for; return what was measured (main process only)."""
+    start, labelled = resolve_start(config.backbone), open_labelled(config)
+    engine = Engine(config.distributed)
+    try:
+        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
+            if engine.is_main and labelled.chosen is not None:
+                write_list(folder.path, labelled)
+            if config.task.method == "knn":
+                return measure_nearest(config, engine=engine, folder=folder, start=start, labelled=labelled)
+            return _train(config, engine=engine, folder=folder, start=start, labelled=labelled)
+    finally:
+        engine.close()
+
+
+def _train(
+    config: FinetuneConfig, *, engine: Engine, folder: RunFolder, start: Start, labelled: LabelledShards
+) -> Results:
+    order = sample_order(config, labelled)
+    training = Training(
+        config,
+        engine=engine,
+        folder=folder,
+        model=build_trained(config, start=start, num_classes=labelled.num_classes),
+        steps_per_epoch=order.steps_per_epoch,
+        describe=describe_network(config, start=start, labelled=labelled),
+    )
+    batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
+    pixels = Pixels(start.mean, start.std).to(engine.device)
+    augment = BatchAugmentation(
+        config.augment, num_classes=labelled.num_classes, seed=config.run.seed, device=engine.device
+    )
+    cross_entropy = SoftTargetCrossEntropy()
+    accuracy = Accuracy(config, training=training, start=start, labelled=labelled, pixels=pixels)
+    set_training_mode(engine.module)
+    for step in training.steps():
+        for number in training.micro_batches:
+            batch = training.fetch(batches)
+            images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
+            logits = training.forward(images, key=(step, number))
+            training.backward(cross_entropy(logits, targets))
+        training.update()
+        training.report()
+        accuracy.measure_if_due()
+        training.save_if_due()
+    if training.stopped:
+        return []
+    hand_off(training)
+    return accuracy.finish()
+
+
+def sample_order(config: FinetuneConfig, labelled: LabelledShards) -> Order:
+    """Return the order in which a run visits the samples whose labels it may use."""
+    return Order(
+        labelled.train.sizes,
+        batch_size=config.data.batch_size,
+        micro_batch_size=config.data.micro_batch_size,
+        seed=config.run.seed,
+        window_shards=config.data.window_shards,
+        window_samples=config.data.window_samples,
+        repeats=config.task.repeats,
+    )
+
+
+def micro_batches(
+    config: FinetuneConfig, *, start: Start, labelled: LabelledShards, order: Order, training: Training
+) -> Iterator[dict[str, Any]]:
+    """Return this process's micro-batches from the step after the last one done."""
+    return training_batches(
+        labelled.train,
+        order,
+        TrainingBuilder(
+            seed=config.run.seed,
+            img_size=start.img_size,
+            mean=start.mean,
+            augment=config.augment,
+            max_pixels=config.data.max_pixels,
+        ),
+        micro_batches=training.micro_batches,
+        first_step=training.step,
+        last_step=training.last_step,
+        workers=config.data.workers,
+        pin=training.engine.device.type == "cuda",
+    )
+
+
+def hand_off(training: Training) -> None:
+    """Write the last weights, raw and averaged, as folders that timm reads (collective)."""
+    _hand_off(training, weights="raw")
+    if training.ema is not None:
+        with training.ema.swap():
+            _hand_off(training, weights="ema")
+
+
+def _hand_off(training: Training, *, weights: str) -> None:
+    state = training.engine.full_weights()
+    if not training.engine.is_main:
+        return
+    raw = training.folder.backbone
+    folder = raw if weights == "raw" else raw.with_name(f"{raw.name}-{weights}")
+    write_classifier(folder, described=training.describe, state=state, step=training.step, weights=f"last {weights}")
+    logger.info("last %s weights: %s", weights, folder)
