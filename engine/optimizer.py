@@ -9,7 +9,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -153,20 +152,17 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=peak_lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine, per optimizer step; steps count from 0."""
+    """Linear warm-up, then half a cosine, per optimizer step; steps count from 0.
 
-    config: OptimizerConfig
-    batch_size: int
-    """Images of one optimizer step."""
-    steps_per_epoch: int
-    """Optimizer steps of one pass over the samples."""
+    Args:
+        config: rates and lengths.
+        batch_size: images of one optimizer step.
+        steps_per_epoch: optimizer steps of one pass over the samples.
+    """
 
     def __init__(self, config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int) -> None:
-        object.__setattr__(self, "config", config)
-        object.__setattr__(self, "batch_size", batch_size)
-        object.__setattr__(self, "steps_per_epoch", steps_per_epoch)
+        self.config, self.batch_size, self.steps_per_epoch = config, batch_size, steps_per_epoch
         if self.total_steps < 1:
             raise ValueError(f"the run has no steps: optimizer.epochs {config.epochs} of {steps_per_epoch} steps each")
         if not 0 <= self.warmup_steps <= self.total_steps:
