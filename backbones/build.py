@@ -1,5 +1,6 @@
 """Build backbones by their timm names, and run those that can on visible tokens only."""
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from backbones.config import BackboneConfig
 from backbones.exact_windows import use_exact_windows
+from backbones.handoff import load_backbone, read_backbone
 from backbones.swin import forward_visible_swin
 from backbones.swin_v2 import forward_visible_swin_v2
 from backbones.visible import LayoutSpec, StageSpec, VisibleLayout
+from backbones.window_attention import Implementation
 
-REGISTRY: dict[type[nn.Module], Callable[[Any, Tensor, VisibleLayout], Tensor]] = {
+REGISTRY: dict[type[nn.Module], Callable[..., Tensor]] = {
     SwinTransformer: forward_visible_swin,
     SwinTransformerV2: forward_visible_swin_v2,
 }
@@ -25,30 +28,37 @@ REGISTRY: dict[type[nn.Module], Callable[[Any, Tensor, VisibleLayout], Tensor]] 
 def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
     """Return the backbone: a timm model with exact dense windows, without a classifier unless ``num_classes`` is given.
 
-    ``kwargs`` go to timm and override what follows from ``config``.
-    """
-    name, model_args = architecture(config)
-    model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **model_args, **kwargs}
-    return use_exact_windows(timm.create_model(name, **model_args))
-
-
-def architecture(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
-    """Return timm's name of the architecture and the arguments with which timm itself makes it in this size.
+    ``kwargs`` go to timm. With ``config.init`` the weights come from there, and those that no longer fit are resized.
 
     Raises:
-        ValueError: timm has no such architecture.
+        ValueError: timm has no such architecture, or ``config.init`` holds another one.
     """
-    if not timm.is_model(config.name):
-        close = ", ".join(timm.list_models(f"{config.name.split('_')[0]}*")[:10]) or "swin_tiny_patch4_window7_224, ..."
-        raise ValueError(f"backbone.name: timm has no architecture {config.name!r}; some that it has: {close}")
-    sizes = {
-        "img_size": config.img_size,
-        "window_size": config.window,
-        "embed_dim": config.embed_dim,
-        "depths": config.depths,
-        "num_heads": config.num_heads,
-    }
-    return config.name, {key: value for key, value in sizes.items() if value is not None}
+    sizes = _sizes(config)
+    model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **sizes, **kwargs}
+    if config.init is None:
+        _check_name(config.name)
+        model = timm.create_model(config.name, **model_args)
+    else:
+        stored = read_backbone(config.init)
+        if stored.architecture != config.name:
+            raise ValueError(
+                f"backbone.init {config.init} holds a {stored.architecture}, but backbone.name is {config.name}; "
+                f"set --backbone.name {stored.architecture}, or start from another folder"
+            )
+        sizes = {**stored.model_args, **sizes}
+        model = load_backbone(config.init, **model_args)
+    object.__setattr__(model, "architecture", (config.name, sizes))
+    return use_exact_windows(model)
+
+
+def architecture(source: BackboneConfig | nn.Module) -> tuple[str, dict[str, Any]]:
+    """Return timm's name of an architecture and the arguments with which timm itself makes it in the same size.
+
+    ``source`` is a config, or a model that was built from one.
+    """
+    if isinstance(source, BackboneConfig):
+        return source.name, _sizes(source)
+    return source.architecture  # pyright: ignore[reportReturnType]
 
 
 def layout_spec(model: nn.Module) -> LayoutSpec:
@@ -72,13 +82,17 @@ def layout_spec(model: nn.Module) -> LayoutSpec:
 
 
 def forward_visible(
-    model: nn.Module, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout
+    model: nn.Module,
+    images: Float[Tensor, "b 3 h w"],
+    layout: VisibleLayout,
+    *,
+    attention: Implementation = "auto",
 ) -> Float[Tensor, "b k c"]:
     """Return the features after the final norm of the visible units, in raster order, from their pixels alone.
 
-    ``images`` are normalised; ``layout`` is on their device.
+    ``images`` are normalised; ``layout`` is on their device; ``attention`` names the implementation.
     """
-    return _forward_visible_of(model)(model, images, layout)
+    return _forward_visible_of(model)(model, images, layout, attention=attention)
 
 
 def feature_dim(model: nn.Module) -> int:
@@ -86,7 +100,24 @@ def feature_dim(model: nn.Module) -> int:
     return int(model.num_features)  # pyright: ignore[reportArgumentType]
 
 
-def _forward_visible_of(model: nn.Module) -> Callable[[Any, Tensor, VisibleLayout], Tensor]:
+def _sizes(config: BackboneConfig) -> dict[str, Any]:
+    sizes = {
+        "img_size": config.img_size,
+        "window_size": config.window,
+        "embed_dim": config.embed_dim,
+        "depths": config.depths,
+        "num_heads": config.num_heads,
+    }
+    return {key: value for key, value in sizes.items() if value is not None}
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3) or timm.list_models("swin*")[:3]
+        raise ValueError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
+
+
+def _forward_visible_of(model: nn.Module) -> Callable[..., Tensor]:
     for kind, forward in REGISTRY.items():
         if isinstance(model, kind):
             return forward

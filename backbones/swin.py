@@ -4,24 +4,29 @@ Legend: b batch, n visible tokens, k visible units, c channels.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones.lean_mlp import lean_mlp
 from backbones.visible import GroupPlan, VisibleLayout
-from backbones.visible_tokens import embed_visible, into_groups, out_of_groups
-from backbones.window_attention import group_attention, pair_bias
+from backbones.visible_tokens import embed_visible
+from backbones.window_attention import Implementation, window_attention
+
+Attend = Callable[[Tensor, Tensor, GroupPlan, float], Tensor]
 
 
 def forward_visible_swin(
-    model: SwinTransformer, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout
+    model: SwinTransformer, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
     """Return the final norm's features of the visible units, in raster order."""
-    return run_stages(model, images, layout, merge=_merge, block=_block)
+    return run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
 
 def run_stages(
@@ -30,7 +35,7 @@ def run_stages(
     layout: VisibleLayout,
     *,
     merge: Callable[[Any, Tensor], Tensor],
-    block: Callable[[Any, Tensor, GroupPlan], Tensor],
+    block: Callable[..., Tensor],
 ) -> Float[Tensor, "b k c"]:
     """Embed the visible patches and run the stages of either version of Swin on them, with its ``merge`` and ``block``."""
     x = embed_visible(model.patch_embed, images, layout)
@@ -42,22 +47,32 @@ def run_stages(
         for module in stage.blocks:
             plan = stage_layout.plan(module.shift_size)
             if stage.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, module, x, plan, use_reentrant=False)
+                x = checkpoint(block, module, x, plan, mlp=Mlp.__call__, use_reentrant=False)
             else:
-                x = block(module, x, plan)
+                x = block(module, x, plan, mlp=lean_mlp)
     return model.norm(x)
 
 
-def _block(block: SwinTransformerBlock, x: Float[Tensor, "b n c"], plan: GroupPlan) -> Float[Tensor, "b n c"]:
-    x = x + block.drop_path1(_attention(block.attn, block.norm1(x), plan))
-    return x + block.drop_path2(block.mlp(block.norm2(x)))
+def _block(
+    block: SwinTransformerBlock,
+    x: Float[Tensor, "b n c"],
+    plan: GroupPlan,
+    *,
+    mlp: Callable[[Mlp, Tensor], Tensor],
+    attention: Implementation,
+) -> Float[Tensor, "b n c"]:
+    x = x + block.drop_path1(_attention(block.attn, block.norm1(x), plan, attention))
+    return x + block.drop_path2(mlp(block.mlp, block.norm2(x)))
 
 
-def _attention(attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan) -> Float[Tensor, "b n c"]:
-    q, k, v = into_groups(attn.qkv(x), plan, num_heads=attn.num_heads)
-    bias = pair_bias(attn.relative_position_bias_table, plan.bias_index)
-    x = out_of_groups(group_attention(q, k, v, bias, scale=attn.scale), plan)
-    return attn.proj_drop(attn.proj(x))
+def _attention(
+    attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan, implementation: Implementation
+) -> Float[Tensor, "b n c"]:
+    qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
+    table = attn.relative_position_bias_table
+    return attn.proj_drop(
+        attn.proj(window_attention(qkv, table, plan, scale=attn.scale, implementation=implementation))
+    )
 
 
 def _merge(merging: PatchMerging, cells: Float[Tensor, "b n 4*c"]) -> Float[Tensor, "b n c2"]:

@@ -208,7 +208,7 @@ def _group_plan(
         slot=_compact(slot),
         bias_index=_compact(bias_index),
         masked=masked,
-        identity=len(token) == len(slot) and bool((slot == np.arange(len(slot))).all()),
+        identity=num_groups == 1 and group_size == len(slot),
         grouping=grouping,
     )
 

@@ -1,53 +1,118 @@
-"""Attention inside groups of slots with a bias per pair of slots: one function, several implementations that agree.
+"""Attention between visible tokens that share a window: one function, several implementations that agree.
 
-Legend: b batch, G groups, g slots per group, h heads, d channels per head, t rows of a bias table.
+Only here do groups, slots and padding exist. Tokens are gathered head by head into the slots of their group, so that an
+image is m = h * G independent matrices of scores, one per head and group, whatever kernel computes them.
+
+Legend: b batch, n tokens, h heads, d channels per head, G groups, g slots per group, t rows of a bias table.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Implementation = Literal["reference", "sdpa"]
-Core = Callable[..., Tensor]
+from backbones.visible import GroupPlan
+
+Implementation = Literal["auto", "reference", "sdpa"]
 
 
-def group_attention(
-    q: Float[Tensor, "b G h g d"],
-    k: Float[Tensor, "b G h g d"],
-    v: Float[Tensor, "b G h g d"],
-    bias: Float[Tensor, "G h g g"],
+def window_attention(
+    qkv: Float[Tensor, "b n 3 h d"],
+    table: Float[Tensor, "t h"],
+    plan: GroupPlan,
     *,
     scale: float,
-    implementation: Implementation = "reference",
-) -> Float[Tensor, "b G h g d"]:
-    """Return softmax(scale q k^T + bias) v, with a bias of minus infinity where a slot does not see another.
+    implementation: Implementation = "auto",
+) -> Float[Tensor, "b n h*d"]:
+    """Return softmax(scale q k^T + bias) v over the tokens of each token's window.
 
-    Every slot must see at least one.
+    Args:
+        qkv: queries, keys and values of the visible tokens.
+        table: bias per relative position and head.
+        plan: which tokens share a window; on the device of ``qkv``.
+        scale: factor on the products.
+        implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``auto`` is ``sdpa`` on
+            GPUs and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a bias.
     """
-    return IMPLEMENTATIONS[implementation](q, k, v, bias, scale)
+    if implementation == "auto":
+        implementation = "sdpa" if qkv.is_cuda else "reference"
+    return IMPLEMENTATIONS[implementation](qkv, table, plan, scale).flatten(2)
 
 
-def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float[Tensor, "G h g g"]:
+def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float[Tensor, "m g g"]:
     """Return the bias of every pair of slots: a row of ``table``, or minus infinity for index t."""
-    rows = torch.cat([table, table.new_full((1, table.shape[1]), -torch.inf)])
-    return F.embedding(index, rows).permute(0, 3, 1, 2)
+    num_heads, size = table.shape[1], index.shape[-1]
+    rows = torch.cat([table, table.new_full((1, num_heads), -torch.inf)]).mT
+    # gather's backward (scatter_add) takes a ninth of the time of embedding's or indexing's on a CPU
+    return rows.gather(1, index.flatten().expand(num_heads, -1)).view(-1, size, size)
 
 
-def _reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    scores = (q * scale) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype) @ v
+def _reference(qkv: Tensor, table: Tensor, plan: GroupPlan, scale: float) -> Tensor:
+    q, k, v = _into_slots(qkv, plan)
+    scores = (q * scale) @ k.mT + pair_bias(table, plan.bias_index)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return _out_of_slots(weights.to(v.dtype) @ v, plan)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    batch = q.shape[0]
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    bias = bias.to(q.dtype).expand(batch, *bias.shape).flatten(0, 1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    return out.unflatten(0, (batch, -1))
+def _sdpa(qkv: Tensor, table: Tensor, plan: GroupPlan, scale: float) -> Tensor:
+    q, k, v = _into_slots(qkv, plan)
+    bias = pair_bias(table, plan.bias_index).to(q.dtype).expand(len(q), -1, -1, -1)
+    return _out_of_slots(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), plan)
 
 
-IMPLEMENTATIONS: dict[str, Core] = {"reference": _reference, "sdpa": _sdpa}
+IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, GroupPlan, float], Tensor]] = {
+    "reference": _reference,
+    "sdpa": _sdpa,
+}
+
+
+def _into_slots(qkv: Float[Tensor, "b n 3 h d"], plan: GroupPlan) -> tuple[Tensor, ...]:
+    """Return queries, keys and values [b, m, g, d] of the slots."""
+    if plan.identity:
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    slots: Any = _IntoSlots.apply(qkv, plan.token, plan.slot)
+    return tuple(x.unflatten(2, (plan.num_groups, plan.group_size)).flatten(1, 2) for x in slots)
+
+
+def _out_of_slots(x: Float[Tensor, "b m g d"], plan: GroupPlan) -> Float[Tensor, "b n h d"]:
+    """Return what the tokens' slots hold."""
+    if plan.identity:
+        return x.transpose(1, 2)
+    heads = x.unflatten(1, (-1, plan.num_groups)).flatten(2, 3)
+    out: Any = _OutOfSlots.apply(heads, plan.token, plan.slot)
+    return out
+
+
+class _IntoSlots(torch.autograd.Function):
+    """b n 3 h d -> 3 of b h (G g) d. The gradient is a gather, too, where autograd would add into zeros.
+
+    A padding slot holds a copy of token 0, whose gradient is left out: it is zero, since nobody else sees the slot and
+    what it computes is dropped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, token: Tensor, slot: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(slot)
+        return tuple(x.transpose(1, 2).index_select(2, token) for x in qkv.unbind(2))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slot,) = ctx.saved_tensors
+        return torch.stack([grad.transpose(1, 2).index_select(1, slot) for grad in grads], dim=2), None, None
+
+
+class _OutOfSlots(torch.autograd.Function):
+    """b h (G g) d -> b n h d. The gradient of a padding slot is that of token 0, and reaches nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(token)
+        return x.transpose(1, 2).index_select(1, slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (token,) = ctx.saved_tensors
+        return grads[0].transpose(1, 2).index_select(2, token), None, None
