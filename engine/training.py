@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -110,10 +111,7 @@ class Training:
 
     def _restore(self, model: nn.Module) -> None:
         """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
-        run = self._config.run
-        checkpoint = self.store.latest()
-        if checkpoint is None and run.branch_from is not None:
-            checkpoint = open_checkpoint(run.branch_from)
+        checkpoint = self._find_checkpoint()
         if checkpoint is not None:
             checkpoint.load_weights(model)
         self.engine.prepare(
@@ -129,6 +127,15 @@ class Training:
             self._load_optimizer(checkpoint)
         if self.engine.is_main:
             self.folder.cut_metrics(self.step)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or the one to branch from; rank 0 chooses and checks it for all."""
+        found: Path | None = None
+        if self.engine.is_main:
+            newest = self.store.latest()
+            found = newest.path if newest is not None else self._config.run.branch_from
+        found = self.engine.broadcast_object(found)
+        return open_checkpoint(found, verify=self.engine.is_main) if found is not None else None
 
     def _load_optimizer(self, checkpoint: Checkpoint) -> None:
         self.step = self._saved_step = int(checkpoint.state["step"])

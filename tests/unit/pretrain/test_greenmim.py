@@ -111,8 +111,10 @@ def test_linear_weights_are_xavier_and_bias_tables_are_not():
     linear = model.encoder.layers[2].blocks[0].mlp.fc1
     bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
     assert linear.weight.abs().max() <= bound
-    assert linear.weight.std() == pytest.approx(bound / 3**0.5, rel=0.05)
-    assert model.encoder.layers[0].blocks[0].attn.relative_position_bias_table.std() == pytest.approx(0.02, rel=0.3)
+    assert linear.weight.detach().std() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert model.encoder.layers[0].blocks[0].attn.relative_position_bias_table.detach().std() == pytest.approx(
+        0.02, rel=0.3
+    )
     assert all(not p.any() for n, p in model.named_parameters() if n.endswith("bias") and "norm" not in n)
 
 

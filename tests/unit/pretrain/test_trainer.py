@@ -1,0 +1,126 @@
+"""Whole runs in one process: resumed equals uninterrupted, workers change nothing, what a run leaves behind."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import timm
+import torch
+
+from engine.checkpoint import CheckpointStore
+from pretrain.trainer import train
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
+
+
+def last_tensors(folder):
+    checkpoint = CheckpointStore(folder / "checkpoints", rank=0, world_size=1).latest()
+    return checkpoint.step, {(k, n): checkpoint.read_full(k, n) for k in KINDS for n in checkpoint.names(k)}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def whole(micro, tmp_path):
+    train(micro(run={"folder": tmp_path / "whole"}))
+    return tmp_path / "whole"
+
+
+def test_resumed_equals_uninterrupted(micro, whole, tmp_path):
+    """A folder whose last checkpoints are gone, as after a kill, goes on to the same bits."""
+    folder = tmp_path / "resumed"
+    shutil.copytree(whole, folder)
+    for step in (4, 6):
+        shutil.rmtree(folder / "checkpoints" / f"step-{step:09d}", ignore_errors=True)
+    if not any((folder / "checkpoints").iterdir()):
+        pytest.fail("the checkpoint of step 2 should have been kept")
+    train(micro(run={"folder": folder}))
+    (step, one), (_, two) = last_tensors(whole), last_tensors(folder)
+    assert step == 6
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_stop_file_ends_the_run_with_a_checkpoint_and_it_goes_on_from_there(micro, whole, tmp_path):
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    (folder / "STOP").touch()
+    train(micro(run={"folder": folder}))
+    assert last_tensors(folder)[0] == 1
+    assert not (folder / "STOP").exists()
+    assert not (folder / "backbone").exists()
+    train(micro(run={"folder": folder}))
+    (_, one), (_, two) = last_tensors(whole), last_tensors(folder)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_loader_workers_change_nothing(micro, whole, tmp_path):
+    train(micro(run={"folder": tmp_path / "workers"}, data={"workers": 2}))
+    (_, one), (_, two) = last_tensors(whole), last_tensors(tmp_path / "workers")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (whole / "samples-00000.jsonl").read_text() == (tmp_path / "workers" / "samples-00000.jsonl").read_text()
+
+
+def test_a_run_leaves_a_backbone_that_timm_reads_and_a_report(micro, whole):
+    model = timm.create_model(f"local-dir:{whole / 'backbone'}", pretrained=True)
+    _, tensors = last_tensors(whole)
+    for name, value in model.state_dict().items():
+        if ("weight", f"encoder.{name}") in tensors:
+            assert torch.equal(value, tensors["weight", f"encoder.{name}"])
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "takes both from the original" in " ".join(page.split())
+    assert "http://" not in page
+    provenance = json.loads((whole / "backbone" / "config.json").read_text())["provenance"]
+    assert provenance["step"] == 6
+    assert provenance["images_seen"] == 48
+
+
+def test_kept_checkpoints_come_with_a_backbone(micro, tmp_path):
+    train(micro(run={"folder": tmp_path / "kept", "keep_every_steps": 4, "keep_last": 1}))
+    assert (tmp_path / "kept" / "backbone-step-000000004" / "model.safetensors").exists()
+    assert sorted(p.name for p in (tmp_path / "kept" / "checkpoints").iterdir()) == ["step-000000004", "step-000000006"]
+
+
+def test_a_changed_recipe_is_refused_on_resume_with_both_values(micro, whole):
+    with pytest.raises(ValueError, match=r"mim\.mask_ratio: stored 0\.5, asked 0\.75") as refusal:
+        train(micro(run={"folder": whole}, mim={"mask_ratio": 0.75}))
+    assert "--run.branch-from" in str(refusal.value)
+
+
+def test_a_branch_starts_from_another_runs_checkpoint(micro, whole, tmp_path):
+    origin = whole / "checkpoints" / "step-000000004"
+    train(micro(run={"folder": tmp_path / "branch", "branch_from": origin}, optimizer={"steps": 5}))
+    assert last_tensors(tmp_path / "branch")[0] == 5
+    assert lines(tmp_path / "branch" / "metrics.jsonl")[0]["step"] == 5
+
+
+def test_a_truncated_checkpoint_is_passed_over_and_named(micro, whole, caplog):
+    damaged = next((whole / "checkpoints" / "step-000000006").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with caplog.at_level(logging.INFO):
+        train(micro(run={"folder": whole}))
+    assert "step-000000006" in caplog.text
+    assert "resuming after step 4" in caplog.text
+    assert last_tensors(whole)[0] == 6
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_naming_both(micro, whole, tmp_path):
+    origin = whole / "checkpoints" / "step-000000004"
+    other = micro(run={"folder": tmp_path / "other", "branch_from": origin}, backbone={"embed_dim": 32})
+    with pytest.raises(ValueError, match="swin_tiny_patch4_window7_224") as refusal:
+        train(other)
+    assert "32" in str(refusal.value)
+
+
+def test_probes_are_written_with_their_floors(micro, shards, tmp_path):
+    probe = {"every_steps": 3, "train_shards": shards, "val_shards": shards, "max_samples": 48}
+    train(micro(run={"folder": tmp_path / "probed"}, probe=probe))
+    probes = lines(tmp_path / "probed" / "probes.jsonl")
+    assert [line["step"] for line in probes] == [0, 3, 6]
+    assert "knn_accuracy_of_pixels" in probes[0]
+    assert all(0 <= line["linear_accuracy"] <= 1 for line in probes)
