@@ -44,9 +44,9 @@ class StepStatistics(nn.Module):
 
 def step_batch_norm(module: M) -> M:
     """Convert every BatchNorm in ``module`` that tracks running statistics, in place; names and buffers stay."""
-    for layer in module.modules():
-        tracks = isinstance(layer, _BatchNorm) and layer.running_mean is not None
-        if tracks and not isinstance(layer, StepStatistics):
+    layers: list[Any] = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        if layer.running_mean is not None and not isinstance(layer, StepStatistics):
             layer.__class__ = type(f"Step{type(layer).__name__}", (StepStatistics, type(layer)), {})
             layer.step_records = []
     return module

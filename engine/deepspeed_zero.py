@@ -64,7 +64,7 @@ def start_deepspeed(
 
     deepspeed_logger.setLevel(logging.WARNING)
     if device.type == "cpu":  # no compiling of CPU kernels at start-up: gloo does the communication
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     accelerator = Accelerator(
         mixed_precision="no",
@@ -147,7 +147,8 @@ class Zero3:
                     self.runs.append(_run(name, parameter.ds_shape, first, master, state, start, length))
                 start += parameter.partition_numel()
         self.held = list(self.runs)
-        for name, parameter in module.named_parameters():
+        parameters: Iterator[tuple[str, Any]] = module.named_parameters()
+        for name, parameter in parameters:
             if id(parameter) in names:  # frozen
                 first, length = _part(parameter, rank=rank)
                 if length > 0:

@@ -108,7 +108,7 @@ class Engine:
         """Run the model in the config's precision; floating-point outputs come back in the type of the weights."""
         return self._wrapped(*args, **kwargs)
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """Return the precision of ``forward`` as a context, for evaluating ``module`` or parts of it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
@@ -319,7 +319,7 @@ def _set_determinism(device: torch.device, *, deterministic: bool) -> None:
     """Choose deterministic kernels: always on a CPU, where they cost nothing, else on request."""
     deterministic = deterministic or device.type == "cpu"
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if device.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

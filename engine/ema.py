@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.distributed import Engine, Read
 from engine.slices import Slice
@@ -35,7 +36,7 @@ class SlicedEma:
         """Move the average towards the present weights; ``steps`` counts the updates before, for the warm-up."""
         weights = [run.weight for run in self._engine.owned_runs()]
         if weights:
-            torch._foreach_lerp_(self._averages, weights, 1.0 - self.decay(steps))  # pyright: ignore[reportPrivateUsage]
+            get_ema_multi_avg_fn(self.decay(steps))(self._averages, weights, steps)
 
     def slices(self) -> list[Slice]:
         """Return what this process must save of the average."""

@@ -7,7 +7,7 @@ contiguous share of all elements.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -141,23 +141,18 @@ def flat_view(x: Tensor) -> Tensor:
     return x.view(-1)
 
 
-def squared_norm(gradients: Sequence[Tensor], *, device: torch.device) -> Tensor:
-    """Return the sum of squares of all elements, a 0-d tensor, without waiting for the device."""
-    if not gradients:
-        return torch.zeros((), device=device)
-    return torch.stack(torch._foreach_norm(list(gradients))).square().sum()  # pyright: ignore[reportPrivateUsage]
-
-
 def clip_gradients(layout: Layout, *, max_norm: float | None, device: torch.device) -> Tensor:
     """Scale all gradients so that their global norm is at most ``max_norm``; return the norm before, a 0-d tensor.
 
     Not finite gradients are kept: the returned norm says so, and no process skips a step that others take.
     """
     gradients = layout.gradients()
-    total = squared_norm(gradients, device=device)
+    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
     if layout.partitioned and dist.is_initialized():
-        dist.all_reduce(total)
-    norm = total.sqrt()
+        squared = norm.square()
+        dist.all_reduce(squared)
+        norm = squared.sqrt()
     if max_norm is not None and gradients:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))  # pyright: ignore[reportPrivateUsage]
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm

@@ -1,14 +1,15 @@
 """What the launchers run in ``test_distributed.py``: train a tiny model in one mode after another, in one process start.
 
-Each argument is one job, ``mode:first-last[:from=FOLDER][:to=FOLDER]``, for example ``zero1-fp32:3-6:from=a:to=b``: load
-the state in folder a, run steps 3 to 5, write the state to folder b. A folder holds ``rank-N.pt`` (slices), ``weights.pt``
-(all weights), ``norms.json``. The whole state is the slices: every job starts from another random initialisation.
+Each argument is one job, ``mode:first-last[:from=FOLDER]:to=FOLDER``, for example ``zero1-fp32:3-6:from=a:to=b``: load the
+state in folder a, run steps 3 to 5, write the state to folder b. A folder holds ``rank-N.pt`` (slices), ``weights.pt`` (all
+weights), ``averaged.pt`` and ``norms.json``. The slices are the whole state: a resuming job starts from other random weights.
 """
 
 import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from engine.distributed import Engine
 from engine.ema import SlicedEma
 
 BATCHES_PER_STEP, BATCH, WIDTH, CLIP = 4, 5, 7, 0.25
-LRS = (0.01, 0.02)
+LRS = (0.01, 0.02, 0.03)
 
 
 class Tiny(nn.Module):
@@ -47,7 +48,11 @@ def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim <= 1 and len(p) > 3], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if p.ndim <= 1 and len(p) <= 3],
+            "weight_decay": 0.2,
+        },  # fewer elements than processes
     ]
     return torch.optim.AdamW(groups, lr=0.5, betas=(0.9, 0.95))
 
@@ -72,6 +77,9 @@ class State:
             if not bool((filled == 1).all()):
                 raise AssertionError(f"{key} is not covered exactly once: {filled.tolist()}")
 
+    def names(self) -> dict[str, set[str]]:
+        return {kind: {name for other, name in self._full if other == kind} for kind, _ in self._full}
+
     def read(self, kind: str, name: str, offset: int, length: int) -> Tensor:
         return self._full[kind, name][offset : offset + length]
 
@@ -89,7 +97,7 @@ def config_of(mode: str) -> DistributedConfig:
     return DistributedConfig(engine=kind, zero_stage=stage, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
-def run_job(job: str) -> None:
+def run_job(job: str) -> Engine:
     mode, steps, *rest = job.split(":")
     options = dict(option.split("=") for option in rest)
     first, last = map(int, steps.split("-"))
@@ -112,19 +120,40 @@ def run_job(job: str) -> None:
         norms.append(engine.step([lr / (1 + step) for lr in LRS]))
         ema.update()
         evaluate(engine, ema)
+        check_partitioned(engine, mode)
+    check_collectives(engine)
     save(engine, ema, norms, Path(options["to"]))
+    return engine
+
+
+def check_collectives(engine: Engine) -> None:
+    rank, world_size = engine.rank, engine.world_size
+    mine = torch.full((rank + 1, 2), rank, device=engine.device)  # another length on every process
+    gathered = [row for other in range(world_size) for row in [[other, other]] * (other + 1)]
+    assert engine.gather(mine).tolist() == gathered
+    assert engine.average({"rank": torch.tensor(float(rank)), "one": 1}) == {"rank": (world_size - 1) / 2, "one": 1.0}
+    assert engine.any(rank == world_size - 1)
+    assert not engine.any(False)
+    assert engine.broadcast_object({"from": rank}) == {"from": 0}
+
+
+def check_partitioned(engine: Engine, mode: str) -> None:
+    """ZeRO-3 must really hold parts, else nothing here would test it."""
+    gathered = engine.module.get_submodule("head").get_parameter("weight").numel() > 0
+    assert gathered == (not mode.startswith("zero3")), mode
 
 
 def evaluate(engine: Engine, ema: SlicedEma) -> None:
     """Use the averaged weights, and the module itself, between steps: nothing of it may show in the training."""
     engine.module.eval()
+    body: Any = engine.module.body
     x = micro_batch(0, 0).to(engine.device).to(next(iter(engine.module.buffers())).dtype)
     with torch.no_grad():
         before = engine.module(x)
         with ema.swap():
             averaged = engine.module(x)
         after = engine.module(x)
-        part = engine.module.body[3](engine.module.body[:3](x))  # pyright: ignore[reportIndexIssue]
+        part = body[3](body[:3](x))
     assert len(part) == len(x)
     engine.module.train()
     assert torch.equal(before, after), (before, after)
@@ -147,14 +176,26 @@ def save(engine: Engine, ema: SlicedEma, norms: list[Tensor], folder: Path) -> N
     else:
         assert weights == {}
     engine.barrier()
+    check_coverage(folder, engine.module)
+    engine.barrier()
+
+
+def check_coverage(folder: Path, module: nn.Module) -> None:
+    """Refuse slices that leave out or repeat an element (the latter in ``State``)."""
+    state = State(folder)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    weights = trained | {"scale"}
+    buffers = set(module.state_dict()) - weights
+    expected = {"weight": weights, "ema": weights, "exp_avg": trained, "exp_avg_sq": trained, "buffer": buffers}
+    assert state.names() == expected, state.names()
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     deepspeed_zero.PERSISTENT_ELEMENTS = 20  # so that ZeRO-3 partitions the matrices of this model
     for job in sys.argv[1:]:
-        run_job(job)
-    Engine(config_of(sys.argv[1].split(":")[0])).close()
+        engine = run_job(job)
+    engine.close()
 
 
 if __name__ == "__main__":
