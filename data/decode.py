@@ -1,7 +1,8 @@
 """Encoded images to RGB arrays, safely: the header is read first, pixels are limited, only known formats are decoded.
 
-JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need), then torchvision, then PIL,
-each more lenient than the one before; everything else through PIL. What none of them decodes is a `BadImage`.
+JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need) and, where it finds fault with
+them, through the more lenient PIL, which also decodes everything else. What neither of them decodes is a `BadImage`.
+(torchvision's decoders are deprecated since 0.29.)
 """
 
 import io
@@ -9,15 +10,12 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.shards import Sample
 
@@ -78,7 +76,7 @@ def decode_rgb(
 ) -> Pixels:
     """Return the upright image as [height, width, 3].
 
-    With ``min_size`` (height, width) a JPEG may come out 2, 4 or 8 times smaller, but never smaller than that.
+    With ``min_size`` (height, width) a JPEG may come out at half its size or less, but never smaller than that.
 
     Raises:
         BadImage: it does not decode.
@@ -126,7 +124,7 @@ def _replacement(samples: Sequence[Sample], *, place: int, decode: Callable[[Sam
 def _jpeg_header(data: bytes) -> Header:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
+    except Exception as error:  # a KeyError where the colour space is unknown
         raise BadImage(f"broken JPEG header: {error}") from error
     orientation = _jpeg_orientation(data)
     if orientation >= 5:
@@ -207,14 +205,8 @@ def _decode_jpeg(data: bytes, *, min_size: tuple[int, int], header: Header) -> P
         return simplejpeg.decode_jpeg(
             data, min_height=height if scaled else 0, min_width=width if scaled else 0, min_factor=2 if scaled else 1
         )
-    except ValueError as error:
-        logger.debug("simplejpeg: %s; trying torchvision", error)
-    try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        decoded = cast(Tensor, decode_jpeg(encoded, mode=ImageReadMode.RGB))
-        return decoded.permute(1, 2, 0).contiguous().numpy()
-    except RuntimeError as error:
-        logger.debug("torchvision: %s; trying PIL", error)
+    except Exception as error:  # its errors on hostile bytes are not only ValueErrors
+        logger.debug("simplejpeg: %s; trying PIL", error)
     with _open_pil(data) as image:
         try:
             return _as_rgb(image)

@@ -7,6 +7,7 @@ nothing. What is in it is the builder's business: a picklable object that turns 
 import logging
 import signal
 import traceback
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -152,7 +153,20 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
 
 
 def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> Iterator[dict[str, Any]]:
-    loader = DataLoader(
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="This DataLoader will create"
+        )  # more workers than cores: the user's choice
+        iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
+    for item in iterator:
+        if isinstance(item, _Failure):
+            logger.debug("%s", item.trace)
+            raise LoadingError(item.message)
+        yield cast(_Batch, item).content
+
+
+def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:
+    return DataLoader(
         dataset,
         sampler=keys,
         batch_size=None,
@@ -162,11 +176,6 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> It
         pin_memory=pin,
         worker_init_fn=_start_worker,
     )
-    for item in loader:
-        if isinstance(item, _Failure):
-            logger.debug("%s", item.trace)
-            raise LoadingError(item.message)
-        yield cast(_Batch, item).content
 
 
 def _start_worker(_worker: int) -> None:

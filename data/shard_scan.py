@@ -61,7 +61,7 @@ def index_shards(
         ignored += scan.ignored
         highest = max([highest, *(entry.label for entry in scan.entries if entry.label is not None)])
         shards.append(describe_shard(tar, out=out, entries=scan.entries, index_name=f"{number:06d}-{tar.stem}.idx"))
-        logger.info("%s: %d samples", tar, len(scan.entries))
+        logger.info("%s: %d samples", tar.name, len(scan.entries))
     if not any(shard.num_samples for shard in shards):
         raise ValueError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
     manifest = Manifest(shards=tuple(shards), classes=_class_names(classes, highest=highest))

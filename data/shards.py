@@ -16,7 +16,7 @@ from data.shard_index import Member, SampleEntry, ShardIndex
 
 logger = logging.getLogger(__name__)
 
-MAX_OPEN_SHARDS = 128
+MAX_OPEN_SHARDS = 128  # each holds two descriptors: the tar's and the mapped index's
 READ_ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
 
@@ -41,6 +41,8 @@ class ShardSet:
     """All samples of a data set. Pickles without its open files, and reopens them in each process."""
 
     def __init__(self, folder: Path, *, manifest: Manifest, selection: npt.NDArray[np.int64] | None = None) -> None:
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._process = os.getpid()
         self.folder = folder
         self.manifest = manifest
         self._starts = np.concatenate(
@@ -48,8 +50,6 @@ class ShardSet:
         )
         self._selection = selection
         self._selected = None if selection is None else np.searchsorted(selection, self._starts)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._process = os.getpid()
 
     @property
     def sizes(self) -> tuple[int, ...]:

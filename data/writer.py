@@ -9,6 +9,7 @@
 Every file is written beside its place, synced and renamed, so a killed writer leaves nothing that looks whole.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -76,21 +77,14 @@ def write_shards(
         ValueError: ``out`` holds something else, no sample is readable, or too many are not.
     """
     prepare_folder(out)
-    writer = _Writer(out=out, limits=limits)
     rejected: list[Rejected] = []
-    for sample in samples:
-        if isinstance(sample, NewSample):
-            writer.add(sample)
-            continue
-        rejected.append(sample)
-        logger.warning("left out %s: %s", sample.source, sample.reason)
-        if len(rejected) > limits.max_bad:
-            _write_ledger(out, rejected=rejected)
-            raise ValueError(
-                f"{len(rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed in "
-                f"{out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now {limits.max_bad})"
-            )
-    shards = writer.finish()
+    with contextlib.closing(_Writer(out=out, limits=limits)) as writer:
+        for sample in samples:
+            if isinstance(sample, NewSample):
+                writer.add(sample)
+            else:
+                _reject(sample, rejected=rejected, out=out, max_bad=limits.max_bad)
+        shards = writer.finish()
     _write_ledger(out, rejected=rejected)
     if not shards:
         example = f", for example {rejected[0].source} ({rejected[0].reason})" if rejected else ""
@@ -98,6 +92,17 @@ def write_shards(
     manifest = Manifest(shards=tuple(shards), classes=None if classes is None else tuple(classes))
     write_manifest(out, manifest)
     return manifest
+
+
+def _reject(sample: Rejected, *, rejected: list[Rejected], out: Path, max_bad: int) -> None:
+    rejected.append(sample)
+    logger.warning("left out %s: %s", sample.source, sample.reason)
+    if len(rejected) > max_bad:
+        _write_ledger(out, rejected=rejected)
+        raise ValueError(
+            f"{len(rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed in "
+            f"{out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now {max_bad})"
+        )
 
 
 class _Writer:
@@ -120,6 +125,11 @@ class _Writer:
         if self._shard:
             self._close()
         return self._done
+
+    def close(self) -> None:
+        """Let go of a shard that was not finished."""
+        if self._shard:
+            self._shard.abandon()
 
     def _close(self) -> None:
         assert self._shard
@@ -164,6 +174,9 @@ class _Shard:
             index=f"{self.name}.idx",
             index_sha256=hashlib.sha256(index).hexdigest(),
         )
+
+    def abandon(self) -> None:
+        self._file.close()
 
     def _append(self, key: str, *, extension: str, content: bytes) -> Member:
         header = tarfile.TarInfo(f"{key}.{extension}")
