@@ -1,0 +1,95 @@
+"""Names and orders of weights in other people's files, translated to timm's and back.
+
+The published Swin, Swin V2, SimMIM and GreenMIM files share one layout ("microsoft" here): a stage merges 2x2 cells at its
+end, timm's at the start of the next one, and the classifier is ``head``, timm's ``head.fc``. Pretraining files wrap the
+network in ``encoder.``. Buffers that every model computes itself are dropped.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MergeOrder = Literal["swin", "official-2022"]
+"""Channel order of merged 2x2 cells; official-2022: row by row, as in GreenMIM's code until January 2023."""
+
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+_PRETRAINING = ("mask_token", "decoder")
+_CLASSIFIER = "the classifier"
+_CLASSIFIERS = ("head", "head.fc", "head_dist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    """Weights under timm's names, and what of the file they are not."""
+
+    state: dict[str, Tensor]
+    layout: Literal["timm", "microsoft"]
+    left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Names by the reason for which they were left out."""
+
+
+def to_timm(
+    state: Mapping[str, Tensor], *, merge_order: MergeOrder = "swin", keep_classifier: bool = False
+) -> Translated:
+    """Return the encoder's weights under timm's names."""
+    left_out: dict[str, list[str]] = {}
+    kept: dict[str, Tensor] = {}
+    for name, value in _unwrapped(state).items():
+        reason = _reason_to_leave_out(name)
+        if reason and not (keep_classifier and reason == _CLASSIFIER):
+            left_out.setdefault(reason, []).append(name)
+        else:
+            kept[name.removeprefix("encoder.")] = value
+    microsoft = any(name.startswith("layers.0.downsample.") for name in kept)
+    if microsoft:
+        kept = {_moved_downsample(re.sub(r"^head\.", "head.fc.", name), by=1): value for name, value in kept.items()}
+    if merge_order == "official-2022":
+        kept = {name: _swap_merged_blocks(name, value) for name, value in kept.items()}
+    return Translated(state=kept, layout="microsoft" if microsoft else "timm", left_out=left_out)
+
+
+def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a timm Swin's or Swin V2's weights under the names of microsoft's code, without computed buffers.
+
+    Raises:
+        ValueError: they belong to another architecture.
+    """
+    if not any(name.startswith("layers.0.blocks.0.") for name in state):
+        raise ValueError("microsoft's layout exists for Swin and Swin V2 only, these weights have no layers.0.blocks.0")
+    return {_moved_downsample(name, by=-1).replace("head.fc.", "head."): value for name, value in state.items()}
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``state`` without the prefixes that wrappers of the whole model leave on every name."""
+    found = dict(state)
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+def _reason_to_leave_out(name: str) -> str | None:
+    inner = name.removeprefix("encoder.")
+    if inner.rpartition(".")[2] in COMPUTED:
+        return "computed by every model"
+    if inner.startswith(_PRETRAINING):
+        return "of pretraining only"
+    if inner.rpartition(".")[0] in _CLASSIFIERS:
+        return _CLASSIFIER
+    return None
+
+
+def _moved_downsample(name: str, *, by: int) -> str:
+    return re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + by}.downsample.", name)
+
+
+def _swap_merged_blocks(name: str, value: Tensor) -> Tensor:
+    """Turn the row-by-row order of the four merged cells into Swin's, which goes down the columns."""
+    if not re.match(r"layers\.\d+\.downsample\.(norm\.(weight|bias)|reduction\.weight)$", name):
+        return value
+    top_left, top_right, bottom_left, bottom_right = value.chunk(4, dim=-1)
+    return torch.cat([top_left, bottom_left, top_right, bottom_right], dim=-1)

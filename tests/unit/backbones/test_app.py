@@ -1,0 +1,74 @@
+import sys
+
+import pytest
+import timm
+import torch
+
+from backbones.app import main
+from backbones.handoff import read_backbone
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["backbones/main.py", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "160")
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def swin_file(tmp_path):
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=2, embed_dim=8, num_heads=(1, 1, 2, 2)
+    )
+    torch.save({"model": model.state_dict()}, tmp_path / "swin.pth")
+    return tmp_path / "swin.pth"
+
+
+def test_import_show_and_export_work_on_a_file(run, swin_file, tmp_path):
+    said = run("import", swin_file, tmp_path / "backbone")
+    assert "left out: the classifier" in said
+    assert f'timm.create_model("local-dir:{tmp_path / "backbone"}", pretrained=True)' in said
+    assert read_backbone(tmp_path / "backbone").img_size == (64, 64)
+    assert "imported_from" in run("show", tmp_path / "backbone")
+    assert "microsoft" in run("export", tmp_path / "backbone", tmp_path / "out.pth", "--layout", "microsoft")
+    assert "microsoft" in run("show", tmp_path / "out.pth")
+
+
+def test_show_describes_the_stages_of_an_architecture(run):
+    said = run("show", "swin_tiny_patch4_window7_224")
+    assert "27.5 M parameters" in said
+    assert "56x56" in said
+
+
+def test_show_says_when_a_network_is_dense_only(run):
+    assert "cannot run on visible tokens" in run("show", "vit_tiny_patch16_224")
+
+
+@pytest.mark.slow
+def test_list_names_every_swin_with_its_sizes(run):
+    said = run("list")
+    assert "swin_base_patch4_window7_224" in said
+    assert "swinv2_tiny_window8_256" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nothing.pth"], "timm has no architecture 'nothing.pth'"),
+        (["import", "nothing.pth", "out"], "nothing.pth: no such file"),
+        (["export", "nothing", "out.pth"], "nothing: no such file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_one(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["backbones/main.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
