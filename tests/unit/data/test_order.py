@@ -58,7 +58,7 @@ def test_repeats_visit_a_share_of_the_samples_that_many_times(plan):
     assert (counts < repeats).sum() <= order.num_micro_batches  # only where a span ends between two visits
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(plans(most_repeats=3), st.randoms(use_true_random=False))
 def test_any_micro_batch_can_be_asked_for_in_any_order(plan, random):
     sizes, options = plan

@@ -38,12 +38,12 @@ def test_boxes_follow_torchvisions_distribution():
 
     torch.manual_seed(0)
     image = torch.zeros(3, 300, 400)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
-    ours = np.array([random_crop(300, 400, rng=stream(0, "crop", n)) for n in range(3000)])
-    spread = theirs.std(axis=0) / math.sqrt(3000)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(1200)])
+    ours = np.array([random_crop(300, 400, rng=stream(0, "crop", n)) for n in range(1200)])
+    spread = theirs.std(axis=0) / math.sqrt(1200)
     assert (np.abs(ours[:, :4].mean(axis=0) - theirs.mean(axis=0)) < 5 * math.sqrt(2) * spread).all()
-    np.testing.assert_allclose(ours[:, :4].std(axis=0), theirs.std(axis=0), rtol=0.08)
-    assert 0.46 < ours[:, 4].mean() < 0.54
+    np.testing.assert_allclose(ours[:, :4].std(axis=0), theirs.std(axis=0), rtol=0.12)
+    assert 0.44 < ours[:, 4].mean() < 0.56
 
 
 def test_a_box_that_never_fits_becomes_the_central_one():

@@ -1,0 +1,139 @@
+"""The data program: what its commands write and say, and one line with what to do on bad input."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from data.app import main
+from data.loader import open_shards
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["data/main.py", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        if code:
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert stop.value.code == code
+        else:
+            main()
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging():
+    """Take away the log handlers that the program sets up."""
+    import logging
+
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
+
+
+def test_scenes_are_written_checked_and_shown(run, tmp_path):
+    out = tmp_path / "scenes"
+    said = run(
+        "write",
+        "--source",
+        "scenes",
+        "--out",
+        out,
+        "--count",
+        20,
+        "--size",
+        48,
+        "--val-fraction",
+        0.2,
+        "--processes",
+        1,
+    )
+    assert "16 of 16" in said.out
+    assert "images/s" in said.out
+    assert (open_shards(out / "train").num_samples, open_shards(out / "val").num_samples) == (16, 4)
+    assert len(open_shards(out / "val").classes) == 12
+    said = run("verify", "--shards", out / "train", "--full", "--json-out", tmp_path / "v.json")
+    assert "16 images decoded, 0 problems" in said.out
+    assert json.loads((tmp_path / "v.json").read_text())["passed"] is True
+    said = run("show", "--shards", out / "val", "--out", tmp_path / "sheet.png")
+    assert "striped disc" in said.out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_without_a_held_out_share_the_folder_itself_holds_the_shards(run, tmp_path, picture):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(picture(0))
+    run("write", "--source", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1)
+    assert open_shards(tmp_path / "out").read(0, 0).image == picture(0)
+
+
+def test_class_names_beside_the_tars_are_used(run, write, tmp_path):
+    write()
+    source = tmp_path / "shards"
+    for path in [*source.glob("*.idx"), source / "manifest.json"]:
+        path.unlink()
+    (source / "classes.json").write_text('["x", "y", "z"]')
+    said = run("index", "--source", source, "--out", tmp_path / "index", "--pattern", "shard-00000[01].tar")
+    assert "10 samples in 2 shards, 3 classes" in said.out
+    assert open_shards(tmp_path / "index").classes == ("x", "y", "z")
+    (source / "classes.json").write_text('{"x": 1}')
+    assert (
+        "must hold a list of class names, got a dict" in run("index", "--source", source, "--out", source, code=1).err
+    )
+
+
+def test_a_broken_data_set_ends_with_exit_code_1(run, write, tmp_path):
+    write(broken={3})
+    said = run("verify", "--shards", tmp_path / "shards", code=1)
+    assert "problem: sample 000003" in said.out
+    assert "has 1 problems, the first: sample 000003" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["write", "--source", "{tmp}/none", "--out", "{tmp}/o"],
+            "expected a folder of images, but {tmp}/none is missing",
+        ),
+        (["write", "--source", "{tmp}/empty", "--out", "{tmp}/o"], "no image in {tmp}/empty"),
+        (
+            ["write", "--source", "{tmp}/text", "--out", "{tmp}/o", "--processes", "1"],
+            "no readable image: 1 files were tried",
+        ),
+        (["write", "--source", "scenes", "--out", "{tmp}/text"], "{tmp}/text is not empty"),
+        (
+            ["index", "--source", "{tmp}/empty", "--out", "{tmp}/o"],
+            "no file in {tmp}/empty matches '*.tar'; it holds nothing",
+        ),
+        (["index", "--source", "{tmp}/tar", "--out", "{tmp}/o"], "{tmp}/tar/a.tar is no readable tar shard"),
+        (["verify", "--shards", "{tmp}/empty"], "{tmp}/empty has no manifest.json"),
+        (["show", "--shards", "{tmp}/none"], "{tmp}/none is no folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line(run, tmp_path, words, message):
+    for name, file in (("empty", None), ("text", "a.jpg"), ("tar", "a.tar")):
+        (tmp_path / name).mkdir()
+        if file:
+            (tmp_path / name / file).write_text("hello")
+    said = run(*(word.format(tmp=tmp_path) for word in words), code=1).err.splitlines()
+    assert said[-1].startswith("error: ")
+    assert message.format(tmp=tmp_path) in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--val-fraction", "1"], "val-fraction must lie in [0, 1), got 1.0"),
+        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--size", "8"], "size must be at least 32 pixels, got 8"),
+    ],
+)
+def test_impossible_options_are_explained(run, tmp_path, words, message):
+    assert message in run("write", "--source", "scenes", "--out", tmp_path / "o", *words, code=2).err
