@@ -26,7 +26,9 @@ def _block_v1(block, x, seen):
     def bias(delta):
         return attn.relative_position_bias_table[_table_row(delta, block.window_size)].permute(2, 0, 1)
 
-    x = x + attn.proj(_attend(x, seen, block, v, lambda i, j, d: _per_head(q, i) @ _per_head(k, j).mT * attn.scale + bias(d)))
+    x = x + attn.proj(
+        _attend(x, seen, block, v, lambda i, j, d: _per_head(q, i) @ _per_head(k, j).mT * attn.scale + bias(d))
+    )
     return x + block.mlp(block.norm2(x))
 
 
@@ -61,7 +63,9 @@ def _attend(x, seen, block, v, scores):
     for row in range(height):
         for col in range(width):
             if seen[row, col]:
-                key = tuple((at - s) // w for at, s, w in zip((row, col), block.shift_size, block.window_size, strict=True))
+                key = tuple(
+                    (at - s) // w for at, s, w in zip((row, col), block.shift_size, block.window_size, strict=True)
+                )
                 windows.setdefault(key, []).append((row, col))
     out = torch.zeros_like(v)
     for tokens in windows.values():
