@@ -32,7 +32,7 @@ class Classifier:
     """A network with its classifier and what it needs to be measured."""
 
     name: str
-    """Where it comes from and which weights it has."""
+    """Which weights it has: raw, ema, "best raw", ..."""
     network: nn.Module
     """The network itself."""
     num_classes: int
@@ -103,7 +103,7 @@ def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifie
         raise ValueError(f"{folder} has no classifier; fine-tune it first, or measure it with --task.method knn")
     network = load_backbone(folder, img_size=img_size)
     return Classifier(
-        name=str(folder),
+        name=str(info.provenance.get("weights", folder.name)),
         network=network,
         num_classes=info.num_classes,
         img_size=img_size or info.img_size,
@@ -135,7 +135,7 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Iterator[Classifier]:
         network = build_plain(start, method=state["method"], num_classes=state["num_classes"])
         checkpoint.load_weights(network, kind=kind, architecture=start.architecture)
         yield Classifier(
-            name=f"{checkpoint.path} {weights}",
+            name=weights,
             network=network,
             num_classes=state["num_classes"],
             img_size=start.img_size,
@@ -155,7 +155,7 @@ def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
     if network.num_classes == 0:
         raise ValueError(f"eval-only: timm's {name} has no classifier; choose one that was fine-tuned")
     return Classifier(
-        name=f"timm {name}",
+        name="timm",
         network=use_exact_windows(network),
         num_classes=network.num_classes,
         img_size=img_size or tuple(known["input_size"][-2:]),
@@ -180,7 +180,7 @@ def _measure(config: FinetuneConfig, classifier: Classifier, *, val: ShardSet, e
 def _check_classes(classifier: Classifier, val: ShardSet) -> None:
     if val.classes is not None and len(val.classes) != classifier.num_classes:
         raise ValueError(
-            f"{classifier.name} tells {classifier.num_classes} classes apart, val-shards {val.folder} has {len(val.classes)}; "
+            f"eval-only: the {classifier.name} weights tell {classifier.num_classes} classes apart, but val-shards {val.folder} has {len(val.classes)}; "
             "measure it on the classes that it was trained on"
         )
     check_labels(val, num_classes=classifier.num_classes, option="val-shards")

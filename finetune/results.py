@@ -50,7 +50,7 @@ def results_table(results: list[dict[str, Any]], *, title: str) -> Table:
     """Return the results as a table, best guesses first, with the hardest and easiest class of each."""
     table = Table(title=title)
     for column in ("weights", "step", "top-1 %", "top-5 %", "loss", "images", "hardest class", "easiest class"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column not in ("weights", "hardest class", "easiest class"))
     for line in results:
         hardest, easiest = _extremes(line.get("per_class") or {})
         table.add_row(

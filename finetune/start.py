@@ -13,7 +13,7 @@ from torch import nn
 from backbones.build import architecture
 from backbones.config import BackboneConfig
 from backbones.exact_windows import use_exact_windows
-from backbones.handoff import BackboneInfo, load_backbone, read_backbone
+from backbones.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
 from engine.randomness import torch_seed
 from finetune.config import StartConfig
 from finetune.pixels import Statistics
@@ -112,6 +112,7 @@ def _from_scratch(config: StartConfig) -> Start:
     args.pop("img_size")
     if config.img_size is not None:
         args["img_size"] = config.img_size
+    skeleton(name, **args)  # refuses what timm does not know
     return Start(
         architecture=name,
         model_args=args,
@@ -125,7 +126,8 @@ def _from_scratch(config: StartConfig) -> Start:
 def default_img_size(name: str) -> tuple[int, int]:
     """Return the input height and width that timm's architecture ``name`` is made for."""
     config = get_pretrained_cfg(name)
-    return (224, 224) if config is None else tuple(config.input_size[-2:])
+    height, width = (224, 224) if config is None else config.input_size[-2:]
+    return height, width
 
 
 def _model_args(config: StartConfig, *, info: BackboneInfo) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
 
 from data.loader import training_batches
 from data.order import Order
@@ -21,6 +21,7 @@ from finetune.micro_batch import TrainingBuilder
 from finetune.nearest import measure_nearest
 from finetune.network import build_trained
 from finetune.pixels import Pixels
+from finetune.sample_log import SampleLog
 from finetune.start import Start, resolve_start
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,18 @@ def _train(
     cross_entropy = SoftTargetCrossEntropy()
     accuracy = Accuracy(config, training=training, start=start, labelled=labelled, pixels=pixels)
     set_training_mode(engine.module)
-    for step in training.steps():
-        for number in training.micro_batches:
-            batch = training.fetch(batches)
-            images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
-            logits = training.forward(images, key=(step, number))
-            training.backward(cross_entropy(logits, targets))
-        training.update()
-        training.report()
-        accuracy.measure_if_due()
-        training.save_if_due()
+    with SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples) as samples:
+        for step in training.steps():
+            for number in training.micro_batches:
+                batch = training.fetch(batches)
+                images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
+                logits = training.forward(images, key=(step, number))
+                training.backward(cross_entropy(logits, targets))
+                samples.note(step, number, batch)
+            training.update()
+            training.report()
+            accuracy.measure_if_due()
+            training.save_if_due()
     if training.stopped:
         return []
     hand_off(training)

@@ -1,0 +1,68 @@
+"""Every recipe fits the config, and nonsense is refused with what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from data.config import DataConfig
+from engine.recipe import parse
+from finetune.config import (
+    AugmentConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    StartConfig,
+    TaskConfig,
+    steps_between_evaluations,
+)
+
+RECIPES = sorted((Path(__file__).parents[3] / "finetune" / "recipes").rglob("*.yaml"))
+WORDS = ["--data.shards", "train", "--val-shards", "val"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_its_header_names_process_counts(path):
+    config = parse(FinetuneConfig, ["--recipe", str(path), *WORDS])
+    header = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    if config.task.method == "knn":
+        return
+    num_micro_batches = config.data.batch_size // config.data.micro_batch_size
+    counts = [str(w) for w in range(1, num_micro_batches + 1) if num_micro_batches % w == 0]
+    assert f"{', '.join(counts[:-1])} or {counts[-1]}" in header
+
+
+def test_the_defaults_are_the_published_recipe():
+    config = parse(FinetuneConfig, WORDS)
+    published = parse(FinetuneConfig, ["--recipe", str(RECIPES[0].parent / "imagenet.yaml"), *WORDS])
+    assert config.augment == published.augment
+    assert config.optimizer == published.optimizer
+    # methods: 1.25e-3 per 512 images, at 768
+    assert published.optimizer.base_lr * published.data.batch_size / published.optimizer.lr_batch_size == 1.875e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TaskConfig(label_fraction=0.0), "task.label-fraction"),
+        (lambda: TaskConfig(label_fraction=0.1, labels_per_class=3), "exclude each other"),
+        (lambda: TaskConfig(num_classes=1), "at least 2"),
+        (lambda: TaskConfig(freeze=-1), "task.freeze"),
+        (lambda: StartConfig(drop_path=1.0), "backbone.drop-path"),
+        (lambda: AugmentConfig(scale=(0.0, 1.0)), "augment.scale"),
+        (lambda: AugmentConfig(erase_prob=2.0), "augment.erase-prob"),
+        (lambda: AugmentConfig(rand_augment="m9"), "rand-m9-mstd0.5-inc1"),
+        (lambda: EvaluationConfig(crop_ratio=1.5), "evaluation.crop-ratio"),
+        (
+            lambda: FinetuneConfig(data=DataConfig(shards="x", batch_size=6, micro_batch_size=3), val_shards="y"),
+            "must be even",
+        ),
+    ],
+)
+def test_nonsense_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_evaluations_come_every_so_many_passes():
+    assert steps_between_evaluations(EvaluationConfig(every_epochs=0.5), steps_per_epoch=100) == 50
+    assert steps_between_evaluations(EvaluationConfig(every_epochs=0.001), steps_per_epoch=100) == 1
+    assert steps_between_evaluations(EvaluationConfig(every_steps=7), steps_per_epoch=100) == 7
