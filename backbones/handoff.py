@@ -23,7 +23,6 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from backbones.exact_windows import use_exact_windows
@@ -148,31 +147,34 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
     """
     info = read_backbone(folder)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    stored = read_state(folder)
     source = skeleton(info.architecture, num_classes=info.num_classes, **info.model_args)
-    model = timm.create_model(f"local-dir:{folder}", **kwargs)
-    network: Any = model.model if isinstance(model, FeatureGetterNet) else model
-    state, resized = fit_state(stored, network, source=source)
+    whole = {key: value for key, value in kwargs.items() if key not in ("features_only", "out_indices")}
+    target = skeleton(info.architecture, **{"num_classes": info.num_classes, **info.model_args, **whole})
+    state, resized = fit_state(read_state(folder), target, source=source)
     for change in resized:
         logger.info("%s: resized %s", folder, change)
-    if kwargs.get("num_classes", info.num_classes) != info.num_classes:
-        state = {name: value for name, value in state.items() if not is_classifier(name, network)}
-    _load(network, state, where=f"{folder} ({info.architecture}, {info.model_args}) as {kwargs}")
+    _check_complete(state, target, where=f"{folder} ({info.architecture}, {info.model_args}) as {kwargs}")
+    model = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
+    )
+    for described in model.modules():
+        for name in ("pretrained_cfg", "default_cfg"):
+            getattr(described, name, {}).pop("state_dict", None)  # or the model would keep its first weights
     return use_exact_windows(model)
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    wanted = network.state_dict()
-    missing = {name for name in wanted if name not in state and not is_classifier(name, network)}
-    shapes = [
-        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
-        for name, value in state.items()
-        if name in wanted and wanted[name].shape != value.shape
-    ]
+def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: str) -> None:
+    """Refuse weights that lack one of the model's or have one in another shape; only the classifier may start random."""
+    wanted = {name: value for name, value in target.state_dict().items() if not is_classifier(name, target)}
+    missing = {name for name in wanted if name not in state}
+    shapes = {
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    }
+    faults = {"lacks": missing, "differs in": shapes}
     if missing or shapes:
-        faults = {"lacks": missing, "differs in": shapes}
         raise ValueError(f"{where}: " + "; ".join(f"{kind} {_some(names)}" for kind, names in faults.items() if names))
-    network.load_state_dict(dict(state), strict=False)
 
 
 def skeleton(architecture: str, **model_args: Any) -> nn.Module:

@@ -130,6 +130,17 @@ def test_loading_at_another_size_resizes_tables(tmp_path):
     assert model(torch.randn(1, 3, 192, 192)).shape == (1, 5)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_feature_maps_are_those_of_the_whole_model(tmp_path, kind):
+    model = make(kind)
+    hand_off(tmp_path / "backbone", model, kind)
+    images = torch.randn(1, 3, *MODELS[kind][1]["img_size"])
+    with torch.no_grad():
+        maps = load_backbone(tmp_path / "backbone", features_only=True).eval()(images)
+        expected = model.forward_intermediates(images, intermediates_only=True)[-1]
+    assert torch.equal(maps[-1], expected.permute(0, 2, 3, 1) if "swin" in kind else expected)
+
+
 def test_folder_with_a_head_loads_with_it(tmp_path):
     architecture, model_args = MODELS["swin"]
     model = timm.create_model(architecture, num_classes=3, **model_args).eval()
