@@ -75,5 +75,5 @@ def _attention(
     )
 
 
-def _merge(merging: PatchMerging, cells: Float[Tensor, "b n 4*c"]) -> Float[Tensor, "b n c2"]:
+def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[Tensor, "b n c2"]:
     return merging.reduction(merging.norm(cells))

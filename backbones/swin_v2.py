@@ -65,5 +65,5 @@ def _bias_table(attn: WindowAttention) -> Float[Tensor, "t h"]:
     return 16 * rows.sigmoid()
 
 
-def _merge(merging: PatchMerging, cells: Float[Tensor, "b n 4*c"]) -> Float[Tensor, "b n c2"]:
+def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[Tensor, "b n c2"]:
     return merging.norm(merging.reduction(cells))

@@ -13,7 +13,7 @@ Legend: k visible units, n tokens of a stage, G groups, g slots per group.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -116,20 +116,20 @@ class VisibleLayout:
     """[L-k] raster numbers of the other units, ascending."""
     stages: tuple[StageLayout, ...]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "VisibleLayout":
         """Return this layout as int64 tensors on ``device``, moved in one copy."""
         return self._repacked(lambda packed: packed.to(device, non_blocking=True).to(torch.int64))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self) -> "VisibleLayout":
         """Return this layout as tensors in one piece of page-locked memory."""
         return self._repacked(lambda packed: packed.pin_memory())
 
-    def _repacked(self, change: Any) -> Self:
+    def _repacked(self, change: Any) -> "VisibleLayout":
         arrays = [torch.as_tensor(array) for array in _arrays(self)]
         packed: Tensor = change(torch.cat([array.flatten() for array in arrays]))
         parts = packed.split([array.numel() for array in arrays])
         views = iter([part.view(array.shape) for part, array in zip(parts, arrays, strict=True)])
-        return cast(Self, _replaced(self, views))
+        return cast(VisibleLayout, _replaced(self, views))
 
 
 def build_layout(

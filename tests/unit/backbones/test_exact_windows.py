@@ -56,7 +56,7 @@ def test_image_sizes_other_than_the_models_own_get_exact_windows(name, size):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")  # timm's resizing of bias tables
+@pytest.mark.filterwarnings("ignore::UserWarning")  # from timm resizing bias tables
 @torch.no_grad()
 def test_set_input_size_keeps_windows_exact(name):
     _, exact = pair(name, img_size=224, window_size=7)

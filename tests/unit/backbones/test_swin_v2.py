@@ -41,7 +41,7 @@ def test_everything_visible_equals_timms_own_forward(img_size, window):
     plain = timm.create_model(TINY, img_size=img_size, window_size=window, num_classes=0, **NARROW).double().eval()
     plain.load_state_dict(model.state_dict())
     spec = layout_spec(model)
-    layout = build_layout(spec, np.ones(spec.units, dtype=bool), rule="largest_window").to("cpu")
+    layout = build_layout(spec, np.ones(spec.units, dtype=bool)).to("cpu")
     images = images_for(spec, batch=1)
     with torch.no_grad():
         expected = plain.forward_features(images).flatten(1, 2)
@@ -54,7 +54,7 @@ def test_everything_visible_equals_timms_own_forward(img_size, window):
 def test_everything_visible_equals_exact_windows_where_timm_would_pad(img_size, window):
     model = narrow(img_size=img_size, window=window)
     spec = layout_spec(model)
-    layout = build_layout(spec, np.ones(spec.units, dtype=bool), rule="largest_window").to("cpu")
+    layout = build_layout(spec, np.ones(spec.units, dtype=bool)).to("cpu")
     images = images_for(spec, batch=1)
     with torch.no_grad():
         expected = forward_reference(model, images, torch.ones(spec.units, dtype=torch.bool))
@@ -118,7 +118,7 @@ def test_every_timm_swin_v2_with_everything_visible_equals_its_own_forward(name)
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     spec = layout_spec(model)
-    layout = build_layout(spec, np.ones(spec.units, dtype=bool), rule="largest_window").to("cpu")
+    layout = build_layout(spec, np.ones(spec.units, dtype=bool)).to("cpu")
     images = images_for(spec, batch=1).float()
     with torch.no_grad():
         expected = model.forward_features(images).flatten(1, 2)
