@@ -41,18 +41,16 @@ class AccuracyLog:
         self._checkpoints = folder / "checkpoints"
         self.lines = [line for line in _read_lines(self._file) if line["step"] <= step]
         if self._file.exists():
-            write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+            self._write()
         for weights in WEIGHTS:
             self._drop_overtaken(weights)
 
     def add(self, *, step: int, weights: str, figures: dict[str, float]) -> bool:
         """Write one line; return whether these are the best weights of their kind so far (the first, if equal)."""
-        self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
         before = self.best_step(weights)
-        line: dict[str, Any] = {"step": step, "weights": weights, **figures}
-        self.lines.append(line)
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
+        self.lines.append({"step": step, "weights": weights, **figures})
+        self._write()
         return self.best_step(weights) != before
 
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
@@ -73,6 +71,9 @@ class AccuracyLog:
         folder = self.best_folder(weights, step)
         write_durably(folder.with_suffix(".json"), json.dumps(result).encode())
         self._drop_overtaken(weights)
+
+    def _write(self) -> None:
+        write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def _drop_overtaken(self, weights: str) -> None:
         kept = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}

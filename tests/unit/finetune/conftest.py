@@ -40,10 +40,10 @@ def write():
     return write_scenes
 
 
-@pytest.fixture
-def micro(train_shards, val_shards, tmp_path):
-    """Return a function from changes of sections to a micro recipe: 64 px, two micro-batches of 4, 6 steps."""
-    base = FinetuneConfig(
+@pytest.fixture(scope="session")
+def base(train_shards, val_shards):
+    """A micro recipe: 64 px, two micro-batches of 4, 6 steps."""
+    return FinetuneConfig(
         data=DataConfig(shards=str(train_shards), batch_size=8, micro_batch_size=4, workers=0),
         val_shards=str(val_shards),
         backbone=StartConfig(
@@ -61,12 +61,20 @@ def micro(train_shards, val_shards, tmp_path):
         optimizer=OptimizerConfig(
             base_lr=1e-2, steps=6, warmup_steps=1, clip_grad_norm=1.0, ema_decay=0.9, layer_decay=0.8
         ),
-        run=RunConfig(folder=tmp_path / "run", save_every_steps=2, keep_last=3),
+        run=RunConfig(save_every_steps=2, keep_last=3),
         report=ReportConfig(every_steps=1, tensorboard=False),
         distributed=DistributedConfig(engine="single", precision="fp32"),
     )
 
+
+@pytest.fixture
+def micro(base, tmp_path):
+    """Return a function from changes of sections to a micro recipe in a folder of its own."""
+
     def change(**sections) -> FinetuneConfig:
+        sections.setdefault("run", {})
+        if isinstance(sections["run"], dict):
+            sections["run"].setdefault("folder", tmp_path / "run")
         changed = {}
         for name, fields in sections.items():
             changed[name] = replace(getattr(base, name), **fields) if isinstance(fields, dict) else fields

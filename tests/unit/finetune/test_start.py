@@ -50,6 +50,7 @@ def test_options_override_the_folders_statistics(handed_off):
     assert (start.mean, start.std) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6))
 
 
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # from timm resizing bias tables
 def test_another_size_and_window_resize_the_tables(handed_off):
     start = resolve_start(StartConfig(init=handed_off()[0], img_size=(96, 128), window=8))
     network = build_network(start, num_classes=3)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import timm
@@ -27,10 +28,11 @@ def by_name(results):
     return {line["name"]: line for line in results}
 
 
-@pytest.fixture
-def whole(micro, tmp_path):
-    results = train(micro(run={"folder": tmp_path / "whole"}))
-    return tmp_path / "whole", results
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """A finished run and its results; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, train(replace(base, run=replace(base.run, folder=folder)))
 
 
 def test_last_and_best_raw_and_averaged_weights_are_measured(whole):
@@ -91,9 +93,10 @@ def test_resumed_equals_uninterrupted(micro, whole, tmp_path):
     assert (resumed / "accuracy.jsonl").read_text() == (folder / "accuracy.jsonl").read_text()
 
 
-def test_a_finished_run_that_is_started_again_only_repeats_its_results(micro, whole):
-    folder, results = whole
-    assert train(micro(run={"folder": folder})) == results
+def test_a_finished_run_that_is_started_again_only_repeats_its_results(micro, whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "again")
+    assert train(micro(run={"folder": folder})) == whole[1]
+    assert (folder / "accuracy.jsonl").read_text() == (whole[0] / "accuracy.jsonl").read_text()
 
 
 def test_a_changed_recipe_is_refused_on_resume(micro, whole):
@@ -102,10 +105,9 @@ def test_a_changed_recipe_is_refused_on_resume(micro, whole):
         train(micro(run={"folder": folder}, augment={"mixup_alpha": 0.5}))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing(micro, whole, tmp_path, workers):
+def test_workers_and_evaluations_change_nothing(micro, whole, tmp_path):
     folder, _ = whole
-    train(micro(run={"folder": tmp_path / "workers"}, data={"workers": workers}, evaluation={"every_steps": 6}))
+    train(micro(run={"folder": tmp_path / "workers"}, data={"workers": 2}, evaluation={"every_steps": 6}))
     (_, one), (_, two) = last_tensors(folder), last_tensors(tmp_path / "workers")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
