@@ -147,12 +147,20 @@ def clip_gradients(layout: Layout, *, max_norm: float | None, device: torch.devi
     Not finite gradients are kept: the returned norm says so, and no process skips a step that others take.
     """
     gradients = layout.gradients()
-    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
+    squared = torch.zeros((), dtype=torch.float64, device=device)
+    if gradients:
+        squared = torch.stack(_norms(gradients)).double().square().sum()
     if layout.partitioned and dist.is_initialized():
-        squared = norm.square()
         dist.all_reduce(squared)
-        norm = squared.sqrt()
+    norm = squared.sqrt()
     if max_norm is not None and gradients:
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype)
         torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
+
+
+def _norms(gradients: list[Tensor]) -> list[Tensor]:
+    """Return each tensor's norm; in fp64 on a CPU, whose fp32 sums of millions of squares are off by 1e-5."""
+    if gradients[0].device.type == "cpu":
+        return [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    return list(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]

@@ -54,7 +54,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
             "weight_decay": 0.2,
         },  # fewer elements than processes
     ]
-    return torch.optim.AdamW(groups, lr=0.5, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=0.5, betas=(0.9, 0.95), fused=True)
 
 
 class State:
@@ -193,9 +193,10 @@ def check_coverage(folder: Path, module: nn.Module) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     deepspeed_zero.PERSISTENT_ELEMENTS = 20  # so that ZeRO-3 partitions the matrices of this model
-    for job in sys.argv[1:]:
-        engine = run_job(job)
-    engine.close()
+    *others, last = sys.argv[1:]
+    for job in others:
+        run_job(job)
+    run_job(last).close()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def groups_of(model):
     ]
 
 
-def prepared(*, precision="fp32", clip=None, micro_batches=2, seed=0, model=None):
+def prepared(*, precision: Literal["bf16", "fp32", "fp64"] = "fp32", clip=None, micro_batches=2, seed=0, model=None):
     engine = Engine(DistributedConfig(engine="single", precision=precision))
     model = Model(seed) if model is None else model
     optimizer = torch.optim.AdamW(groups_of(model), lr=1.0)
