@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.accuracy import top1
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "benchmarks" / "demo"
@@ -62,7 +63,7 @@ def write_shards(options: argparse.Namespace) -> tuple[Path, bool]:
     out = options.out / "shards"
     source = ["scenes", "--count", str(400 if options.quick else NUM_SCENES), "--size", str(SCENE_SIZE)]
     if options.images:
-        source = [options.images, "--resize", "160"]
+        source = [options.images, "--size", "160"]
     run(
         "Writing shards",
         [sys.executable, "data/main.py", "write", "--source", *source, "--out", str(out), "--val-fraction", "0.2"],
@@ -88,7 +89,7 @@ def pretrain(options: argparse.Namespace, *, shards: Path, labelled: bool) -> No
 
 def compare(options: argparse.Namespace, *, shards: Path, table: Table) -> None:
     """Fine-tune the pretrained network and the same one from scratch, and fill the table."""
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, float] = {}
     for name in ("pretrained", "scratch"):
         folder = options.out / f"finetune_{name}"
         words = ["--recipe", str(RECIPES / "finetune.yaml"), "--data.shards", str(shards / "train")]
@@ -98,12 +99,12 @@ def compare(options: argparse.Namespace, *, shards: Path, table: Table) -> None:
         if options.quick:
             words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
         run(f"Fine-tuning, {name}", [sys.executable, "finetune/main.py", *words])
-        results[name] = json.loads((folder / "evaluation.json").read_text())
+        results[name] = top1(folder)
     probes = [json.loads(line) for line in (options.out / "pretrain" / "probes.jsonl").read_text().splitlines()]
     first, last = probes[0], probes[-1]
     table.add_column("pretrained", justify="right")
     table.add_column("no pretraining", justify="right")
-    table.add_row("fine-tuned, top-1", *(percent(results[name]["last"]["top1"]) for name in ("pretrained", "scratch")))
+    table.add_row("fine-tuned, top-1", *(percent(results[name]) for name in ("pretrained", "scratch")))
     table.add_row("linear probe, top-1", percent(last["linear_accuracy"]), percent(first["linear_accuracy"]))
     table.add_row("kNN, top-1", percent(last["knn_accuracy"]), percent(first["knn_accuracy"]))
     table.add_row("kNN of 8x8 raw pixels", "", percent(first["knn_accuracy_of_pixels"]))

@@ -132,26 +132,26 @@ class Drill:
 
     def start(self, name: str, layout: Layout, *, precision: str = "fp32") -> "Running":
         """Start or resume the run ``name``."""
-        launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_machines", "1"]
-        launch += ["--num_processes", str(layout.processes), "--main_process_port", "0", "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no"]
+        launch = [sys.executable]
         if layout.engine == "deepspeed":
-            launch += ["--use_deepspeed", "--zero_stage", str(layout.zero_stage)]
-        elif layout.processes > 1:
-            launch += ["--cpu"]
+            launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_machines", "1"]
+            launch += ["--num_processes", str(layout.processes), "--main_process_port", "0", "--mixed_precision", "no"]
+            launch += ["--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", str(layout.zero_stage)]
+        elif layout.engine == "ddp":
+            launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(layout.processes), "--master-port", "0"]
         words = ["--recipe", "benchmarks/resume.yaml", "--data.shards", str(self.folder / "shards")]
         words += ["--run.folder", str(self.folder / name), "--distributed.engine", layout.engine]
         words += ["--distributed.zero-stage", str(layout.zero_stage), "--data.workers", str(layout.workers)]
         words += ["--distributed.precision", precision, "--run.save-every-steps", str(SAVE_EVERY)]
         words += ["--optimizer.steps", str(STEPS)]
-        return Running([*launch, "pretrain/main.py", *words], self.folder / name)
+        return Running([*launch, "pretrain/main.py", *words], self.folder / name, processes=layout.processes)
 
 
 class Running:
     """A started run, in a process group of its own."""
 
-    def __init__(self, words: list[str], folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, words: list[str], folder: Path, *, processes: int) -> None:
+        self.folder, self.processes = folder, processes
         self.output = folder.with_suffix(".log").open("ab")
         self.process = subprocess.Popen(
             words, cwd=ROOT, start_new_session=True, stdout=self.output, stderr=subprocess.STDOUT
@@ -160,6 +160,7 @@ class Running:
     def wait_done(self) -> None:
         """Wait for the run's end."""
         code = self.process.wait(TIME_LIMIT_S)
+        self._check_processes()
         if code:
             sys.exit(f"a run ended with exit code {code}:\n{Path(self.output.name).read_text()[-4000:]}")
 
@@ -195,7 +196,14 @@ class Running:
         if self.process.poll():
             self.wait_done()
 
+    def _check_processes(self) -> None:
+        """End the drill if the launcher started fewer processes than the layout has: it would prove nothing."""
+        found = len(list(self.folder.glob("samples-*.jsonl")))
+        if found < self.processes:
+            sys.exit(f"{self.folder.name}: {found} processes noted samples, expected {self.processes}")
+
     def _kill(self) -> int:
+        self._check_processes()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.accuracy import top1
 from benchmarks.goals import finish, machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,8 +99,9 @@ class Study:
                     [
                         "data/main.py",
                         "index",
+                        "--source",
                         str(options.data),
-                        "--glob",
+                        "--pattern",
                         f"{split}-*.tar",
                         "--out",
                         str(self.out / split),
@@ -138,7 +140,7 @@ class Study:
         folder = self.out / str(task)
         if not (folder / "evaluation.json").exists():
             self._run(str(task), ["finetune/main.py", *self._finetune_words(task, folder)])
-        return json.loads((folder / "evaluation.json").read_text())["last"]["top1"]
+        return top1(folder)
 
     def figures(self, tasks: list[Task]) -> dict[str, Any]:
         """Return mean and deviation over seeds of every arm, and how long the runs took."""
