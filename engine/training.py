@@ -112,6 +112,7 @@ class Training:
     def _restore(self, model: nn.Module) -> None:
         """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
         checkpoint = self._find_checkpoint()
+        self.engine.place(model)  # first, so that fp64 weights are not read through fp32
         if checkpoint is not None:
             checkpoint.load_weights(model)
         self.engine.prepare(
