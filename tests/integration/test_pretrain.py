@@ -1,0 +1,134 @@
+"""The pretraining program under the real launcher: two processes equal one, and it refuses what cannot be divided."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).parents[2]
+ACCELERATE = (
+    sys.executable,
+    "-m",
+    "accelerate.commands.accelerate_cli",
+    "launch",
+    "--config_file",
+    "pretrain/cpu_two_processes.yaml",
+)
+FP32_BOUND = 1e-5
+
+
+def start(*command: str, timeout_s: int = 150) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))}
+    return subprocess.run(
+        command, cwd=ROOT, env={**kept, "OMP_NUM_THREADS": "1"}, timeout=timeout_s, capture_output=True, text=True
+    )
+
+
+def launch(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    more = ("--num_processes", str(processes), "--main_process_port", port)
+    return start(*ACCELERATE, *more, "pretrain/main.py", *words)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    shards = tmp_path_factory.mktemp("scenes") / "shards"
+    written = start(
+        sys.executable,
+        "data/main.py",
+        "write",
+        "--source",
+        "scenes",
+        "--count",
+        "120",
+        "--size",
+        "64",
+        "--out",
+        str(shards),
+    )
+    assert written.returncode == 0, written.stderr
+    return (
+        "--recipe",
+        "benchmarks/resume.yaml",
+        "--data.shards",
+        str(shards),
+        "--optimizer.steps",
+        "4",
+        "--data.workers",
+        "1",
+        "--distributed.precision",
+        "fp32",
+    )
+
+
+def notes(folder: Path) -> dict[tuple[int, int], str]:
+    lines = [line for path in folder.glob("samples-*.jsonl") for line in path.read_text().splitlines()]
+    return {(json.loads(line)["step"], json.loads(line)["micro_batch"]): line for line in lines}
+
+
+def test_two_processes_under_deepspeed_equal_one(words, tmp_path):
+    one = start(sys.executable, "pretrain/main.py", *words, "--run.folder", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = launch(*words, "--run.folder", str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert len(list((tmp_path / "two").glob("samples-*.jsonl"))) == 2
+    assert notes(tmp_path / "one") == notes(tmp_path / "two")
+    checkpoints = [CheckpointStore(tmp_path / name / "checkpoints").latest() for name in ("one", "two")]
+    for name in checkpoints[0].names("weight"):
+        a, b = (checkpoint.read_full("weight", name) for checkpoint in checkpoints)
+        assert (a - b).abs().max() <= FP32_BOUND * max(1.0, float(a.abs().max())), name
+        assert torch.isfinite(a).all()
+
+
+def test_a_process_count_that_does_not_divide_is_refused_with_those_that_do(words, tmp_path):
+    refused = launch(*words, "--run.folder", str(tmp_path / "three"), processes=3)
+    assert refused.returncode != 0
+    errors = {
+        line.split("error: ")[1] for line in (refused.stderr + refused.stdout).splitlines() if "error: 4 micro" in line
+    }
+    assert any(
+        error.endswith("cannot be divided among 3 processes; process counts that work: 1, 2, 4") for error in errors
+    )
+
+
+def test_a_second_start_in_the_same_folder_is_refused_and_names_the_holder(words, tmp_path):
+    folder = str(tmp_path / "held")
+    holder = subprocess.Popen(
+        [sys.executable, "pretrain/main.py", *words, "--optimizer.steps", "100000", "--run.folder", folder],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(600):
+            if (tmp_path / "held" / "lock.json").exists():
+                break
+            assert holder.poll() is None
+            time.sleep(0.1)
+        second = start(
+            sys.executable, "pretrain/main.py", *words, "--optimizer.steps", "100000", "--run.folder", folder
+        )
+    finally:
+        holder.kill()
+        holder.wait()
+    assert second.returncode == 1
+    assert "error: " in second.stderr
+    assert str(holder.pid) in second.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_run_ends_where_the_uninterrupted_one_does():
+    """SIGKILL at random moments, also while saving; other process counts, ZeRO stages and loader workers."""
+    drill = start(sys.executable, "benchmarks/resume.py", timeout_s=1100)
+    assert drill.returncode == 0, drill.stdout[-3000:] + drill.stderr[-3000:]
