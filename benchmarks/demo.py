@@ -20,7 +20,7 @@ from benchmarks.accuracy import top1
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "benchmarks" / "demo"
-NUM_SCENES, SCENE_SIZE = 5000, 144
+NUM_SCENES, SCENE_SIZE = 5000, 128
 console = Console(highlight=False)
 
 
@@ -81,30 +81,29 @@ def pretrain(options: argparse.Namespace, *, shards: Path, labelled: bool) -> No
     words += ["--run.folder", str(options.out / "pretrain")]
     if labelled:
         words += ["--probe.train-shards", str(shards / "train"), "--probe.val-shards", str(shards / "val")]
-        words += ["--probe.every-steps", str(5 if options.quick else 150)]
+        words += ["--probe.max-samples", "2000", "--probe.every-steps", str(5 if options.quick else 100)]
     if options.quick:
         words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
     run("Pretraining on visible tokens", [*accelerate(), *launcher, "pretrain/main.py", *words])
 
 
 def compare(options: argparse.Namespace, *, shards: Path, table: Table) -> None:
-    """Fine-tune the pretrained network and the same one from scratch, and fill the table."""
-    results: dict[str, float] = {}
-    for name in ("pretrained", "scratch"):
-        folder = options.out / f"finetune_{name}"
-        words = ["--recipe", str(RECIPES / "finetune.yaml"), "--data.shards", str(shards / "train")]
-        words += ["--val-shards", str(shards / "val"), "--run.folder", str(folder)]
-        if name == "pretrained":
-            words += ["--backbone.init", str(options.out / "pretrain" / "backbone")]
-        if options.quick:
-            words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
-        run(f"Fine-tuning, {name}", [sys.executable, "finetune/main.py", *words])
-        results[name] = top1(folder)
+    """Fine-tune the pretrained network and the same one from scratch, side by side, and fill the table."""
+    folders = {name: options.out / f"finetune_{name}" for name in ("pretrained", "scratch")}
+    words = ["--recipe", str(RECIPES / "finetune.yaml"), "--data.shards", str(shards / "train")]
+    words += ["--val-shards", str(shards / "val")]
+    if options.quick:
+        words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
+    more = {"pretrained": ["--backbone.init", str(options.out / "pretrain" / "backbone")], "scratch": []}
+    run(
+        "Fine-tuning, pretrained and from scratch, side by side",
+        *([sys.executable, "finetune/main.py", *words, "--run.folder", str(folders[n]), *more[n]] for n in folders),
+    )
     probes = [json.loads(line) for line in (options.out / "pretrain" / "probes.jsonl").read_text().splitlines()]
     first, last = probes[0], probes[-1]
     table.add_column("pretrained", justify="right")
     table.add_column("no pretraining", justify="right")
-    table.add_row("fine-tuned, top-1", *(percent(results[name]) for name in ("pretrained", "scratch")))
+    table.add_row("fine-tuned, top-1", *(percent(top1(folder)) for folder in folders.values()))
     table.add_row("linear probe, top-1", percent(last["linear_accuracy"]), percent(first["linear_accuracy"]))
     table.add_row("kNN, top-1", percent(last["knn_accuracy"]), percent(first["knn_accuracy"]))
     table.add_row("kNN of 8x8 raw pixels", "", percent(first["knn_accuracy_of_pixels"]))
@@ -131,14 +130,17 @@ def accelerate() -> list[str]:
     return [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 
-def run(title: str, words: list[str]) -> None:
-    """Show and run one command from the repository root; end with its exit code if it fails."""
-    shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
-    console.print(f"\n[bold]{title}[/bold]\n[dim]$ {shown}[/dim]", soft_wrap=True)
-    code = subprocess.run(words, cwd=ROOT, check=False).returncode
-    if code:
-        console.print(f"[red]that command ended with exit code {code}[/red]")
-        sys.exit(code)
+def run(title: str, *commands: list[str]) -> None:
+    """Show and run commands side by side from the repository root; end with the exit code of one that fails."""
+    console.print(f"\n[bold]{title}[/bold]")
+    for words in commands:
+        shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
+        console.print(f"[dim]$ {shown}[/dim]", soft_wrap=True)
+    started = [subprocess.Popen(words, cwd=ROOT) for words in commands]
+    for code in [process.wait() for process in started]:
+        if code:
+            console.print(f"[red]that command ended with exit code {code}[/red]")
+            sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ LABELS = {"all": [], "10_per_class": ["--task.labels-per-class", "10"]}
 FEW_LABELS_STEPS = 4
 """Fine-tuning on 10 labels per class takes this many times fewer steps."""
 CALIBRATION_STEPS = 30
+"""Length of the runs that tell what a step of the sparse and of the dense way costs."""
 lock = threading.Lock()
 
 
@@ -182,9 +183,19 @@ class Study:
         folder = self.out / f"calibrate_{name}"
         with lock:
             if not (folder / "backbone").exists():
-                self._pretrain(folder, [*PRETRAININGS[name], "--optimizer.steps", str(CALIBRATION_STEPS)])
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return lines[0]["seconds"] / lines[0]["step"]
+                self._pretrain(
+                    folder,
+                    [
+                        *PRETRAININGS[name],
+                        "--optimizer.steps",
+                        str(CALIBRATION_STEPS),
+                        "--optimizer.warmup-steps",
+                        "5",
+                        "--report.every-steps",
+                        "5",
+                    ],
+                )
+        return self._seconds(folder) / CALIBRATION_STEPS
 
     def _pretrain(self, folder: Path, words: list[str]) -> None:
         recipe = f"benchmarks/transfer/{self.options.scale}_pretrain.yaml"
@@ -192,8 +203,11 @@ class Study:
         self._run(folder.name, ["pretrain/main.py", *words])
 
     def _seconds(self, folder: Path) -> float:
+        """Return how long a run took, from the median time of its steps: what else the machine did then counts less."""
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return sum(line["seconds_compute"] + line["seconds_data"] for line in lines)
+        ends = [0, *(line["step"] for line in lines)]
+        per_step = [line["seconds"] / (line["step"] - before) for line, before in zip(lines, ends, strict=False)]
+        return median(per_step) * lines[-1]["step"]
 
     def _run(self, name: str, words: list[str]) -> None:
         log = self.out / f"{name}.log"
