@@ -32,7 +32,7 @@ from engine.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAVE_EVERY = 12, 3
-TIME_LIMIT_S = 300
+TIME_LIMIT_S = 180
 FP32_BOUND, FP64_BOUND = 1e-4, 1e-11
 TENSORS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 
@@ -138,7 +138,7 @@ class Drill:
             launch += ["--num_processes", str(layout.processes), "--main_process_port", "0", "--mixed_precision", "no"]
             launch += ["--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", str(layout.zero_stage)]
         elif layout.engine == "ddp":
-            launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(layout.processes), "--master-port", "0"]
+            launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(layout.processes)]
         words = ["--recipe", "benchmarks/resume.yaml", "--data.shards", str(self.folder / "shards")]
         words += ["--run.folder", str(self.folder / name), "--distributed.engine", layout.engine]
         words += ["--distributed.zero-stage", str(layout.zero_stage), "--data.workers", str(layout.workers)]
@@ -159,7 +159,11 @@ class Running:
 
     def wait_done(self) -> None:
         """Wait for the run's end."""
-        code = self.process.wait(TIME_LIMIT_S)
+        try:
+            code = self.process.wait(TIME_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            sys.exit(f"a run did not end in {TIME_LIMIT_S} s:\n{Path(self.output.name).read_text()[-4000:]}")
         self._check_processes()
         if code:
             sys.exit(f"a run ended with exit code {code}:\n{Path(self.output.name).read_text()[-4000:]}")
@@ -203,10 +207,10 @@ class Running:
             sys.exit(f"{self.folder.name}: {found} processes noted samples, expected {self.processes}")
 
     def _kill(self) -> int:
-        self._check_processes()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._check_processes()
         return self.last_step()
 
 
