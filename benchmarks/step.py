@@ -111,7 +111,7 @@ def _sides(
             loss = model(images, **batch)
         loss.backward()
 
-    def encode(model: GreenMIM, features: Callable[[Tensor], Tensor]) -> None:
+    def encode(model: GreenMIM, features: Any) -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda"):
             x = features(model.pixels(images))

@@ -5,6 +5,7 @@ Source: GreenMIM section 3.1 (the decoder of MAE), methods of MAE for the fixed 
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("position", sine_cosine_position(grid, dim), persistent=False)
-        norm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
+        norm: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
         self.blocks = nn.ModuleList([Block(dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)])
         self.norm = norm(dim)
         self.predict = nn.Linear(dim, out_dim)

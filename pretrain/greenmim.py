@@ -6,6 +6,8 @@ Beside it, the dense way for comparison: every token goes through the encoder, m
 Legend: b images, h w pixels, k visible units, p predicted units, d pixels of a unit.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -37,6 +39,10 @@ class Pixels(nn.Module):
 
 class GreenMIM(nn.Module):
     """An encoder that sees the visible units only, and a decoder that predicts the others."""
+
+    encoder: Any
+    decoder: Any
+    pixels: Pixels
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, *, pixels: Pixels, normalise_targets: bool) -> None:
         super().__init__()
@@ -89,7 +95,7 @@ class GreenMIM(nn.Module):
 class DenseMIM(GreenMIM):
     """The dense way: all tokens through the encoder, a learned token where masked, a linear head."""
 
-    def __init__(self, encoder: nn.Module, *, pixels: Pixels, normalise_targets: bool) -> None:
+    def __init__(self, encoder: Any, *, pixels: Pixels, normalise_targets: bool) -> None:
         unit = layout_spec(encoder).unit
         head = nn.Linear(feature_dim(encoder), unit[0] * unit[1] * 3)
         super().__init__(encoder, head, pixels=pixels, normalise_targets=normalise_targets)
