@@ -12,11 +12,10 @@ averaged weights, clipping, gradient accumulation.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.goals import Goal, finish, machine
@@ -117,10 +117,12 @@ class Drill:
         name = f"parts_{precision}"
         for number, layout in enumerate(parts, start=1):
             running = self.start(name, layout, precision=precision)
-            if number < len(parts):
-                running.kill_after_step(number * STEPS // len(parts))
-            else:
+            if number == len(parts):
                 running.wait_done()
+                continue
+            reached = running.kill_after_step(number * STEPS // len(parts))
+            if reached >= (number + 1) * STEPS // len(parts):
+                sys.exit(f"part {number} went on to step {reached} before it was killed: the parts overlap too much")
         one, other = tensors(whole), tensors(self.folder / name)
         difference = max(relative(one[key], other[key]) for key in one if key[0] in ("weight", "ema"))
         expected, found = micro_batches(whole), micro_batches(self.folder / name)
@@ -148,14 +150,12 @@ class Drill:
 
 
 class Running:
-    """A started run, in a process group of its own."""
+    """A started run."""
 
     def __init__(self, words: list[str], folder: Path, *, processes: int) -> None:
         self.folder, self.processes = folder, processes
         self.output = folder.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen(
-            words, cwd=ROOT, start_new_session=True, stdout=self.output, stderr=subprocess.STDOUT
-        )
+        self.process = subprocess.Popen(words, cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT)
 
     def wait_done(self) -> None:
         """Wait for the run's end."""
@@ -207,8 +207,16 @@ class Running:
             sys.exit(f"{self.folder.name}: {found} processes noted samples, expected {self.processes}")
 
     def _kill(self) -> int:
+        """Kill the launcher and all that it started, which has process groups of its own, and see that nothing lives on."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            launcher = psutil.Process(self.process.pid)
+            started = [*launcher.children(recursive=True), launcher]
+            for process in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            _, alive = psutil.wait_procs(started, timeout=30)
+            if alive:
+                sys.exit(f"these processes survived SIGKILL: {alive}")
         self.process.wait()
         self._check_processes()
         return self.last_step()
