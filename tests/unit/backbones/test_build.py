@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from backbones.build import architecture, build, feature_dim, forward_visible, layout_spec
+from backbones.build import architecture, build, feature_dim, layout_spec
 from backbones.config import BackboneConfig
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
@@ -46,8 +46,6 @@ def test_vit_is_dense_only_and_says_so():
     assert feature_dim(model) == 192
     with pytest.raises(ValueError, match="VisionTransformer cannot run on visible tokens only; these can: SwinTransf"):
         layout_spec(model)
-    with pytest.raises(ValueError, match="cannot run on visible tokens only"):
-        forward_visible(model, torch.zeros(1, 3, 224, 224), None)
 
 
 def test_unknown_architecture_is_refused_with_near_ones():

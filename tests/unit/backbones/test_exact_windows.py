@@ -87,12 +87,3 @@ def test_gradients_are_finite_in_bf16(name):
         out = exact(torch.randn(2, 3, 100, 132))
     out.float().square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in exact.parameters() if parameter.grad is not None)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@torch.no_grad()
-def test_compiles():
-    _, exact = pair(NAMES[0], img_size=(64, 96), window_size=7)
-    images = torch.randn(1, 3, 64, 96)
-    torch.testing.assert_close(torch.compile(exact)(images), exact(images), rtol=1e-4, atol=1e-4)
