@@ -6,6 +6,7 @@ averaged weights and one integer.
 """
 
 import dataclasses
+import json
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -105,6 +106,7 @@ class Training:
         )
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
+        self._num_bad = 0
         self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
         self.stopped = False
@@ -164,8 +166,19 @@ class Training:
         """Wait for the next micro-batch of this process and move it to the device."""
         with self.reporter.timed("data"):
             batch = next(batches)
+        self._note_bad(batch["bad"])
         with self.reporter.timed("transfer"):
             return {key: _to_device(value, self.engine.device) for key, value in batch.items()}
+
+    def _note_bad(self, bad: list[tuple[int, str, str]]) -> None:
+        """Name the images that could not be decoded, whose places others took, in ``bad_samples-*.jsonl``; count them."""
+        self._num_bad += len(bad)
+        if bad:
+            with (self.folder.path / f"bad_samples-{self.engine.rank:05d}.jsonl").open("a") as ledger:
+                for number, key, reason in bad:
+                    logger.warning("image %s (sample %d) was replaced: %s", key, number, reason)
+                    line = {"step": self.step, "id": number, "key": key, "reason": reason}
+                    ledger.write(json.dumps(line) + "\n")
 
     def forward(self, *args: Any, key: tuple[int, int], **kwargs: Any) -> Any:
         """Run the model on the micro-batch ``key`` = (step, micro_batch), whose own seed drives dropout and drop path."""
@@ -196,12 +209,13 @@ class Training:
         if self.step % self._config.report.every_steps and self.step != self.last_step:
             return
         means = {name: value / self._num_summed for name, value in self._sums.items()}
-        metrics = self.engine.average(means)
+        metrics = self.engine.average({**means, "bad_samples": float(self._num_bad)})
+        metrics["bad_samples"] *= self.engine.world_size
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
         images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
         self.reporter.report(self.step, metrics, num_images=images)
-        self._sums, self._num_summed = {}, 0
+        self._sums, self._num_summed, self._num_bad = {}, 0, 0
 
     def save_if_due(self) -> bool:
         """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""

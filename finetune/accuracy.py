@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engine.pixels import Pixels
 from engine.training import Training
 from finetune.accuracy_log import WEIGHTS, AccuracyLog
 from finetune.classifier_folder import write_classifier
@@ -15,7 +16,6 @@ from finetune.evaluate import evaluate, evaluation_images, forward_of
 from finetune.freezing import set_training_mode
 from finetune.labelled_shards import LabelledShards
 from finetune.network import build_plain
-from finetune.pixels import Pixels
 from finetune.results import Result, entry, write_results
 from finetune.scores import Scores
 from finetune.start import Start

@@ -23,9 +23,9 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
+from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from finetune.config import AugmentConfig
-from finetune.pixels import Statistics
 
 TRANSLATE_SHARE = 0.45
 """Largest translation of RandAugment as a share of the image's shorter side; timm's choice."""

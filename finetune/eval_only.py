@@ -15,12 +15,12 @@ from backbones.handoff import load_backbone, read_backbone
 from data.loader import ShardSet, open_shards
 from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.distributed import Engine
+from engine.pixels import Pixels, Statistics
 from engine.slices import Kind
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate, evaluation_images, forward_of
 from finetune.labelled_shards import check_labels
 from finetune.network import build_plain
-from finetune.pixels import Pixels, Statistics
 from finetune.results import EVAL_ONLY_FILE_NAME, Result, entry, write_results
 from finetune.start import Start
 

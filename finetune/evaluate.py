@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from data.evaluation import EvaluationBuilder
 from data.loader import ShardSet, evaluation_batches
 from engine.distributed import Engine
+from engine.pixels import Pixels
 from finetune.config import FinetuneConfig
-from finetune.pixels import Pixels
 from finetune.scores import TOP_K, Scores, score
 
 

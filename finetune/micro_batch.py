@@ -9,10 +9,10 @@ import torch
 from data.decode import decode_samples, read_header
 from data.loader import Sample
 from data.transforms import Crop, crop_resize, random_crop
+from engine.pixels import Statistics
 from engine.randomness import stream
 from finetune.augmentation import augment_image, image_transform
 from finetune.config import AugmentConfig
-from finetune.pixels import Statistics
 
 
 @dataclass(frozen=True, kw_only=True)

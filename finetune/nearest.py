@@ -13,12 +13,12 @@ from torch import Tensor
 
 from data.loader import ShardSet
 from engine.distributed import Engine
+from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, pixel_features
 from engine.run_folder import RunFolder
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluation_images, forward_of
 from finetune.labelled_shards import LabelledShards
-from finetune.pixels import Pixels
 from finetune.results import write_results
 from finetune.start import Start, build_network
 

@@ -14,9 +14,9 @@ from backbones.build import architecture
 from backbones.config import BackboneConfig
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
+from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from finetune.config import StartConfig
-from finetune.pixels import Statistics
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,9 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from data.loader import training_batches
 from data.order import Order
 from engine.distributed import Engine
+from engine.pixels import Pixels
 from engine.run_folder import RunFolder
+from engine.sample_log import SampleLog
 from engine.training import Training
 from finetune.accuracy import Accuracy
 from finetune.augmentation import BatchAugmentation
@@ -20,8 +22,6 @@ from finetune.labelled_shards import LabelledShards, open_labelled, write_list
 from finetune.micro_batch import TrainingBuilder
 from finetune.nearest import measure_nearest
 from finetune.network import build_trained
-from finetune.pixels import Pixels
-from finetune.sample_log import SampleLog
 from finetune.start import Start, resolve_start
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,9 @@ def _train(
     cross_entropy = SoftTargetCrossEntropy()
     accuracy = Accuracy(config, training=training, start=start, labelled=labelled, pixels=pixels)
     set_training_mode(engine.module)
-    with SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples) as samples:
+    with SampleLog.open(
+        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "labels", "crops")
+    ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
                 batch = training.fetch(batches)

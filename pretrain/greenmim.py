@@ -15,26 +15,11 @@ from torch import Tensor, nn
 from backbones.build import build, feature_dim, forward_visible, layout_spec
 from backbones.initial import init_mim
 from backbones.visible import VisibleLayout
+from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from pretrain.config import PretrainConfig
 from pretrain.decoder import Decoder
 from pretrain.targets import normalised, unit_pixels
-
-
-class Pixels(nn.Module):
-    """uint8 images to normalised floats, on the device."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the images minus mean over standard deviation."""
-        return (images.to(self.mean.dtype) - self.mean) / self.std
 
 
 class GreenMIM(nn.Module):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from backbones.build import build
 from data.evaluation import EvaluationBuilder
 from data.loader import evaluation_batches, open_shards
+from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
 from engine.training import Training
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import Pixels
 
 logger = logging.getLogger(__name__)
 

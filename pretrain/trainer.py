@@ -13,6 +13,7 @@ from data.order import Order
 from engine.distributed import Engine
 from engine.recipe import plain
 from engine.run_folder import RunFolder
+from engine.sample_log import SampleLog
 from engine.training import Training
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
@@ -20,7 +21,6 @@ from pretrain.micro_batch import PretrainBuilder
 from pretrain.probe import Probe
 from pretrain.reconstruct import draw_reconstructions
 from pretrain.report import write_report
-from pretrain.sample_log import SampleLog
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
     )
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
-    with SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples) as samples:
+    with SampleLog.open(
+        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "crops", "predicted_units")
+    ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
                 batch = training.fetch(batches)

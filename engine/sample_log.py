@@ -1,4 +1,4 @@
-"""A record of what every micro-batch was made of, for audits: ids, crops and mask, one JSON line each.
+"""A record of what every micro-batch was made of, for audits: ids, crops and what else a program names, one JSON line each.
 
 Written as ``samples-00000.jsonl``, one file per process, appended to over restarts. Steps that were done, lost and done
 again appear twice, with the same words.
@@ -12,20 +12,20 @@ from typing import Any, Self, TextIO
 class SampleLog:
     """Appends to one process's record, or does nothing where none is asked for."""
 
-    def __init__(self, file: TextIO | None) -> None:
-        self._file = file
+    def __init__(self, file: TextIO | None, *, names: tuple[str, ...]) -> None:
+        self._file, self._names = file, names
 
     @classmethod
-    def open(cls, folder: Path, *, rank: int, enabled: bool) -> Self:
-        """Open the record of process ``rank`` in a run folder."""
-        return cls((folder / f"samples-{rank:05d}.jsonl").open("a", buffering=1) if enabled else None)
+    def open(cls, folder: Path, *, rank: int, enabled: bool, names: tuple[str, ...]) -> Self:
+        """Open the record of process ``rank`` in a run folder; ``names`` are the tensors of a batch to write down."""
+        return cls((folder / f"samples-{rank:05d}.jsonl").open("a", buffering=1) if enabled else None, names=names)
 
     def note(self, step: int, micro_batch: int, batch: dict[str, Any]) -> None:
         """Write down one micro-batch."""
         if self._file is None:
             return
         words = {"step": step, "micro_batch": micro_batch}
-        arrays = {name: batch[name].tolist() for name in ("ids", "crops", "predicted_units")}
+        arrays = {name: batch[name].tolist() for name in self._names}
         self._file.write(json.dumps({**words, **arrays, "bad": batch["bad"]}) + "\n")
 
     def __enter__(self) -> Self:
