@@ -136,7 +136,8 @@ def run(title: str, *commands: list[str]) -> None:
     for words in commands:
         shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
         console.print(f"[dim]$ {shown}[/dim]", soft_wrap=True)
-    started = [subprocess.Popen(words, cwd=ROOT) for words in commands]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands)))} if len(commands) > 1 else {}
+    started = [subprocess.Popen(words, cwd=ROOT, env={**os.environ, **threads}) for words in commands]
     for code in [process.wait() for process in started]:
         if code:
             console.print(f"[red]that command ended with exit code {code}[/red]")

@@ -28,9 +28,11 @@ def noise(rng: np.random.Generator, *, size: int, cells: tuple[int, int], octave
     return total / np.float32(max(float(total.max()), 1e-6))
 
 
-def colour(rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]) -> Grid:
-    """Return a random RGB colour in [0, 1]."""
-    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+def colour(
+    rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float], hue: float | None = None
+) -> Grid:
+    """Return a random RGB colour in [0, 1], of a given hue or of any."""
+    rgb = colorsys.hsv_to_rgb(rng.random() if hue is None else hue % 1, rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb, np.float32)
 
 

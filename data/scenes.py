@@ -1,7 +1,7 @@
 """Generated scenes: patterned objects that overlap on textured ground, with class, boxes, masks and semantic map.
 
-A picture's class is that of its main object, the one that shows the largest area. A class is a shape and a pattern; colours
-are random, so neither colour nor shape nor pattern alone tells the class. Scene i is a pure function of (seed, i, size).
+A picture's class is that of its main object, the one that shows the largest area. A class is a shape and a pattern, and has
+a hue that its objects stray around: neither colour nor shape nor pattern alone tells the class. Scene i is a pure function of (seed, i, size).
 
     000123.jpg       the picture
     000123.cls       class of the main object
@@ -79,6 +79,10 @@ class _Drawn:
     mask: npt.NDArray[np.bool_]
 
 
+HUE_DEVIATION = 0.09
+"""How far an object's main hue strays from its class's own, of a circle of 1: colour helps, and does not tell alone."""
+
+
 def make_scene(seed: int, *, number: int, size: int) -> Scene:
     """Return scene ``number``, ``size`` pixels high and wide."""
     rng = stream(seed, "scene", number, size)
@@ -141,14 +145,14 @@ def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
 
 def _radii(rng: np.random.Generator) -> list[float]:
     """Return the objects' radii from back to front, as parts of the picture's side: one is large."""
-    others = rng.uniform(0.09, 0.16, size=int(rng.integers(1, 5))).tolist()
-    others.insert(int(rng.integers(len(others) + 1)), rng.uniform(0.25, 0.36))
+    others = rng.uniform(0.08, 0.13, size=int(rng.integers(1, 4))).tolist()
+    others.insert(int(rng.integers(len(others) + 1)), rng.uniform(0.32, 0.44))
     return others
 
 
 def _draw(rng: np.random.Generator, *, size: int, radius: float) -> _Drawn:
     category = int(rng.integers(len(CLASSES)))
-    margin = min(radius * 0.75, 0.3)
+    margin = min(radius, 0.4)
     center_x, center_y = (float(value) * size for value in rng.uniform(margin, 1 - margin, size=2))
     radius_px = radius * size
     rows, columns = (_span(center, reach=radius_px * 1.3, size=size) for center in (center_y, center_x))
@@ -175,7 +179,8 @@ def _draw(rng: np.random.Generator, *, size: int, radius: float) -> _Drawn:
 
 def _surface(rng: np.random.Generator, *, category: int, x: Grid, y: Grid, pixel: float) -> Grid:
     """Return the object's two-coloured pattern."""
-    first = parts.colour(rng, saturation=(0.45, 1.0), value=(0.35, 1.0))
+    hue = rng.normal(category / len(CLASSES), HUE_DEVIATION)
+    first = parts.colour(rng, saturation=(0.55, 1.0), value=(0.35, 1.0), hue=hue)
     second = parts.contrasting(rng, first=first)
     period = max(rng.uniform(0.36, 0.52), 4.5 * pixel)
     u, v = _turned(x, y, turn=rng.uniform(0, 2 * math.pi))
