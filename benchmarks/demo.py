@@ -45,7 +45,7 @@ def main() -> None:
         console.print("\nThe folder has no class subfolders, so there are no labels to fine-tune on.")
     speed_rows(options.out / "pretrain", table)
     console.print(table)
-    console.print(READING)
+    console.print(READING.replace("\n", " ").strip())
     console.print(f"backbone  {options.out / 'pretrain' / 'backbone'}")
     console.print(f"report    {options.out / 'pretrain' / 'report.html'}")
     console.print(f"took {time.monotonic() - started:.0f} s")
@@ -98,6 +98,7 @@ def compare(options: argparse.Namespace, *, shards: Path, table: Table) -> None:
     run(
         "Fine-tuning, pretrained and from scratch, side by side",
         *([sys.executable, "finetune/main.py", *words, "--run.folder", str(folders[n]), *more[n]] for n in folders),
+        logs=options.out,
     )
     probes = [json.loads(line) for line in (options.out / "pretrain" / "probes.jsonl").read_text().splitlines()]
     first, last = probes[0], probes[-1]
@@ -130,18 +131,27 @@ def accelerate() -> list[str]:
     return [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 
-def run(title: str, *commands: list[str]) -> None:
-    """Show and run commands side by side from the repository root; end with the exit code of one that fails."""
+def run(title: str, *commands: list[str], logs: Path | None = None) -> None:
+    """Show and run commands side by side from the repository root; end with the exit code of one that fails.
+
+    The first one's output is shown, the others' goes to log files, so that progress stays readable.
+    """
     console.print(f"\n[bold]{title}[/bold]")
-    for words in commands:
-        shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
-        console.print(f"[dim]$ {shown}[/dim]", soft_wrap=True)
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands)))} if len(commands) > 1 else {}
-    started = [subprocess.Popen(words, cwd=ROOT, env={**os.environ, **threads}) for words in commands]
-    for code in [process.wait() for process in started]:
-        if code:
-            console.print(f"[red]that command ended with exit code {code}[/red]")
-            sys.exit(code)
+    started: list[tuple[subprocess.Popen[bytes], Path | None]] = []
+    for number, words in enumerate(commands):
+        shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
+        log = logs / f"side_{number}.log" if logs and number else None
+        console.print(f"[dim]$ {shown}{f' > {os.path.relpath(log, ROOT)}' if log else ''}[/dim]", soft_wrap=True)
+        output = log.open("wb") if log else None
+        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **threads}, stdout=output, stderr=output)
+        started.append((process, log))
+    for process, log in started:
+        if process.wait():
+            console.print(f"[red]a command ended with exit code {process.returncode}[/red]")
+            if log:
+                console.print(log.read_text()[-3000:])
+            sys.exit(process.returncode)
 
 
 if __name__ == "__main__":
