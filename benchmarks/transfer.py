@@ -34,7 +34,7 @@ PRETRAININGS = {
     "dense": ["--mim.encoder", "dense"],
 }
 LABELS = {"all": [], "10_per_class": ["--task.labels-per-class", "10"]}
-FEW_LABELS_STEPS = 4
+FEW_LABELS_STEPS = 2
 """Fine-tuning on 10 labels per class takes this many times fewer steps."""
 CALIBRATION_STEPS = 30
 """Length of the runs that tell what a step of the sparse and of the dense way costs."""
