@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 
+from data.scenes import scene_members
+from data.writer import NewSample, ShardLimits, write_shards
 from engine.checkpoint import CheckpointStore
 from pretrain.trainer import train
 
@@ -124,3 +126,20 @@ def test_probes_are_written_with_their_floors(micro, shards, tmp_path):
     assert [line["step"] for line in probes] == [0, 3, 6]
     assert "knn_accuracy_of_pixels" in probes[0]
     assert all(0 <= line["linear_accuracy"] <= 1 for line in probes)
+
+
+def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, shards, tmp_path):
+    broken = tmp_path / "broken"
+    samples = [NewSample(source="bad", members={"jpg": scene_members(0, number=0, size=64)[1]["jpg"][:400]}, label=0)]
+    for number in range(15):
+        label, members = scene_members(0, number=number, size=64)
+        samples.append(NewSample(source=f"scene {number}", members=members, label=label))
+    write_shards(samples, out=broken, classes=None, limits=ShardLimits())
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for folder in runs:
+        train(micro(run={"folder": folder}, data={"shards": str(broken)}))
+    ledger = lines(runs[0] / "bad_samples-00000.jsonl")
+    assert [line["id"] for line in ledger] == [0, 0, 0]  # 16 images, 8 a step: once every two steps
+    assert sum(line["bad_samples"] for line in lines(runs[0] / "metrics.jsonl")) == 3
+    (_, one), (_, two) = (last_tensors(folder) for folder in runs)
+    assert all(torch.equal(one[key], two[key]) for key in one)
