@@ -19,6 +19,8 @@ from pretrain.micro_batch import PretrainBuilder
 from pretrain.targets import EPS, pixels_to_images, unit_pixels
 
 NUM_IMAGES = 6
+ALONE_DEVIATION = 0.5
+"""Contrast given to a prediction shown alone, in standard deviations of the data set's pixels."""
 COLUMNS = {
     "original": "original",
     "visible": "visible to the encoder",
@@ -61,7 +63,7 @@ def reconstructions(model: GreenMIM, batch: dict) -> dict[str, np.ndarray]:
     filled, alone = predicted, predicted
     if model.normalise_targets:
         filled = predicted * (hidden.var(-1, keepdim=True) + EPS).sqrt() + hidden.mean(-1, keepdim=True)
-        alone = predicted * true.std() * 0.5
+        alone = predicted * ALONE_DEVIATION
     grey = torch.zeros_like(hidden)
 
     def image(values: Tensor) -> np.ndarray:
