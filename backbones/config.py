@@ -24,3 +24,11 @@ class BackboneConfig:
     """Highest stochastic-depth rate, rising linearly over the blocks."""
     init: Path | None = None
     """`backbone/` folder (or an imported checkpoint) to start from; None starts from random weights."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"backbone.window must be at least 1, got {self.window}")
+        if min(self.img_size) < 1:
+            raise ValueError(f"backbone.img-size must be two positive numbers, got {self.img_size}")

@@ -21,6 +21,7 @@ from benchmarks.accuracy import top1
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "benchmarks" / "demo"
 NUM_SCENES, SCENE_SIZE = 5000, 128
+MARKER = ".demo"
 console = Console(highlight=False)
 
 
@@ -32,9 +33,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     options = parser.parse_args()
     started = time.monotonic()
-    if options.out.exists():
-        shutil.rmtree(options.out)
-    options.out.mkdir(parents=True)
+    make_room(options.out)
     shards, labelled = write_shards(options)
     pretrain(options, shards=shards, labelled=labelled)
     table = Table(title="What the run measured", title_justify="left")
@@ -56,6 +55,15 @@ What so short a run can show: the loss falls, reconstructions take shape, and a 
 above a random network's. What it cannot show: the accuracy that masked image modelling reaches after hundreds of epochs
 on a million images. kNN is a hard test this early and may stay below raw pixels.
 """
+
+
+def make_room(out: Path) -> None:
+    """Empty the folder of an earlier demo; leave any other alone."""
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        sys.exit(f"error: {out} holds something else than a demo; choose another folder with --out")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
 
 
 def write_shards(options: argparse.Namespace) -> tuple[Path, bool]:

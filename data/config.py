@@ -32,5 +32,10 @@ class DataConfig:
                 f"data.batch-size must be a positive multiple of data.micro-batch-size {self.micro_batch_size}, "
                 f"got {self.batch_size}"
             )
+        if self.window_shards < 1 or self.window_samples < 1 or self.max_pixels < 1:
+            raise ValueError(
+                f"data.window-shards, data.window-samples and data.max-pixels must be at least 1, "
+                f"got {self.window_shards}, {self.window_samples}, {self.max_pixels}"
+            )
         if self.workers < 0:
             raise ValueError(f"data.workers must be at least 0, got {self.workers}")

@@ -179,9 +179,9 @@ def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: boo
 
 
 def _start_worker(_worker: int) -> None:
-    """Leave interrupts to the trainer, which saves and then ends its workers."""
+    """Leave signals to the trainer, which saves and then ends its workers; schedulers send them to every process."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

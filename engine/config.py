@@ -32,6 +32,8 @@ class RunConfig:
             raise ValueError(f"run.save-every-steps must be at least 1, got {self.save_every_steps}")
         if self.keep_last < 1:
             raise ValueError(f"run.keep-last must be at least 1, got {self.keep_last}")
+        if self.keep_every_steps is not None and self.keep_every_steps < 1:
+            raise ValueError(f"run.keep-every-steps must be at least 1, got {self.keep_every_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,19 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.base-lr must be positive, got {self.base_lr}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"optimizer.steps must be at least 1, got {self.steps}")
+        if self.lr_batch_size < 1:
+            raise ValueError(f"optimizer.lr-batch-size must be at least 1, got {self.lr_batch_size}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must lie in [0, 1), got {self.betas}")
+        if self.weight_decay < 0 or self.eps <= 0:
+            raise ValueError(
+                f"optimizer.weight-decay must not be negative and optimizer.eps must be positive, "
+                f"got {self.weight_decay} and {self.eps}"
+            )
+        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
+            raise ValueError(f"optimizer.clip-grad-norm must be positive, got {self.clip_grad_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
 
 
 def micro_batches_of(rank: int, *, world_size: int, batch_size: int, micro_batch_size: int) -> range:

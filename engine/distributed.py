@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -233,8 +234,12 @@ class Engine:
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def close(self) -> None:
-        """Leave the other processes; nothing else may be called afterwards."""
-        if dist.is_initialized():
+        """Leave the other processes; nothing else may be called afterwards.
+
+        While an exception is on its way nothing is waited for: the others may be waiting for this process elsewhere, and
+        the launcher ends them as soon as this one has said what is wrong.
+        """
+        if dist.is_initialized() and sys.exc_info()[0] is None:
             self.barrier()
             dist.destroy_process_group()
 

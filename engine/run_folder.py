@@ -107,7 +107,7 @@ class RunFolder:
         kept: list[bytes] = []
         cut: list[bytes] = []
         for line in self.metrics.read_bytes().splitlines(keepends=True):
-            (kept if _is_until(line, step) else cut).append(line)
+            (kept if is_until(line, step) else cut).append(line)
         if cut:
             with self.path.joinpath("metrics.cut.jsonl").open("ab") as side:
                 side.writelines(line if line.endswith(b"\n") else line + b"\n" for line in cut)
@@ -171,7 +171,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _is_until(line: bytes, step: int) -> bool:
+def is_until(line: bytes, step: int) -> bool:
+    """Return whether a line of JSON is whole and of a step up to ``step``."""
     try:
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

@@ -8,7 +8,9 @@ averaged weights and one integer.
 import dataclasses
 import json
 import logging
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,9 @@ from engine.reporting import Reporter
 from engine.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+STOP_CHECK_S = 5.0
+"""Seconds between the moments when several processes agree on whether to stop."""
 
 
 class BatchSize(Protocol):
@@ -110,6 +115,7 @@ class Training:
         self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
         self.stopped = False
+        self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
 
     def _restore(self, model: nn.Module) -> None:
         """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
@@ -154,6 +160,7 @@ class Training:
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop."""
+        self._started, self._first_step = time.monotonic(), self.step
         with _stop_signals(self._note_signal), self.reporter:
             while self.step < self.last_step and not self.stopped:
                 yield self.step
@@ -211,6 +218,7 @@ class Training:
         means = {name: value / self._num_summed for name, value in self._sums.items()}
         metrics = self.engine.average({**means, "bad_samples": float(self._num_bad)})
         metrics["bad_samples"] *= self.engine.world_size
+        self._check_finite(metrics)
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
         images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
@@ -226,24 +234,41 @@ class Training:
         return run.keep_every_steps is not None and self.step % run.keep_every_steps == 0
 
     def save(self) -> None:
-        """Start writing a checkpoint of the state after the last full step."""
+        """Start writing a checkpoint of the state after the last full step, if that is finite."""
+        if self._sums:
+            self._check_finite(self.engine.average({"loss": self._sums["loss"] / self._num_summed}))
         slices = self.engine.owned_slices()
         if self.ema is not None:
             slices += self.ema.slices()
         self.store.save(self.step, slices, {"step": self.step, **self.describe})
         self._saved_step = self.step
 
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Stop the run where the loss is no number, before such weights are saved over good ones."""
+        norm = float(self._grad_norm) if self._grad_norm is not None else 0.0
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+            raise ValueError(
+                f"the loss is {metrics['loss']} and the gradient norm {norm} in the steps up to {self.step}: nothing of them was "
+                f"saved; start again to go on from the last checkpoint, with a lower optimizer.base-lr or "
+                f"optimizer.clip-grad-norm in a run that branches from it, and look at the data if it recurs"
+            )
+
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name
 
     def _stop_if_asked(self) -> None:
-        """Agree among the processes on stopping; looked at only when a report has synchronised the device anyway."""
-        if self.engine.world_size > 1 and self.step % self._config.report.every_steps:
+        """Agree among the processes on stopping, about every ``STOP_CHECK_S`` seconds.
+
+        Rank 0 says at which step all look next: launchers give a signalled process half a minute before they kill it.
+        """
+        if self.engine.world_size > 1 and self.step < self._next_stop_check:
             return
         asked = self._stop_signal is not None or (self.engine.is_main and self.folder.stop_requested())
         if self.engine.any(asked):
             self.stopped = True
             logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_signal or "the STOP file")
+        per_step = (time.monotonic() - self._started) / (self.step - self._first_step)
+        self._next_stop_check = self.engine.broadcast_object(self.step + max(1, int(STOP_CHECK_S / per_step)))
 
 
 class _stop_signals:  # noqa: N801

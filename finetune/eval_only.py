@@ -14,6 +14,7 @@ from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
 from data.loader import ShardSet, open_shards
 from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.config import RunConfig
 from engine.distributed import Engine
 from engine.pixels import Pixels, Statistics
 from engine.slices import Kind
@@ -50,7 +51,7 @@ class Classifier:
 def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
     """Return the scores of all weights that ``config.eval_only`` names, on ``config.val_shards``.
 
-    They are also written to ``eval_only.json`` in the run folder, with the confusion matrices.
+    They are also written to ``eval_only.json`` in the run folder (the measured run's own unless one is given), with the confusion matrices.
     """
     assert config.eval_only is not None
     val = open_shards(config.val_shards)
@@ -61,11 +62,18 @@ def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
     try:
         results = [_measure(config, classifier, val=val, engine=engine) for classifier in classifiers]
         if engine.is_main:
-            path = write_results(config.run.folder, results, classes=val.classes, name=EVAL_ONLY_FILE_NAME)
+            path = write_results(_results_folder(config), results, classes=val.classes, name=EVAL_ONLY_FILE_NAME)
             logger.info("results: %s", path)
         return results
     finally:
         engine.close()
+
+
+def _results_folder(config: FinetuneConfig) -> Path:
+    """Return where the scores go: ``run.folder`` where it was given, else the measured run itself."""
+    measured = Path(config.eval_only or "")
+    ours = config.run.folder == RunConfig().folder and (measured / "config.yaml").exists()
+    return measured if ours else config.run.folder
 
 
 def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> Iterator[Classifier]:

@@ -43,8 +43,9 @@ def _report(words: list[str]) -> None:
 
 
 def _probe_memory(words: list[str]) -> None:
-    """``probe-memory --recipe FILE``: which micro-batch sizes fit."""
-    Console().print(probe_memory(parse(PretrainConfig, words)))
+    """``probe-memory --recipe FILE``: which micro-batch sizes fit; reads no data."""
+    config = parse(PretrainConfig, ["--data.shards", "none", *words])
+    Console().print(probe_memory(config))
 
 
 def _run_folder(words: list[str], command: str) -> Path:

@@ -36,6 +36,8 @@ class MimConfig:
             raise ValueError(
                 f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; 0.75 is usual"
             )
+        if self.decoder_heads < 1:
+            raise ValueError(f"mim.decoder-heads must be at least 1, got {self.decoder_heads}")
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
             raise ValueError(
                 f"mim.decoder-dim must be a multiple of 4 and of mim.decoder-heads {self.decoder_heads}, "
@@ -63,6 +65,12 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"augment.ratio must be two rising positive numbers, got {self.ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"augment.flip is a probability, got {self.flip}")
+        if min(self.std) <= 0:
+            raise ValueError(f"augment.std must be positive, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +89,20 @@ class ProbeConfig:
     """Also train a linear probe beside kNN."""
 
     def __post_init__(self) -> None:
+        if (self.every_steps is not None and self.every_steps < 1) or self.max_samples < 1:
+            raise ValueError(
+                f"probe.every-steps and probe.max-samples must be at least 1, got {self.every_steps} and {self.max_samples}"
+            )
         if self.every_steps is not None and (self.train_shards is None or self.val_shards is None):
             raise ValueError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Pretrain a vision backbone on unlabelled images by masked image modelling."""
+    """Pretrain a vision backbone on unlabelled images by masked image modelling.
+
+    Other commands: `status RUN`, `report RUN`, `probe-memory --recipe FILE`.
+    """
 
     data: DataConfig
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -6,6 +6,7 @@ Beside it, the dense way for comparison: every token goes through the encoder, m
 Legend: b images, h w pixels, k visible units, p predicted units, d pixels of a unit.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from backbones.build import build, feature_dim, forward_visible, layout_spec
+from backbones.handoff import read_backbone
 from backbones.initial import init_mim
 from backbones.visible import VisibleLayout
 from engine.pixels import Pixels
@@ -104,14 +106,17 @@ def _token_map(units: Tensor, x: Tensor, *, unit: tuple[int, int], grid: torch.S
     return visible.view(rows, cols).repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)
 
 
-def build_model(config: PretrainConfig) -> GreenMIM:
+def build_model(config: PretrainConfig, *, model_args: dict[str, Any] | None = None) -> GreenMIM:
     """Return the model of a recipe with its first weights, a function of ``run.seed`` alone.
 
-    Linear and convolution weights are Xavier-uniform, as in the published models (encoder too).
+    Linear and convolution weights are Xavier-uniform, as in the published models (encoder too). With ``model_args``, those
+    of a built model, ``backbone.init`` is not read again: the weights will be loaded over.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.run.seed, "init"))
-        encoder = build(config.backbone)
+        encoder = bare_encoder(config, model_args) if model_args is not None else build(config.backbone)
+        if model_args is None:
+            _check_statistics(config)
         pixels = Pixels(config.augment.mean, config.augment.std)
         mim = config.mim
         if mim.encoder == "dense":
@@ -130,6 +135,23 @@ def build_model(config: PretrainConfig) -> GreenMIM:
         if isinstance(model.decoder, Decoder):
             nn.init.normal_(model.decoder.mask_token, std=0.02)
     return model
+
+
+def _check_statistics(config: PretrainConfig) -> None:
+    """Refuse to feed a backbone pixels that are normalised otherwise than what it was trained on."""
+    if config.backbone.init is None:
+        return
+    info, augment = read_backbone(config.backbone.init), config.augment
+    if (tuple(info.mean), tuple(info.std)) != (tuple(augment.mean), tuple(augment.std)):
+        raise ValueError(
+            f"backbone.init {config.backbone.init} was trained with mean {info.mean} and std {info.std}, but augment.mean is "
+            f"{augment.mean} and augment.std {augment.std}; set them to the folder's"
+        )
+
+
+def bare_encoder(config: PretrainConfig, model_args: dict[str, Any]) -> nn.Module:
+    """Return the encoder of a run without its first weights, which need not be there any more."""
+    return build(replace(config.backbone, init=None), **model_args)
 
 
 def build_decoder(encoder: nn.Module, config: PretrainConfig) -> Decoder:

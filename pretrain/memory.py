@@ -1,9 +1,11 @@
 """Which micro-batch sizes fit, and what to say when one does not."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -16,6 +18,8 @@ from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
 from pretrain.micro_batch import mask_tensors
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 4096
 HEADROOM = 0.9
@@ -57,6 +61,7 @@ def probe_memory(config: PretrainConfig) -> Table:
     Each size runs in a process of its own, forward, backward and AdamW's moments included. On a CPU a size is not tried
     if the growth so far says that it would need more than the free memory.
     """
+    build_model(config)  # what cannot be built is no question of memory: this says what is wrong
     table = Table(
         "micro-batch size", "peak memory", "fits", title=f"{config.backbone.name} at {config.backbone.img_size}"
     )
@@ -70,6 +75,7 @@ def probe_memory(config: PretrainConfig) -> Table:
             f"{peak / 2**30:.2f} GiB" if peak else f"> {HEADROOM * limit / 2**30:.1f} GiB",
             "yes" if fits else "no",
         )
+        logger.info("micro-batch %d: %s", size, f"{peak / 2**30:.2f} GiB" if peak else "does not fit")
         if peak is None:
             break
         peaks = [*peaks, peak]
@@ -84,9 +90,18 @@ def _peak_of(config: PretrainConfig, size: int) -> int | None:
     process.start()
     send.close()
     try:
-        return receive.recv() if receive.poll(TIME_LIMIT_S) else None
-    except EOFError:  # the process was killed for its memory
-        return None
+        if not receive.poll(TIME_LIMIT_S):
+            raise ValueError(
+                f"a step of {size} images did not end in {TIME_LIMIT_S:.0f} s; use a smaller network or image"
+            )
+        return receive.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # the system killed it for its memory
+            return None
+        raise ValueError(
+            f"a step of {size} images failed with exit code {process.exitcode}; its error is above"
+        ) from None
     finally:
         process.kill()
         process.join()

@@ -4,7 +4,6 @@ kNN of masked-image features is weak early and may fall below its two floors (a 
 linear probe rises; so all four are written, one line of ``probes.jsonl`` a probe.
 """
 
-import itertools
 import json
 import logging
 from pathlib import Path
@@ -13,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.build import build
 from data.evaluation import EvaluationBuilder
 from data.loader import evaluation_batches, open_shards
+from engine.durable import write_durably
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
+from engine.run_folder import is_until
 from engine.training import Training
 from pretrain.config import PretrainConfig
+from pretrain.greenmim import bare_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ class Probe:
     def _forget_later_than(self, step: int) -> None:
         """Drop the probes of steps that a resumed run does again."""
         if self._training.engine.is_main and self._file.exists():
-            lines = self._file.read_text().splitlines(keepends=True)
-            self._file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+            lines = self._file.read_bytes().splitlines(keepends=True)
+            write_durably(self._file, b"".join(line for line in lines if is_until(line, step)))
 
     def _write(self, line: dict[str, Any]) -> None:
         if not self._training.engine.is_main:
@@ -58,7 +59,9 @@ class Probe:
 
     def _accuracies(self) -> dict[str, float]:
         engine = self._training.engine
-        encoder = plain_encoder(self._config, state=engine.broadcast_object(engine.full_weights())).to(engine.device)
+        state = engine.broadcast_object(engine.full_weights())
+        model_args = self._training.describe["model_args"]
+        encoder = plain_encoder(self._config, model_args=model_args, state=state).to(engine.device)
         train, val = self._features(encoder, self._train), self._features(encoder, self._val)
         num_classes = int(max(train[1].max(), val[1].max())) + 1
         found = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=num_classes)}
@@ -84,22 +87,22 @@ class Probe:
     def _features(self, forward: Any, shards: Path) -> tuple[Tensor, Tensor]:
         """Return features and labels of the samples, from all processes."""
         engine, config = self._training.engine, self._config
+        labelled = open_shards(str(shards))
         batches = evaluation_batches(
-            open_shards(str(shards)),
+            labelled.subset(range(min(config.probe.max_samples, labelled.num_samples))),
             EvaluationBuilder(size=config.backbone.img_size, max_pixels=config.data.max_pixels),
             micro_batch_size=PROBE_MICRO_BATCH,
             rank=engine.rank,
             world_size=engine.world_size,
             workers=config.data.workers,
         )
-        share = -(-config.probe.max_samples // (PROBE_MICRO_BATCH * engine.world_size))
-        x, y = extract_features(forward, itertools.islice(batches, share), device=engine.device)
+        x, y = extract_features(forward, batches, device=engine.device)
         return engine.gather(x).cpu(), engine.gather(y).cpu()
 
 
-def plain_encoder(config: PretrainConfig, *, state: dict[str, Tensor]) -> nn.Module:
+def plain_encoder(config: PretrainConfig, *, model_args: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
     """Return pixels-to-pooled-features: the dense encoder in evaluation mode with the weights of ``state``."""
-    encoder = build(config.backbone)
+    encoder = bare_encoder(config, model_args)
     prefix = "encoder."
     encoder.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})
     model = nn.Sequential(Pixels(config.augment.mean, config.augment.std), encoder).eval()

@@ -49,7 +49,9 @@ def write_report(folder: Path) -> Path:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the whole lines of a file; a kill may have cut its last one short."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _summary(metrics: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
@@ -103,7 +105,9 @@ def _probes(probes: list[dict[str, Any]]) -> str:
         if name in probes[0]:
             label = name.replace("_accuracy", "")
             axes.plot(steps, [100 * line[name] for line in probes], "o-", color=colour, label=f"{label} probe")
-            axes.axhline(100 * probes[0][name], color=colour, ls=":", label=f"{label}, random network")
+            axes.axhline(
+                100 * probes[0][name], color=colour, ls=":", label=f"{label} probe at step {probes[0]['step']}"
+            )
     pixels = probes[0].get("knn_accuracy_of_pixels")
     if pixels is not None:
         axes.axhline(100 * pixels, color="#cf222e", ls="--", label="kNN of 8x8 raw pixels")
@@ -111,9 +115,7 @@ def _probes(probes: list[dict[str, Any]]) -> str:
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    note = (
-        "The floors are what needs no pretraining: a random network, and raw pixels. kNN may stay below them early on."
-    )
+    note = "The floors are what needs no pretraining: the network before its first step, and raw pixels. kNN may stay below them early on."
     return f'<p class="note">{note}</p>' + _picture(figure, "probe accuracy over steps")
 
 

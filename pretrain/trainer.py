@@ -45,7 +45,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         folder=folder,
         model=model,
         steps_per_epoch=order.steps_per_epoch,
-        describe=_describe(config, shards=shards),
+        describe=_describe(config, model=model, shards=shards),
     )
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
@@ -112,12 +112,13 @@ def micro_batches(
 
 
 def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> None:
-    """Hand the backbone off and write the pictures and the report."""
-    if not training.stopped:
-        hand_off(config, training=training, folder=training.folder.backbone)
+    """Hand the backbone off and write the pictures and the report, unless the run was only stopped."""
+    if training.stopped:
+        return
+    hand_off(config, training=training, folder=training.folder.backbone)
     state = training.engine.full_weights()
     if training.engine.is_main:
-        model = build_model(config)
+        model = build_model(config, model_args=training.describe["model_args"])
         model.load_state_dict(state)
         draw_reconstructions(model, builder=builder_of(config, model), shards=shards, folder=training.folder.path)
         write_report(training.folder.path)
@@ -150,8 +151,8 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
     logger.info("backbone: %s", folder)
 
 
-def _describe(config: PretrainConfig, *, shards: ShardSet) -> dict[str, Any]:
-    name, model_args = architecture(config.backbone)
+def _describe(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
+    name, model_args = architecture(model.encoder)
     return {
         "architecture": name,
         "model_args": model_args,

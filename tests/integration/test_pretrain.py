@@ -90,6 +90,16 @@ def test_two_processes_under_deepspeed_equal_one(words, tmp_path):
         assert torch.isfinite(a).all()
 
 
+def test_an_error_on_one_process_ends_all_with_its_message(words, tmp_path):
+    """Rank 0 alone finds that the folder is taken; the other process must not be left waiting."""
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "checkpoints").write_text("a file where the folder belongs")
+    refused = launch(*words, "--run.folder", str(folder))
+    assert refused.returncode != 0
+    assert f"error: run folder {folder} cannot be used" in refused.stderr + refused.stdout
+
+
 def test_a_process_count_that_does_not_divide_is_refused_with_those_that_do(words, tmp_path):
     refused = launch(*words, "--run.folder", str(tmp_path / "three"), processes=3)
     assert refused.returncode != 0

@@ -143,3 +143,49 @@ def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, shar
     assert sum(line["bad_samples"] for line in lines(runs[0] / "metrics.jsonl")) == 3
     (_, one), (_, two) = (last_tensors(folder) for folder in runs)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_that_diverges_stops_before_it_saves_and_says_so(micro, tmp_path):
+    config = micro(optimizer={"base_lr": 1e25, "warmup_steps": 1}, run={"folder": tmp_path / "diverged"})
+    with pytest.raises(ValueError, match=r"nothing of them was saved; start again to go on from the last checkpoint"):
+        train(config)
+    checkpoint = CheckpointStore(tmp_path / "diverged" / "checkpoints").latest()
+    assert checkpoint is None or all(
+        torch.isfinite(checkpoint.read("weight", n)).all() for n in checkpoint.names("weight")
+    )
+    assert not (tmp_path / "diverged" / "backbone").exists()
+
+
+def test_a_probe_line_cut_short_by_a_kill_is_dropped_on_resume(micro, shards, tmp_path):
+    probe = {"every_steps": 3, "train_shards": shards, "val_shards": shards, "max_samples": 20, "linear": False}
+    folder = tmp_path / "probed"
+    train(micro(run={"folder": folder}, probe=probe))
+    shutil.rmtree(folder / "checkpoints" / "step-000000006")
+    with (folder / "probes.jsonl").open("a") as file:
+        file.write('{"step": 6, "knn_acc')
+    train(micro(run={"folder": folder}, probe=probe))
+    assert [line["step"] for line in lines(folder / "probes.jsonl")] == [0, 3, 6]
+
+
+def test_a_stop_before_the_first_report_saves_and_ends_well(micro, tmp_path):
+    folder = tmp_path / "early"
+    folder.mkdir()
+    (folder / "STOP").touch()
+    train(micro(run={"folder": folder}, report={"every_steps": 1000}))
+    assert last_tensors(folder)[0] == 1
+
+
+def test_a_backbone_folder_brings_its_own_sizes(micro, whole, tmp_path):
+    init = {"init": whole / "backbone", "window": None, "embed_dim": None, "depths": None, "num_heads": None}
+    train(micro(run={"folder": tmp_path / "second"}, backbone=init, optimizer={"steps": 2}))
+    args = json.loads((tmp_path / "second" / "backbone" / "config.json").read_text())["model_args"]
+    assert args["embed_dim"] == 16
+    assert args["window_size"] in (2, [2, 2])
+
+
+def test_pixels_normalised_otherwise_than_the_first_weights_want_are_refused(micro, whole, tmp_path):
+    config = micro(
+        run={"folder": tmp_path / "x"}, backbone={"init": whole / "backbone"}, augment={"mean": (0.5, 0.5, 0.5)}
+    )
+    with pytest.raises(ValueError, match=r"augment\.mean is \(0\.5, 0\.5, 0\.5\)"):
+        train(config)
