@@ -67,6 +67,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each on a CPU")
     parser.add_argument("--pretrainings", nargs="+", choices=list(PRETRAININGS), default=list(PRETRAININGS))
     parser.add_argument("--labels", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument(
+        "--skip-scratch-more", action="store_true", help="leave out scratch with the pretraining's compute"
+    )
     parser.add_argument("--no-goal", action="store_true", help="only measure (there is no goal here to miss)")
     return parser.parse_args()
 
@@ -123,16 +126,15 @@ class Study:
     def tasks(self) -> list[Task]:
         """Return what to measure, what proves most first."""
         options = self.options
-        starts = [*options.pretrainings, "scratch", "scratch_more"]
-        starts.sort(key=lambda start: start not in ("greenmim", "scratch"))
+        starts = [*options.pretrainings, "scratch", *([] if options.skip_scratch_more else ["scratch_more"])]
         runs = [
-            Task(s, "finetune", labels, seed)
-            for s in starts
-            for labels in options.labels
+            Task(start, "finetune", labels, seed)
             for seed in range(options.seeds)
+            for labels in options.labels
+            for start in starts
         ]
-        # scratch_more takes its length from the others' times
-        runs.sort(key=lambda task: task.start == "scratch_more")
+        # the two that are compared first; scratch_more takes its length from the others' times
+        runs.sort(key=lambda task: (task.start == "scratch_more", task.start not in ("greenmim", "scratch")))
         probes = [Task(s, method, "all", 0) for method in ("linear", "knn") for s in (*options.pretrainings, "random")]
         return probes + runs
 
