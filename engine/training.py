@@ -212,7 +212,7 @@ class Training:
         self.step += 1
 
     def report(self) -> None:
-        """Write one line of metrics if it is due; the only place where the device is synchronised."""
+        """Write one line of metrics if it is due; between reports, saves and stop checks nothing waits for the device."""
         if self.step % self._config.report.every_steps and self.step != self.last_step:
             return
         means = {name: value / self._num_summed for name, value in self._sums.items()}
