@@ -63,7 +63,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar and val-*.tar")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the two that are compared first")
+    parser.add_argument(
+        "--control-seeds", type=int, help="of the controls and of scratch with more compute (as --seeds)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each on a CPU")
     parser.add_argument("--pretrainings", nargs="+", choices=list(PRETRAININGS), default=list(PRETRAININGS))
     parser.add_argument("--labels", nargs="+", choices=list(LABELS), default=list(LABELS))
@@ -127,11 +130,13 @@ class Study:
         """Return what to measure, what proves most first."""
         options = self.options
         starts = [*options.pretrainings, "scratch", *([] if options.skip_scratch_more else ["scratch_more"])]
+        control_seeds = options.seeds if options.control_seeds is None else options.control_seeds
         runs = [
             Task(start, "finetune", labels, seed)
             for seed in range(options.seeds)
             for labels in options.labels
             for start in starts
+            if start in ("greenmim", "scratch") or seed < control_seeds
         ]
         # the two that are compared first; scratch_more takes its length from the others' times
         runs.sort(key=lambda task: (task.start == "scratch_more", task.start not in ("greenmim", "scratch")))
