@@ -6,8 +6,8 @@
       shard-000000.idx      where each member lies in the tar (data/shard_index.py)
       bad.jsonl             ledger of the files that were left out, if any
 
-A shard's ``name`` is a path relative to the folder, or an absolute one where the tars were written by someone else and
-stay where they are.
+A shard's ``name`` is a path relative to the folder, or an absolute path or a URL where the tars were written by someone
+else and stay where they are.
 """
 
 import dataclasses
@@ -15,10 +15,12 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from data.locations import check_location, is_remote, join
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -29,7 +31,7 @@ class ShardInfo:
     """One tar file of samples."""
 
     name: str
-    """Path of the tar, relative to the manifest's folder or absolute."""
+    """Path of the tar, relative to the manifest's folder or absolute, or its URL."""
     num_samples: int
     """Samples in it."""
     size_bytes: int
@@ -87,6 +89,29 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
 
 
+def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]) -> Manifest:
+    """Return one manifest of all shards, one folder's after the other's, with whole paths.
+
+    Raises:
+        ValueError: two manifests name different classes.
+    """
+    named = [
+        (folder, manifest.classes) for folder, manifest in zip(folders, manifests, strict=True) if manifest.classes
+    ]
+    for folder, classes in named[1:]:
+        if classes != named[0][1]:
+            raise ValueError(
+                f"the {len(classes)} classes of {folder} are not the {len(named[0][1])} of {named[0][0]}; "
+                "folders that are read together must have the same classes"
+            )
+    shards = [
+        dataclasses.replace(shard, name=join(folder, shard.name), index=join(folder, shard.index))
+        for folder, manifest in zip(folders, manifests, strict=True)
+        for shard in manifest.shards
+    ]
+    return Manifest(shards=tuple(shards), classes=named[0][1] if named else None)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest`` beside its place and rename it, so that a manifest is always complete."""
     lines = ",\n".join(f"  {json.dumps(dataclasses.asdict(shard))}" for shard in manifest.shards)
@@ -121,7 +146,7 @@ def _check(shard: ShardInfo) -> None:
         count = name in ("num_samples", "size_bytes")
         if not (isinstance(value, int) and value >= 0 if count else isinstance(value, str)):
             raise ValueError(f"shard {shard.name!r} has {name} {value!r}")
-    if "://" in shard.name:
-        raise ValueError(f"shard {shard.name!r} is remote, only local paths can be read")
-    if Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:
+    if is_remote(shard.name):
+        check_location(shard.name)
+    if is_remote(shard.index) or Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:
         raise ValueError(f"index {shard.index!r} lies outside the manifest's folder")

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.manifest import Manifest, ShardInfo, read_manifest
+from data.locations import join
+from data.manifest import Manifest, ShardInfo, merge_manifests, read_manifest
 from data.shard_index import Member, SampleEntry, ShardIndex
 
 logger = logging.getLogger(__name__)
@@ -40,11 +42,20 @@ class Sample:
 class ShardSet:
     """All samples of a data set. Pickles without its open files, and reopens them in each process."""
 
-    def __init__(self, folder: Path, *, manifest: Manifest, selection: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        manifest: Manifest,
+        parts: tuple[range, ...] | None = None,
+        selection: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """Read the shards of ``manifest``, whose names are relative to ``folder``; `open_shards` makes all this."""
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._process = os.getpid()
         self.folder = folder
         self.manifest = manifest
+        self.parts = parts or (range(len(manifest.shards)),)
         self._starts = np.concatenate(
             [[0], np.cumsum([shard.num_samples for shard in manifest.shards], dtype=np.int64)]
         )
@@ -72,7 +83,7 @@ class ShardSet:
         selection = np.unique(np.asarray(ids, np.int64))
         if len(selection) and not (selection[0] >= 0 and selection[-1] < self._starts[-1]):
             raise ValueError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
-        return ShardSet(self.folder, manifest=self.manifest, selection=selection)
+        return ShardSet(self.folder, manifest=self.manifest, parts=self.parts, selection=selection)
 
     def read(self, shard: int, position: int, *, repeat: int = 0) -> Sample:
         """Return one sample, reading only its bytes.
@@ -147,15 +158,32 @@ class ShardSet:
         raise AssertionError("unreachable")
 
 
-def open_shards(folder: Path | str) -> ShardSet:
-    """Return the data set whose manifest lies in ``folder``."""
-    return ShardSet(Path(folder), manifest=read_manifest(folder))
+def open_shards(*folders: Path | str | Sequence[Path | str]) -> ShardSet:
+    """Return the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
+
+    Sample numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
+
+    Raises:
+        ValueError: a folder has no sound manifest, or their classes differ.
+    """
+    names = [name for names in folders for name in ([names] if isinstance(names, Path | str) else names)]
+    if not names:
+        raise ValueError("expected at least one folder of shards, got none")
+    manifests = [read_manifest(name) for name in names]
+    if len(names) == 1:
+        return ShardSet(names[0], manifest=manifests[0])
+    ends = np.cumsum([len(manifest.shards) for manifest in manifests]).tolist()
+    return ShardSet(
+        ", ".join(map(str, names)),
+        manifest=merge_manifests(names, manifests),
+        parts=tuple(range(end - len(manifest.shards), end) for end, manifest in zip(ends, manifests, strict=True)),
+    )
 
 
 class _OpenShard:
-    def __init__(self, folder: Path, *, info: ShardInfo) -> None:
-        self.path = folder / info.name
-        self.index = _open_index(folder / info.index, info=info)
+    def __init__(self, folder: Path | str, *, info: ShardInfo) -> None:
+        self.path = Path(join(folder, info.name))
+        self.index = _open_index(Path(join(folder, info.index)), info=info)
         self._descriptor = _open_tar(self.path, info=info)
 
     def read(self, member: Member) -> bytes:
