@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.order import IntArray, Order, evaluation_micro_batch, evaluation_range
+from data.order import IntArray, TrainingOrder, evaluation_micro_batch, evaluation_range
 from data.shards import Sample, ShardSet, open_shards
 
 __all__ = ["Builder", "LoadingError", "Sample", "ShardSet", "evaluation_batches", "open_shards", "training_batches"]
@@ -43,7 +43,7 @@ class LoadingError(ValueError):
 
 def training_batches(
     shards: ShardSet,
-    order: Order,
+    order: TrainingOrder,
     builder: Builder,
     *,
     micro_batches: range,
@@ -87,7 +87,7 @@ class _Picks(Protocol):
 
 @dataclass(frozen=True)
 class _TrainingPicks:
-    order: Order
+    order: TrainingOrder
 
     def __call__(self, step: int, micro_batch: int) -> IntArray:
         return self.order.micro_batch(step, micro_batch)

@@ -1,5 +1,6 @@
 """The order of samples: a pure function that visits each sample once and reads shards nearly in sequence."""
 
+import math
 import time
 import tracemalloc
 
@@ -8,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.order import Order, evaluation_range, evaluation_spans
+from data.order import Order, evaluation_micro_batch, evaluation_range
 from engine.config import micro_batches_of
+from engine.randomness import stream
 
 
 @st.composite
 def plans(draw, *, most_repeats=1):
-    sizes = draw(st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) >= 12))
+    uneven = st.one_of(st.integers(0, 60), st.integers(0, 1))
+    sizes = draw(st.lists(uneven, min_size=1, max_size=12).filter(lambda sizes: sum(sizes) >= 24))
     micro_batch_size = draw(st.integers(1, 4))
-    num_micro_batches = draw(st.sampled_from([1, 2, 3]))
+    num_micro_batches = draw(st.sampled_from([1, 2, 3, 6]))
     options = {
         "batch_size": micro_batch_size * num_micro_batches,
         "micro_batch_size": micro_batch_size,
@@ -71,13 +74,48 @@ def test_any_micro_batch_can_be_asked_for_in_any_order(plan, random):
         np.testing.assert_array_equal(Order(sizes, **options).micro_batch(*key), in_order[key])
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_number_of_processes_changes_no_step(world_size):
-    sizes, options = [40, 7, 33], {"batch_size": 16, "micro_batch_size": 4, "seed": 3}
-    shares = [micro_batches_of(r, world_size=world_size, batch_size=16, micro_batch_size=4) for r in range(world_size)]
-    for step in range(7):
-        gathered = [Order(sizes, **options).micro_batch(step, number) for share in shares for number in share]
-        np.testing.assert_array_equal(gathered, [Order(sizes, **options).micro_batch(step, n) for n in range(4)])
+@settings(deadline=None, max_examples=100)
+@given(plans(most_repeats=3), st.integers(0, 2))
+def test_an_epoch_equals_one_laid_out_in_full(plan, epoch):
+    sizes, options = plan
+    order = Order(sizes, **options)
+    found = [rows.tolist() for rows in visits(order, epoch=epoch)]
+    assert found == laid_out(sizes, epoch=epoch, steps=order.steps_per_epoch, **options)
+
+
+def laid_out(sizes, *, epoch, steps, batch_size, micro_batch_size, seed, window_shards, window_samples, repeats):
+    """The same rules by plain lists of all samples; what is drawn is drawn from the same streams."""
+    rng = stream(seed, "ring", epoch)
+    ring = [[int(shard), place] for shard in rng.permutation(len(sizes)) for place in range(sizes[shard])]
+    start = int(rng.integers(len(ring)))
+    ring = ring[start:] + ring[:start]
+    span = math.ceil(steps * micro_batch_size / repeats)
+    shard_size = math.ceil(len(ring) / sum(size > 0 for size in sizes))
+    num_windows = max(1, span // max(window_samples, window_shards * shard_size))
+    spans = []
+    for number in range(batch_size // micro_batch_size):
+        samples, places = ring[number * span : (number + 1) * span], []
+        for window in range(num_windows):
+            inside = np.arange(window * span // num_windows, (window + 1) * span // num_windows)
+            moved = np.arange(len(inside), dtype=np.int32)
+            stream(seed, "window", epoch, number, window).shuffle(moved)
+            places += inside[moved].tolist()
+        spans.append([[*samples[place], repeat] for place in places for repeat in range(repeats)])
+    size = micro_batch_size
+    return [rows[step * size : (step + 1) * size] for step in range(steps) for rows in spans]
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans(most_repeats=2), st.data())
+def test_the_number_of_processes_changes_no_step(plan, data):
+    sizes, options = plan
+    size = {name: options[name] for name in ("batch_size", "micro_batch_size")}
+    whole = Order(sizes, **options)
+    world_size = data.draw(st.sampled_from([w for w in range(1, 7) if whole.num_micro_batches % w == 0]))
+    step = data.draw(st.integers(0, 2 * whole.steps_per_epoch))
+    shares = [micro_batches_of(rank, world_size=world_size, **size) for rank in range(world_size)]
+    gathered = [Order(sizes, **options).micro_batch(step, number) for share in shares for number in share]
+    np.testing.assert_array_equal(gathered, [whole.micro_batch(step, n) for n in range(whole.num_micro_batches)])
 
 
 @settings(deadline=None, max_examples=60)
@@ -156,9 +194,9 @@ def test_impossible_sizes_are_refused():
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 9), st.integers(1, 7))
 def test_evaluation_visits_every_sample_once_on_any_number_of_processes(sizes, micro_batch_size, world_size):
     parts = [
-        rows
+        evaluation_micro_batch(sizes, micro_batch_size=micro_batch_size, number=number)
         for rank in range(world_size)
-        for rows in evaluation_spans(sizes, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+        for number in evaluation_range(sum(sizes), micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     ]
     found = np.concatenate(parts)[:, :2].tolist() if parts else []
     assert found == [[shard, position] for shard, size in enumerate(sizes) for position in range(size)]
