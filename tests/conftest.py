@@ -8,6 +8,8 @@ from jaxtyping import install_import_hook
 
 SHAPED = (
     "backbones.window_attention",
+    "backbones.xfa",
+    "backbones.xformer",
     "engine.probes",
     "pretrain.decoder",
     "pretrain.greenmim",
