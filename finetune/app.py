@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from engine.errors import one_line_errors
@@ -27,7 +28,7 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    config = parse(FinetuneConfig, with_shards(sys.argv[1:]))
+    config = parse(FinetuneConfig, with_own_recipe(with_shards(sys.argv[1:])))
     results = measure(config) if config.eval_only else train(config)
     if results and on_main:
         Console().print(results_table(results, title=config.eval_only or str(config.run.folder)))
@@ -39,6 +40,15 @@ def with_shards(words: list[str]) -> list[str]:
     if _value(words, "--eval-only") and val and not _value(words, "--data.shards"):
         return [*words, "--data.shards", val]
     return words
+
+
+def with_own_recipe(words: list[str]) -> list[str]:
+    """Return the command line with the recipe of the run to measure first, so that it is measured as it was there."""
+    measured = _value(words, "--eval-only")
+    recipe = Path(measured or "") / "config.yaml"
+    if measured is None or not recipe.is_file() or "val_shards" not in yaml.safe_load(recipe.read_text()):
+        return words
+    return ["--recipe", str(recipe), "--run.folder", measured, *words]
 
 
 def _value(words: list[str], option: str) -> str | None:

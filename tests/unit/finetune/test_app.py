@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from finetune.app import main, with_shards
+from finetune.app import main, with_own_recipe, with_shards
 from finetune.trainer import train
 
 
@@ -46,3 +46,14 @@ def test_results_are_shown_again(monkeypatch, capsys, micro, tmp_path):
     shown = capsys.readouterr().out
     assert "last raw" in shown
     assert "best raw" in shown
+
+
+def test_a_run_is_measured_with_its_own_recipe_unless_the_command_line_says_otherwise(tmp_path):
+    words = ["--eval-only", str(tmp_path), "--data.workers", "0"]
+    assert with_own_recipe(words) == words
+    (tmp_path / "config.yaml").write_text("mim: {}\n")  # a pretraining run, which is refused later, with a reason
+    assert with_own_recipe(words) == words
+    (tmp_path / "config.yaml").write_text("val_shards: val\n")
+    own = ["--recipe", str(tmp_path / "config.yaml"), "--run.folder", str(tmp_path)]  # also where the run was moved
+    assert with_own_recipe(words) == [*own, *words]
+    assert with_own_recipe(words[2:]) == words[2:]
