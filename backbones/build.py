@@ -1,11 +1,10 @@
 """Build backbones by their timm names, and run those that can on visible tokens only."""
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 import timm
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 from backbones.config import BackboneConfig
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
-from backbones.swin import forward_visible_swin
-from backbones.swin_v2 import forward_visible_swin_v2
-from backbones.visible import LayoutSpec, StageSpec, VisibleLayout
+from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.swin import SWIN
+from backbones.swin_v2 import SWIN_V2
+from backbones.visible import LayoutSpec, VisibleLayout
 from backbones.window_attention import Implementation
 
-REGISTRY: dict[type[nn.Module], Callable[..., Tensor]] = {
-    SwinTransformer: forward_visible_swin,
-    SwinTransformerV2: forward_visible_swin_v2,
+REGISTRY: dict[type[nn.Module], Pretrainable] = {
+    SwinTransformer: SWIN,
+    SwinTransformerV2: SWIN_V2,
 }
-"""The forward on visible tokens of every class that has one."""
+"""The classes that can be pretrained, and how each runs on visible tokens."""
 
 
 def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
@@ -61,24 +61,28 @@ def architecture(source: BackboneConfig | nn.Module) -> tuple[str, dict[str, Any
     return source.architecture  # pyright: ignore[reportReturnType]
 
 
+def pretrainable(model: nn.Module) -> Pretrainable:
+    """Return what the class of ``model`` brings to be pretrained.
+
+    Raises:
+        ValueError: nothing, it cannot run on visible tokens.
+    """
+    for kind, ways in REGISTRY.items():
+        if isinstance(model, kind):
+            return ways
+    known = ", ".join(kind.__name__ for kind in REGISTRY)
+    raise ValueError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
+
+
 def layout_spec(model: nn.Module) -> LayoutSpec:
     """Return the sizes that the visible layouts of ``model`` follow from.
 
     Raises:
         ValueError: the model cannot run on visible tokens, or its mask units do not divide its image size.
     """
-    _forward_visible_of(model)
-    stages: list[Any] = list(model.layers)  # pyright: ignore[reportArgumentType]
-    embed: Any = model.patch_embed
-    stride = 2 ** (len(stages) - 1)
-    unit = (embed.patch_size[0] * stride, embed.patch_size[1] * stride)
-    _check_img_size(embed.img_size, unit)
-    return LayoutSpec(
-        img_size=tuple(embed.img_size),
-        patch=tuple(embed.patch_size),
-        unit=unit,
-        stages=tuple(_stage_spec(stage) for stage in stages),
-    )
+    spec = pretrainable(model).spec(model)
+    _check_img_size(spec.img_size, spec.unit)
+    return spec
 
 
 def forward_visible(
@@ -92,7 +96,34 @@ def forward_visible(
 
     ``images`` are normalised; ``layout`` is on their device; ``attention`` names the implementation.
     """
-    return _forward_visible_of(model)(model, images, layout, attention=attention)
+    return pretrainable(model).forward(model, images, layout, attention=attention)
+
+
+def forward_masked(
+    model: nn.Module,
+    images: Float[Tensor, "b 3 h w"],
+    visible: Bool[Tensor, "rows cols"],
+    mask_token: Float[Tensor, "1 1 1 e"],
+) -> Float[Tensor, "b l c"]:
+    """Return the features of all units in raster order, from all tokens, with ``mask_token`` where a unit is not visible."""
+    return dense_way(model).forward(model, images, visible, mask_token)
+
+
+def mask_token_dim(model: nn.Module) -> int:
+    """Return the width of the mask token that :func:`forward_masked` takes."""
+    return dense_way(model).token_dim(model)
+
+
+def dense_way(model: nn.Module) -> DenseWay:
+    """Return how ``model`` runs with mask tokens.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    dense = pretrainable(model).dense
+    if dense is None:
+        raise ValueError(f"{type(model).__name__} has no way with mask tokens; set mim.encoder visible")
+    return dense
 
 
 def feature_dim(model: nn.Module) -> int:
@@ -117,14 +148,6 @@ def _check_name(name: str) -> None:
         raise ValueError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
 
 
-def _forward_visible_of(model: nn.Module) -> Callable[..., Tensor]:
-    for kind, forward in REGISTRY.items():
-        if isinstance(model, kind):
-            return forward
-    known = ", ".join(kind.__name__ for kind in REGISTRY)
-    raise ValueError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
-
-
 def _check_img_size(img_size: tuple[int, int], unit: tuple[int, int]) -> None:
     if any(size % side for size, side in zip(img_size, unit, strict=True)):
         fits = [sorted({max(s // u, 1) * u, -(-s // u) * u}) for s, u in zip(img_size, unit, strict=True)]
@@ -133,14 +156,3 @@ def _check_img_size(img_size: tuple[int, int], unit: tuple[int, int]) -> None:
             f"backbone.img-size {img_size[0]}x{img_size[1]} is no multiple of the mask unit of {unit[0]}x{unit[1]} px; "
             f"nearest that fit: height {heights}, width {widths}"
         )
-
-
-def _stage_spec(stage: Any) -> StageSpec:
-    block = stage.blocks[0]
-    return StageSpec(
-        grid=tuple(stage.output_resolution),
-        window=tuple(block.window_size),
-        shifts=tuple(dict.fromkeys(tuple(block.shift_size) for block in stage.blocks)),
-        channels=stage.dim if isinstance(stage.downsample, nn.Identity) else stage.downsample.out_dim,
-        merges=not isinstance(stage.downsample, nn.Identity),
-    )

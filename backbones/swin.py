@@ -1,6 +1,6 @@
 """timm's Swin on visible tokens only: the same modules and parameters, with attention inside groups of windows.
 
-Legend: b batch, n visible tokens, k visible units, c channels.
+Legend: b batch, n visible tokens, k visible units, l units, c channels, e channels of the first tokens.
 """
 
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.lean_mlp import lean_mlp
-from backbones.visible import GroupPlan, VisibleLayout
-from backbones.visible_tokens import embed_visible
+from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.visible import LayoutSpec, VisibleLayout
+from backbones.visible_tokens import embed_visible, token_map
 from backbones.window_attention import Implementation, window_attention
-
-Attend = Callable[[Tensor, Tensor, GroupPlan, float], Tensor]
+from backbones.window_layout import GroupPlan, StageSpec, window_stages
 
 
 def forward_visible_swin(
@@ -77,3 +77,42 @@ def _attention(
 
 def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[Tensor, "b n c2"]:
     return merging.reduction(merging.norm(cells))
+
+
+def swin_spec(model: Any) -> LayoutSpec:
+    """Return the sizes that the layouts of either version of Swin follow from."""
+    embed, stages = model.patch_embed, list(model.layers)
+    stride = 2 ** (len(stages) - 1)
+    return LayoutSpec(
+        img_size=tuple(embed.img_size),
+        patch=tuple(embed.patch_size),
+        unit=(embed.patch_size[0] * stride, embed.patch_size[1] * stride),
+        stages=tuple(_stage_spec(stage) for stage in stages),
+        build=window_stages,
+    )
+
+
+def _stage_spec(stage: Any) -> StageSpec:
+    block = stage.blocks[0]
+    return StageSpec(
+        grid=tuple(stage.output_resolution),
+        window=tuple(block.window_size),
+        shifts=tuple(dict.fromkeys(tuple(block.shift_size) for block in stage.blocks)),
+        channels=stage.dim if isinstance(stage.downsample, nn.Identity) else stage.downsample.out_dim,
+    )
+
+
+def _forward_masked(
+    model: Any,
+    images: Float[Tensor, "b 3 h w"],
+    visible: Bool[Tensor, "rows cols"],
+    mask_token: Float[Tensor, "1 1 1 e"],
+) -> Float[Tensor, "b l c"]:
+    tokens = model.patch_embed(images)  # b rows cols e
+    seen = token_map(visible, tokens.shape[1:3])[None, :, :, None]
+    tokens = torch.where(seen, tokens, mask_token.to(tokens.dtype))
+    return model.norm(model.layers(tokens)).flatten(1, 2)
+
+
+SWIN_DENSE = DenseWay(token_dim=lambda model: model.patch_embed.proj.out_channels, forward=_forward_masked)
+SWIN = Pretrainable(spec=swin_spec, forward=forward_visible_swin, dense=SWIN_DENSE, normed=True)

@@ -15,9 +15,11 @@ from timm.layers.mlp import Mlp
 from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, SwinTransformerV2Block, WindowAttention
 from torch import Tensor
 
-from backbones.swin import run_stages
-from backbones.visible import GroupPlan, VisibleLayout
+from backbones.pretrainable import Pretrainable
+from backbones.swin import SWIN_DENSE, run_stages, swin_spec
+from backbones.visible import VisibleLayout
 from backbones.window_attention import Implementation, window_attention
+from backbones.window_layout import GroupPlan
 
 MAX_LOGIT_SCALE = math.log(1 / 0.01)
 
@@ -67,3 +69,6 @@ def _bias_table(attn: WindowAttention) -> Float[Tensor, "t h"]:
 
 def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[Tensor, "b n c2"]:
     return merging.norm(merging.reduction(cells))
+
+
+SWIN_V2 = Pretrainable(spec=swin_spec, forward=forward_visible_swin_v2, dense=SWIN_DENSE, normed=True)

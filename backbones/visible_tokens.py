@@ -4,7 +4,7 @@ Legend: b batch, n tokens, p values of a patch, c channels.
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor
 
@@ -33,3 +33,9 @@ def visible_patches(images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> 
     bits = [axis for level in range(levels) for axis in (first_col + level, first_row + level)]
     units = units.permute(1, 0, *bits, 2, first_row + levels, first_col + levels)
     return units.reshape(batch, -1, channels * patch[0] * patch[1])
+
+
+def token_map(visible: Bool[Tensor, "rows cols"], grid: tuple[int, int]) -> Bool[Tensor, "height width"]:
+    """Return, for every token of a grid, whether its unit is visible."""
+    rows, cols = visible.shape
+    return visible.repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)

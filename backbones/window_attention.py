@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from backbones.visible import GroupPlan
+from backbones.window_layout import GroupPlan
 
 Implementation = Literal["auto", "reference", "sdpa"]
 

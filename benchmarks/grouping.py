@@ -25,7 +25,7 @@ import tyro
 from backbones.bin_packing import Budget, BudgetExceededError, best_fit_decreasing, pack, volume_needs
 from backbones.cost_models import Core
 from backbones.grouping import RULES, Grouping, clear_plans, group_windows
-from backbones.visible import window_ids
+from backbones.window_layout import window_ids
 from benchmarks.goals import Goal, finish, machine
 from engine.randomness import stream
 

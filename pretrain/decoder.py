@@ -21,9 +21,18 @@ class Decoder(nn.Module):
     position: Tensor
 
     def __init__(
-        self, *, grid: tuple[int, int], in_dim: int, out_dim: int, dim: int, depth: int, num_heads: int
+        self,
+        *,
+        grid: tuple[int, int],
+        in_dim: int,
+        out_dim: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        norm_input: bool = False,
     ) -> None:
         super().__init__()
+        self.norm_input = nn.LayerNorm(in_dim, eps=LAYER_NORM_EPS) if norm_input else nn.Identity()
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("position", sine_cosine_position(grid, dim), persistent=False)
@@ -39,7 +48,9 @@ class Decoder(nn.Module):
         predicted_units: Int[Tensor, " p"],
     ) -> Float[Tensor, "b p d"]:
         """Return the predicted units; feature j belongs to unit ``visible_units[j]``."""
-        x = place_features(self.embed(features), self.mask_token, visible_units, self.position.shape[1])
+        x = place_features(
+            self.embed(self.norm_input(features)), self.mask_token, visible_units, self.position.shape[1]
+        )
         x = x + self.position.to(x.dtype)
         for block in self.blocks:
             x = block(x)

@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from backbones.build import build, feature_dim, forward_visible, layout_spec
+from backbones.build import (
+    build,
+    feature_dim,
+    forward_masked,
+    forward_visible,
+    layout_spec,
+    mask_token_dim,
+    pretrainable,
+)
 from backbones.handoff import read_backbone
 from backbones.initial import init_mim
 from backbones.visible import VisibleLayout
@@ -86,24 +94,16 @@ class DenseMIM(GreenMIM):
         unit = layout_spec(encoder).unit
         head = nn.Linear(feature_dim(encoder), unit[0] * unit[1] * 3)
         super().__init__(encoder, head, pixels=pixels, normalise_targets=normalise_targets)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, encoder.patch_embed.proj.out_channels))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, mask_token_dim(encoder)))
 
     def predict(
         self, x: Float[Tensor, "b 3 h w"], *, layout: VisibleLayout, feature_units: Tensor, predicted_units: Tensor
     ) -> Float[Tensor, "b p d"]:
         """Return the predicted pixels of the predicted units."""
-        tokens = self.encoder.patch_embed(x)  # b rows cols c
-        visible = _token_map(feature_units, x, unit=self.unit, grid=tokens.shape[1:3])
-        tokens = torch.where(visible[None, :, :, None], tokens, self.mask_token.to(tokens.dtype))
-        features = self.encoder.norm(self.encoder.layers(tokens)).flatten(1, 2)
+        rows, cols = x.shape[2] // self.unit[0], x.shape[3] // self.unit[1]
+        visible = torch.zeros(rows * cols, dtype=torch.bool, device=x.device).index_fill(0, feature_units, True)
+        features = forward_masked(self.encoder, x, visible.view(rows, cols), self.mask_token)
         return self.decoder(features.index_select(1, predicted_units))
-
-
-def _token_map(units: Tensor, x: Tensor, *, unit: tuple[int, int], grid: torch.Size) -> Tensor:
-    """Return True at every first-stage token of the given units."""
-    rows, cols = x.shape[2] // unit[0], x.shape[3] // unit[1]
-    visible = torch.zeros(rows * cols, dtype=torch.bool, device=x.device).index_fill(0, units, True)
-    return visible.view(rows, cols).repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)
 
 
 def build_model(config: PretrainConfig, *, model_args: dict[str, Any] | None = None) -> GreenMIM:
@@ -165,4 +165,5 @@ def build_decoder(encoder: nn.Module, config: PretrainConfig) -> Decoder:
         dim=config.mim.decoder_dim,
         depth=config.mim.decoder_depth,
         num_heads=config.mim.decoder_heads,
+        norm_input=not pretrainable(encoder).normed,
     )

@@ -32,7 +32,6 @@ def test_spec_tells_windows_and_shifts_per_axis():
     assert [stage.window for stage in spec.stages] == [(14, 14), (14, 14), (14, 14), (7, 14)]
     assert [stage.shifts for stage in spec.stages] == [((0, 0),), ((0, 0), (7, 7)), ((0, 0),), ((0, 0),)]
     assert [stage.channels for stage in spec.stages] == [16, 32, 64, 128]
-    assert [stage.merges for stage in spec.stages] == [False, True, True, True]
 
 
 def test_image_size_that_units_do_not_divide_is_refused_with_those_that_would_do():

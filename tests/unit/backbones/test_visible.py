@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbones.visible import CHILDREN, LayoutSpec, StageSpec, build_layout, nested_offsets, window_ids
+from backbones.visible import LayoutSpec, build_layout
+from backbones.window_layout import CHILDREN, StageSpec, nested_offsets, window_ids, window_stages
 
 
 def spec_for(*, units, window=3, shift=1, stages=3):
@@ -17,13 +18,13 @@ def spec_for(*, units, window=3, shift=1, stages=3):
         img_size=(units[0] * 4 * sides[0], units[1] * 4 * sides[0]),
         patch=(4, 4),
         unit=(4 * sides[0], 4 * sides[0]),
+        build=window_stages,
         stages=tuple(
             StageSpec(
                 grid=(units[0] * side, units[1] * side),
                 window=(window, window),
                 shifts=((0, 0), (shift, shift)),
                 channels=8,
-                merges=stage > 0,
             )
             for stage, side in enumerate(sides)
         ),
@@ -64,7 +65,6 @@ def test_tokens_of_a_stage_are_those_of_the_visible_units(case):
         assert (finer.coords.reshape(-1, 4, 2) // 2 == coarser.coords[:, None]).all()
     assert (layout.stages[-1].coords == np.argwhere(visible)).all()
     assert layout.units.tolist() == np.flatnonzero(visible).tolist()
-    assert layout.masked_units.tolist() == np.flatnonzero(~visible).tolist()
 
 
 @given(masks, st.sampled_from(["optimal", "largest_window"]), st.integers(1, 4))

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from backbones.visible import LayoutSpec, StageSpec, build_layout
+from backbones.visible import LayoutSpec, build_layout
 from backbones.window_attention import IMPLEMENTATIONS, pair_bias, window_attention
+from backbones.window_layout import StageSpec, window_stages
 
 WINDOW, HEADS, DIM, BATCH = 3, 2, 4, 3
 
 
 def plan_and_coords(*, rule, units=(4, 5), shift=1, seed=0, window=WINDOW):
-    stage = StageSpec(
-        grid=(2 * units[0], 2 * units[1]), window=(window, window), shifts=((shift, shift),), channels=8, merges=False
+    stage = StageSpec(grid=(2 * units[0], 2 * units[1]), window=(window, window), shifts=((shift, shift),), channels=8)
+    last = StageSpec(grid=units, window=(1, 1), shifts=((0, 0),), channels=8)
+    spec = LayoutSpec(
+        img_size=(8 * units[0], 8 * units[1]), patch=(4, 4), unit=(8, 8), stages=(stage, last), build=window_stages
     )
-    last = StageSpec(grid=units, window=(1, 1), shifts=((0, 0),), channels=8, merges=True)
-    spec = LayoutSpec(img_size=(8 * units[0], 8 * units[1]), patch=(4, 4), unit=(8, 8), stages=(stage, last))
     visible = np.random.default_rng(seed).random(units) < 0.5
     layout = build_layout(spec, visible, rule=rule).to("cpu")
     return layout.stages[0].plans[0], layout.stages[0].coords
