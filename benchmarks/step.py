@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
 def measure(architecture: str, window: int, ratio: float, *, options: argparse.Namespace) -> dict[str, float]:
     """Return the medians of one case and their ratios."""
     config = PretrainConfig(
-        data=DataConfig(shards="", batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
+        data=DataConfig(shards=("",), batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
         backbone=BackboneConfig(name=architecture, window=window),
         mim=MimConfig(mask_ratio=ratio),
     )

@@ -1,5 +1,6 @@
 """What to read and how. Imports no torch."""
 
+import math
 from dataclasses import dataclass
 
 from engine.config import may_change
@@ -9,8 +10,10 @@ from engine.config import may_change
 class DataConfig:
     """Shards, the global batch and the loader."""
 
-    shards: str
-    """Folder with `manifest.json` and its shards (`data/main.py write` or `index` makes one)."""
+    shards: tuple[str, ...] = may_change()
+    """Folders with `manifest.json` and its shards (`data/main.py write` or `index` makes one). They may move, not change."""
+    weights: tuple[float, ...] = ()
+    """Share of each folder in every micro-batch, such as 0.7 0.3; none: the folders are one data set."""
     batch_size: int = 256
     """Images of one optimizer step, over all processes."""
     micro_batch_size: int = 64
@@ -23,6 +26,8 @@ class DataConfig:
     """Loader processes per training process; 0 loads in the training process."""
     max_pixels: int = may_change(178_956_970)
     """Images that claim more pixels than this are refused before decoding."""
+    max_bad_share: float = may_change(0.05)
+    """The run stops when more than this share of the images so far (of the first 1000 at least) could not be decoded."""
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
@@ -37,5 +42,15 @@ class DataConfig:
                 f"data.window-shards, data.window-samples and data.max-pixels must be at least 1, "
                 f"got {self.window_shards}, {self.window_samples}, {self.max_pixels}"
             )
+        if not self.shards:
+            raise ValueError("data.shards takes at least one folder, got none")
+        if self.weights and len(self.weights) != len(self.shards):
+            raise ValueError(
+                f"data.weights takes one weight for each folder of data.shards: {len(self.shards)}, got {len(self.weights)}"
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
+            raise ValueError(f"data.weights must be positive, got {self.weights}; leave out what is not wanted")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"data.max-bad-share must lie in [0, 1], got {self.max_bad_share}")
         if self.workers < 0:
             raise ValueError(f"data.workers must be at least 0, got {self.workers}")

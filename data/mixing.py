@@ -25,12 +25,30 @@ from fractions import Fraction
 
 import numpy as np
 
-from data.order import check_key, check_sizes
+from data.config import DataConfig
+from data.order import Order, TrainingOrder, check_key, check_sizes
 from data.passes import IntArray, Passes, WindowSize
+from data.shards import ShardSet
 from engine.randomness import stream
 
 MOST_PARTS = 10_000
 """Finest share: weights must be whole multiples of 1 / MOST_PARTS of their sum or coarser."""
+
+
+def training_order(config: DataConfig, shards: ShardSet, *, seed: int, repeats: int = 1) -> TrainingOrder:
+    """Return the order in which a run visits the samples of ``shards``: mixed by weights where there are some."""
+    options = {
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "seed": seed,
+        "window_shards": config.window_shards,
+        "window_samples": config.window_samples,
+        "repeats": repeats,
+    }
+    sizes = shards.sizes
+    if not config.weights:
+        return Order(sizes, **options)
+    return MixedOrder([sizes[part.start : part.stop] for part in shards.parts], weights=config.weights, **options)
 
 
 class MixedOrder:
@@ -64,7 +82,7 @@ class MixedOrder:
         self._micro_batch_size, self._seed = micro_batch_size, seed
         self.steps_per_epoch = sum(counts) // batch_size
         self.num_micro_batches = batch_size // micro_batch_size
-        self._shares = Shares(weights, num_sources=len(sources))
+        self._shares = Shares(weights)
         self._first_shards = np.cumsum([0, *(len(sizes) for sizes in sources[:-1])]).tolist()
         window = WindowSize(shards=window_shards, samples=window_samples)
         self._passes = [
@@ -106,11 +124,7 @@ class Shares:
     those that may come the one that must first does. (That all come in time is the theorem behind fair scheduling.)
     """
 
-    def __init__(self, weights: Sequence[float], *, num_sources: int) -> None:
-        if len(weights) != num_sources:
-            raise ValueError(
-                f"data.weights takes one weight for each of the {num_sources} folders of data.shards, got {len(weights)}"
-            )
+    def __init__(self, weights: Sequence[float]) -> None:
         self._parts = np.array(whole_weights(weights), np.int64)
         self._given = _deal(self._parts.tolist())
 
@@ -124,12 +138,8 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
     """Return the smallest whole numbers in the same ratios as the decimals that ``weights`` are written with.
 
     Raises:
-        ValueError: a weight is not positive, or the ratios are too fine; the message names close ones that do.
+        ValueError: the ratios are too fine; the message names close ones that do.
     """
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(
-            f"data.weights must be positive, got {' '.join(map(str, weights))}; leave out what is not wanted"
-        )
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * scale) for weight in exact]

@@ -1,12 +1,15 @@
 """The config sections that every program shares. Imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 
-def may_change(default: Any) -> Any:
-    """Return a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule."""
+def may_change(default: Any = MISSING) -> Any:
+    """Return a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule.
+
+    Without a default it must be given.
+    """
     return field(default=default, metadata={"may_change": True})
 
 

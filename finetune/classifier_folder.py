@@ -26,6 +26,7 @@ def describe_network(config: FinetuneConfig, *, start: Start, labelled: Labelled
         "mean": list(start.mean),
         "std": list(start.std),
         "manifest_digest": labelled.train.manifest.digest,
+        "shards_per_folder": [len(part) for part in labelled.train.parts],
         "recipe": plain(config),
     }
 

@@ -40,7 +40,7 @@ def open_labelled(config: FinetuneConfig) -> LabelledShards:
     """
     train, val = open_shards(config.data.shards), open_shards(config.val_shards)
     classes = train.classes or val.classes
-    num_classes = _num_classes(config, classes)
+    num_classes = _num_classes(config, classes, folders=train.folder)
     for option, shards in (("data.shards", train), ("val-shards", val)):
         check_labels(shards, num_classes=num_classes, option=option)
     if train.classes and val.classes and train.classes != val.classes:
@@ -92,15 +92,13 @@ def check_labels(shards: ShardSet, *, num_classes: int, option: str) -> None:
         )
 
 
-def _num_classes(config: FinetuneConfig, classes: tuple[str, ...] | None) -> int:
+def _num_classes(config: FinetuneConfig, classes: tuple[str, ...] | None, *, folders: Path | str) -> int:
     asked = config.task.num_classes
     if classes is None and asked is None:
-        raise ValueError(
-            f"the manifests of {config.data.shards} and {config.val_shards} name no classes; set task.num-classes"
-        )
+        raise ValueError(f"the manifests of {folders} and {config.val_shards} name no classes; set task.num-classes")
     if classes is not None and asked is not None and asked != len(classes):
         raise ValueError(
-            f"task.num-classes is {asked}, but the manifest of {config.data.shards} names {len(classes)} classes; "
+            f"task.num-classes is {asked}, but the manifest of {folders} names {len(classes)} classes; "
             f"leave task.num-classes out or set it to {len(classes)}"
         )
     return asked if classes is None else len(classes)  # pyright: ignore[reportReturnType]

@@ -7,7 +7,8 @@ from typing import Any
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 
 from data.loader import training_batches
-from data.order import Order
+from data.mixing import training_order
+from data.order import TrainingOrder
 from engine.distributed import Engine
 from engine.pixels import Pixels
 from engine.run_folder import RunFolder
@@ -47,7 +48,7 @@ def train(config: FinetuneConfig) -> Results:
 def _train(
     config: FinetuneConfig, *, engine: Engine, folder: RunFolder, start: Start, labelled: LabelledShards
 ) -> Results:
-    order = sample_order(config, labelled)
+    order = training_order(config.data, labelled.train, seed=config.run.seed, repeats=config.task.repeats)
     training = Training(
         config,
         engine=engine,
@@ -84,21 +85,8 @@ def _train(
     return accuracy.finish()
 
 
-def sample_order(config: FinetuneConfig, labelled: LabelledShards) -> Order:
-    """Return the order in which a run visits the samples whose labels it may use."""
-    return Order(
-        labelled.train.sizes,
-        batch_size=config.data.batch_size,
-        micro_batch_size=config.data.micro_batch_size,
-        seed=config.run.seed,
-        window_shards=config.data.window_shards,
-        window_samples=config.data.window_samples,
-        repeats=config.task.repeats,
-    )
-
-
 def micro_batches(
-    config: FinetuneConfig, *, start: Start, labelled: LabelledShards, order: Order, training: Training
+    config: FinetuneConfig, *, start: Start, labelled: LabelledShards, order: TrainingOrder, training: Training
 ) -> Iterator[dict[str, Any]]:
     """Return this process's micro-batches from the step after the last one done."""
     return training_batches(

@@ -9,7 +9,8 @@ from typing import Any
 from backbones.build import architecture, layout_spec
 from backbones.handoff import write_backbone
 from data.loader import ShardSet, open_shards, training_batches
-from data.order import Order
+from data.mixing import training_order
+from data.order import TrainingOrder
 from engine.distributed import Engine
 from engine.recipe import plain
 from engine.run_folder import RunFolder
@@ -38,7 +39,7 @@ def train(config: PretrainConfig) -> None:
 def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:
     model = build_model(config)
     shards = open_shards(config.data.shards)
-    order = sample_order(config, shards)
+    order = training_order(config.data, shards, seed=config.run.seed)
     training = Training(
         config,
         engine=engine,
@@ -72,18 +73,6 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
     finish(config, training=training, shards=shards)
 
 
-def sample_order(config: PretrainConfig, shards: ShardSet) -> Order:
-    """Return the order in which a recipe visits the samples."""
-    return Order(
-        shards.sizes,
-        batch_size=config.data.batch_size,
-        micro_batch_size=config.data.micro_batch_size,
-        seed=config.run.seed,
-        window_shards=config.data.window_shards,
-        window_samples=config.data.window_samples,
-    )
-
-
 def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
     """Return what makes the micro-batches of a recipe."""
     return PretrainBuilder(
@@ -96,7 +85,7 @@ def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
 
 
 def micro_batches(
-    config: PretrainConfig, *, model: GreenMIM, shards: ShardSet, order: Order, training: Training
+    config: PretrainConfig, *, model: GreenMIM, shards: ShardSet, order: TrainingOrder, training: Training
 ) -> Iterator[dict[str, Any]]:
     """Return this process's micro-batches from the step after the last one done."""
     return training_batches(
@@ -157,5 +146,6 @@ def _describe(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> d
         "architecture": name,
         "model_args": model_args,
         "manifest_digest": shards.manifest.digest,
+        "shards_per_folder": [len(part) for part in shards.parts],
         "recipe": plain(config),
     }

@@ -20,7 +20,7 @@ pytestmark = [
 
 def model_and_batch():
     config = PretrainConfig(
-        data=DataConfig(shards="", batch_size=8, micro_batch_size=8),
+        data=DataConfig(shards=("",), batch_size=8, micro_batch_size=8),
         backbone=BackboneConfig(name="swin_tiny_patch4_window7_224"),
     )
     model = build_model(config)

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.mixing import MixedOrder, Shares, whole_weights
+from data.config import DataConfig
+from data.mixing import MixedOrder, Shares, training_order, whole_weights
+from data.order import Order
+from data.shards import open_shards
 from engine.randomness import stream
 
 
@@ -36,7 +39,7 @@ def mixtures(draw):
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7))
 def test_shares_are_exact_to_less_than_one_sample_after_any_number(weights):
-    shares, total = Shares(weights, num_sources=len(weights)), sum(weights)
+    shares, total = Shares(weights), sum(weights)
     before = np.zeros(len(weights), np.int64)
     for n in range(2 * total + 2):
         given_now = shares.given(n)
@@ -51,7 +54,7 @@ def test_shares_are_exact_to_less_than_one_sample_after_any_number(weights):
 def test_micro_batches_equal_passes_laid_out_in_full_and_dealt_by_shares(mixture):
     sources, options = mixture
     order, size, seed = MixedOrder(sources, **options), options["micro_batch_size"], options["seed"]
-    shares = Shares(options["weights"], num_sources=len(sources))
+    shares = Shares(options["weights"])
     steps = 3 * order.steps_per_epoch + 3
     most = shares.given(steps * size).tolist()
     for number in range(order.num_micro_batches):
@@ -143,6 +146,20 @@ def test_a_late_step_of_large_sources_takes_little_time():
     assert time.process_time() - start < 1
 
 
+def test_folders_without_weights_are_one_data_set_and_with_them_are_mixed(write):
+    first, second = write(12, name="first"), write(7, name="second")
+    both, options = open_shards(first.folder, second.folder), {"batch_size": 6, "micro_batch_size": 3}
+    folders = tuple(str(shards.folder) for shards in (first, second))
+    orders = [training_order(DataConfig(shards=folders, weights=w, **options), both, seed=1) for w in ((), (2, 1))]
+    expected = [
+        Order(both.sizes, seed=1, **options),
+        MixedOrder([[5, 5, 2], [5, 2]], weights=(2, 1), seed=1, **options),
+    ]
+    for order, other in zip(orders, expected, strict=True):
+        assert type(order) is type(other)
+        np.testing.assert_array_equal(order.micro_batch(7, 1), other.micro_batch(7, 1))
+
+
 def test_weights_are_read_as_they_are_written():
     assert whole_weights((0.7, 0.3)) == [7, 3]
     assert whole_weights((1, 1, 2.5)) == [2, 2, 5]
@@ -150,11 +167,11 @@ def test_weights_are_read_as_they_are_written():
 
 
 def test_weights_that_make_no_sense_are_refused_with_what_would_do():
-    with pytest.raises(ValueError, match=r"one weight for each of the 2 folders of data.shards, got 3"):
-        MixedOrder([[9], [9]], weights=(1, 1, 1), batch_size=4, micro_batch_size=2, seed=0)
+    with pytest.raises(ValueError, match=r"one weight for each folder of data.shards: 2, got 3"):
+        DataConfig(shards=("a", "b"), weights=(1, 1, 1))
     for weights in ((1.0, 0.0), (1.0, -2.0), (1.0, float("nan"))):
-        with pytest.raises(ValueError, match=r"data.weights must be positive, got 1.0"):
-            whole_weights(weights)
+        with pytest.raises(ValueError, match=r"data.weights must be positive, got \(1.0"):
+            DataConfig(shards=("a", "b"), weights=weights)
     with pytest.raises(ValueError, match=r"finer than 10000 .* round them, for example to 0.632 0.368"):
         whole_weights((0.6324555, 0.3675445))
 

@@ -44,7 +44,7 @@ def write():
 def base(train_shards, val_shards):
     """A micro recipe: 64 px, two micro-batches of 4, 6 steps."""
     return FinetuneConfig(
-        data=DataConfig(shards=str(train_shards), batch_size=8, micro_batch_size=4, workers=0),
+        data=DataConfig(shards=(str(train_shards),), batch_size=8, micro_batch_size=4, workers=0),
         val_shards=str(val_shards),
         backbone=StartConfig(
             name="swin_tiny_patch4_window7_224",

@@ -52,7 +52,7 @@ def test_the_defaults_are_the_published_recipe():
         (lambda: AugmentConfig(rand_augment="m9"), "rand-m9-mstd0.5-inc1"),
         (lambda: EvaluationConfig(crop_ratio=1.5), "evaluation.crop-ratio"),
         (
-            lambda: FinetuneConfig(data=DataConfig(shards="x", batch_size=6, micro_batch_size=3), val_shards="y"),
+            lambda: FinetuneConfig(data=DataConfig(shards=("x",), batch_size=6, micro_batch_size=3), val_shards="y"),
             "must be even",
         ),
     ],

@@ -45,4 +45,4 @@ def test_other_classes_in_val_are_refused(micro, write, tmp_path):
 
 def test_a_missing_folder_is_refused(micro, tmp_path):
     with pytest.raises(ValueError, match=r"nothing is no folder"):
-        open_labelled(micro(data={"shards": str(tmp_path / "nothing")}))
+        open_labelled(micro(data={"shards": (str(tmp_path / "nothing"),)}))

@@ -8,13 +8,14 @@ import pytest
 import timm
 import torch
 
+from data.mixing import training_order
 from engine.checkpoint import newest_checkpoint
 from engine.optimizer import describe, param_groups
 from finetune.eval_only import measure
 from finetune.labelled_shards import open_labelled
 from finetune.network import build_trained
 from finetune.start import resolve_start
-from finetune.trainer import sample_order, train
+from finetune.trainer import train
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 
@@ -146,7 +147,7 @@ def test_knn_is_measured_beside_its_floors(micro, whole, tmp_path):
 def test_a_label_subset_and_repeats_pass_through_to_the_order(micro):
     config = micro(task={"labels_per_class": 4, "repeats": 2})
     labelled = open_labelled(config)
-    order = sample_order(config, labelled)
+    order = training_order(config.data, labelled.train, seed=config.run.seed, repeats=config.task.repeats)
     seen = [
         tuple(row) for step in range(order.steps_per_epoch) for mb in range(2) for row in order.micro_batch(step, mb)
     ]

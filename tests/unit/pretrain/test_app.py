@@ -47,7 +47,7 @@ def recipe(path, config):
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"data": {"shards": "/nowhere/shards"}}, ("/nowhere/shards", "manifest")),
+        ({"data": {"shards": ["/nowhere/shards"]}}, ("/nowhere/shards", "manifest")),
         ({"backbone": {"img_size": (64, 80)}}, ("backbone.img-size 64x80", "32x32")),
         ({"backbone": {"name": "swin_tiny_patch4_window7_999"}}, ("swin_tiny_patch4_window7_999", "no architecture")),
     ],

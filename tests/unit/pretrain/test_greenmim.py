@@ -28,7 +28,7 @@ MICRO = BackboneConfig(
 
 def micro_config(**mim) -> PretrainConfig:
     mim = MimConfig(**{"decoder_dim": 32, "decoder_heads": 2, **mim})
-    return PretrainConfig(data=DataConfig(shards="", batch_size=2, micro_batch_size=2), backbone=MICRO, mim=mim)
+    return PretrainConfig(data=DataConfig(shards=("",), batch_size=2, micro_batch_size=2), backbone=MICRO, mim=mim)
 
 
 def micro_batch(model, *, ratio=0.75, images=None):

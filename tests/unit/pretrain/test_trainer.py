@@ -137,7 +137,7 @@ def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, shar
     write_shards(samples, out=broken, classes=None, limits=ShardLimits())
     runs = [tmp_path / "one", tmp_path / "two"]
     for folder in runs:
-        train(micro(run={"folder": folder}, data={"shards": str(broken)}))
+        train(micro(run={"folder": folder}, data={"shards": (str(broken),)}))
     ledger = lines(runs[0] / "bad_samples-00000.jsonl")
     assert [line["id"] for line in ledger] == [0, 0, 0]  # 16 images, 8 a step: once every two steps
     assert sum(line["bad_samples"] for line in lines(runs[0] / "metrics.jsonl")) == 3
