@@ -110,6 +110,11 @@ class ShardSet:
         labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return labels if self._selection is None else labels[self._selection]
 
+    def shard_of(self, sample_id: int) -> str:
+        """Return where the shard of a sample, by its global number, lies."""
+        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
+        return join(self.folder, self.manifest.shards[number].name)
+
     def entries(self, shard: int) -> ShardIndex:
         """Return the index of one shard."""
         return self._shard(shard).index

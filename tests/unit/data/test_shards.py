@@ -21,6 +21,10 @@ def test_several_folders_read_as_one_set(write):
     assert samples[15].image == second.read(0, 3).image
     assert both.labels().tolist() == [*first.labels().tolist(), *second.labels().tolist()]
     assert both.classes == first.classes
+    assert [both.shard_of(n) for n in (0, 4, 5, 12, 18)] == [
+        f"{folder.folder}/shard-00000{n}.tar"
+        for folder, n in [(first, 0), (first, 0), (first, 1), (second, 0), (second, 1)]
+    ]
     copy = pickle.loads(pickle.dumps(both.subset([0, 18])))
     assert (copy.parts, copy.sizes, copy.read(4, 0).id) == (both.parts, (1, 0, 0, 0, 1), 18)
 
