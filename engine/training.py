@@ -6,7 +6,6 @@ averaged weights and one integer.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import signal
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.bad_samples import BadSamples
 from engine.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, micro_batches_of
 from engine.distributed import Engine
@@ -30,24 +30,28 @@ from engine.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+SAME_DATA = ("manifest_digest", "shards_per_folder")
+"""What a checkpoint says of its data that may not change in a run."""
 STOP_CHECK_S = 5.0
 """Seconds between the moments when several processes agree on whether to stop."""
 
 
-class BatchSize(Protocol):
-    """The part of a data config that fixes the global batch."""
+class DataSection(Protocol):
+    """The part of a data config that the loop needs: the global batch, and how much may be wrong with it."""
 
     @property
     def batch_size(self) -> int: ...  # noqa: D102
     @property
     def micro_batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def max_bad_share(self) -> float: ...  # noqa: D102
 
 
 class Sections(Protocol):
     """The config sections that every training program has."""
 
     @property
-    def data(self) -> BatchSize: ...  # noqa: D102
+    def data(self) -> DataSection: ...  # noqa: D102
     @property
     def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
     @property
@@ -67,7 +71,8 @@ class Training:
         folder: the run folder, already locked.
         model: the network with its first weights; a checkpoint found in the run folder replaces them.
         steps_per_epoch: optimizer steps in one pass over the samples.
-        describe: JSON values to keep in every checkpoint, such as the architecture.
+        describe: JSON values to keep in every checkpoint, such as the architecture; ``SAME_DATA`` must stay the same.
+        shard_of: gives the shard of a sample id, for the ledger of bad samples.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Training:
         model: nn.Module,
         steps_per_epoch: int,
         describe: Mapping[str, Any],
+        shard_of: Callable[[int], str],
     ) -> None:
         self.engine, self.folder, self.describe, self._config = engine, folder, dict(describe), config
         data = config.data
@@ -100,7 +106,15 @@ class Training:
         self.step = 0
         self._saved_step = 0
         self.ema: SlicedEma | None = None
-        self._restore(model)
+        restored = self._restore(model)
+        self._bad = BadSamples(
+            folder.path,
+            engine=engine,
+            shard_of=shard_of,
+            max_share=data.max_bad_share,
+            steps_done=self.step,
+            total=restored.get("bad_samples", 0),
+        )
         self.reporter = Reporter(
             folder,
             config.report,
@@ -117,8 +131,8 @@ class Training:
         self.stopped = False
         self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
 
-    def _restore(self, model: nn.Module) -> None:
-        """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
+    def _restore(self, model: nn.Module) -> Mapping[str, Any]:
+        """Load the newest checkpoint, or the one to branch from, around preparing the engine; return its state."""
         checkpoint = self._find_checkpoint()
         self.engine.place(model)  # first, so that fp64 weights are not read through fp32
         if checkpoint is not None:
@@ -136,6 +150,7 @@ class Training:
             self._load_optimizer(checkpoint)
         if self.engine.is_main:
             self.folder.cut_metrics(self.step)
+        return {} if checkpoint is None else checkpoint.state
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or the one to branch from; rank 0 chooses and checks it for all."""
@@ -144,7 +159,23 @@ class Training:
             newest = self.store.latest()
             found = newest.path if newest is not None else self._config.run.branch_from
         found = self.engine.broadcast_object(found)
-        return open_checkpoint(found, verify=self.engine.is_main) if found is not None else None
+        if found is None:
+            return None
+        checkpoint = open_checkpoint(found, verify=self.engine.is_main)
+        if found.parent == self.folder.checkpoints:
+            self._check_same_data(checkpoint)
+        return checkpoint
+
+    def _check_same_data(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on with other samples; where they lie may change."""
+        for name in SAME_DATA:
+            stored, asked = checkpoint.state.get(name), self.describe.get(name)
+            if stored is not None and stored != asked:
+                raise ValueError(
+                    f"{checkpoint.path} was trained on other data than data.shards: {name.replace('_', ' ')} stored {stored}, "
+                    f"asked {asked}; give the folders with the same content in the same order, another --run.folder, or "
+                    f"start a new run from this checkpoint with --run.branch-from"
+                )
 
     def _load_optimizer(self, checkpoint: Checkpoint) -> None:
         self.step = self._saved_step = int(checkpoint.state["step"])
@@ -169,23 +200,13 @@ class Training:
                 self.save()
             self.store.wait()
 
-    def fetch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """Wait for the next micro-batch of this process and move it to the device."""
+    def fetch(self, batches: Iterator[dict[str, Any]], *, key: tuple[int, int]) -> dict[str, Any]:
+        """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device."""
         with self.reporter.timed("data"):
             batch = next(batches)
-        self._note_bad(batch["bad"])
+        self._bad.note(batch["bad"], key=key)
         with self.reporter.timed("transfer"):
             return {key: _to_device(value, self.engine.device) for key, value in batch.items()}
-
-    def _note_bad(self, bad: list[tuple[int, str, str]]) -> None:
-        """Name the images that could not be decoded, whose places others took, in ``bad_samples-*.jsonl``; count them."""
-        self._num_bad += len(bad)
-        if bad:
-            with (self.folder.path / f"bad_samples-{self.engine.rank:05d}.jsonl").open("a") as ledger:
-                for number, key, reason in bad:
-                    logger.warning("image %s (sample %d) was replaced: %s", key, number, reason)
-                    line = {"step": self.step, "id": number, "key": key, "reason": reason}
-                    ledger.write(json.dumps(line) + "\n")
 
     def forward(self, *args: Any, key: tuple[int, int], **kwargs: Any) -> Any:
         """Run the model on the micro-batch ``key`` = (step, micro_batch), whose own seed drives dropout and drop path."""
@@ -216,9 +237,10 @@ class Training:
         if self.step % self._config.report.every_steps and self.step != self.last_step:
             return
         means = {name: value / self._num_summed for name, value in self._sums.items()}
-        metrics = self.engine.average({**means, "bad_samples": float(self._num_bad)})
-        metrics["bad_samples"] *= self.engine.world_size
+        metrics = self.engine.average(means)
         self._check_finite(metrics)
+        self._settle_bad()
+        metrics["bad_samples"], metrics["bad_samples_total"] = float(self._num_bad), float(self._bad.total)
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
         images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
@@ -237,11 +259,16 @@ class Training:
         """Start writing a checkpoint of the state after the last full step, if that is finite."""
         if self._sums:
             self._check_finite(self.engine.average({"loss": self._sums["loss"] / self._num_summed}))
+        self._settle_bad()
         slices = self.engine.owned_slices()
         if self.ema is not None:
             slices += self.ema.slices()
-        self.store.save(self.step, slices, {"step": self.step, **self.describe})
+        self.store.save(self.step, slices, {"step": self.step, "bad_samples": self._bad.total, **self.describe})
         self._saved_step = self.step
+
+    def _settle_bad(self) -> None:
+        """Write down and count the samples that others took the places of; too many of them end the run on all processes."""
+        self._num_bad += self._bad.settle(self.step * self._config.data.batch_size)
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Stop the run where the loss is no number, before such weights are saved over good ones."""

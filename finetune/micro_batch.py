@@ -41,6 +41,7 @@ class TrainingBuilder:
             "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
             "labels": torch.tensor([sample.label for sample in decoded.samples], dtype=torch.int64),
             "ids": torch.tensor([sample.id for sample in decoded.samples]),
+            "repeats": torch.tensor([sample.repeat for sample in decoded.samples]),
             "crops": torch.tensor([crop for _, crop in decoded.values], dtype=torch.float32),
             "bad": decoded.bad,
         }

@@ -56,6 +56,7 @@ def _train(
         model=build_trained(config, start=start, num_classes=labelled.num_classes),
         steps_per_epoch=order.steps_per_epoch,
         describe=describe_network(config, start=start, labelled=labelled),
+        shard_of=labelled.train.shard_of,
     )
     batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
     pixels = Pixels(start.mean, start.std).to(engine.device)
@@ -66,11 +67,11 @@ def _train(
     accuracy = Accuracy(config, training=training, start=start, labelled=labelled, pixels=pixels)
     set_training_mode(engine.module)
     with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "labels", "crops")
+        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "labels", "crops")
     ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
-                batch = training.fetch(batches)
+                batch = training.fetch(batches, key=(step, number))
                 images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
                 logits = training.forward(images, key=(step, number))
                 training.backward(cross_entropy(logits, targets))

@@ -34,6 +34,7 @@ class PretrainBuilder:
         return {
             "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
             "ids": torch.tensor([sample.id for sample in decoded.samples]),
+            "repeats": torch.tensor([sample.repeat for sample in decoded.samples]),
             "crops": torch.tensor([crop for _, crop in decoded.values], dtype=torch.float32),
             "bad": decoded.bad,
             **mask_tensors(mask, self._feature_units(mask, step, micro_batch)),

@@ -47,15 +47,16 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         model=model,
         steps_per_epoch=order.steps_per_epoch,
         describe=_describe(config, model=model, shards=shards),
+        shard_of=shards.shard_of,
     )
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
     with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "crops", "predicted_units")
+        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "crops", "predicted_units")
     ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
-                batch = training.fetch(batches)
+                batch = training.fetch(batches, key=(step, number))
                 loss = training.forward(
                     batch["images"],
                     key=(step, number),

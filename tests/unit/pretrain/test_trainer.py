@@ -128,21 +128,78 @@ def test_probes_are_written_with_their_floors(micro, shards, tmp_path):
     assert all(0 <= line["linear_accuracy"] <= 1 for line in probes)
 
 
-def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, shards, tmp_path):
-    broken = tmp_path / "broken"
+@pytest.fixture(scope="module")
+def broken_shards(tmp_path_factory):
+    """16 images, the first of them cut short."""
+    broken = tmp_path_factory.mktemp("broken")
     samples = [NewSample(source="bad", members={"jpg": scene_members(0, number=0, size=64)[1]["jpg"][:400]}, label=0)]
     for number in range(15):
         label, members = scene_members(0, number=number, size=64)
         samples.append(NewSample(source=f"scene {number}", members=members, label=label))
     write_shards(samples, out=broken, classes=None, limits=ShardLimits())
+    return broken
+
+
+def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, broken_shards, tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     for folder in runs:
-        train(micro(run={"folder": folder}, data={"shards": (str(broken),)}))
-    ledger = lines(runs[0] / "bad_samples-00000.jsonl")
-    assert [line["id"] for line in ledger] == [0, 0, 0]  # 16 images, 8 a step: once every two steps
-    assert sum(line["bad_samples"] for line in lines(runs[0] / "metrics.jsonl")) == 3
+        train(micro(run={"folder": folder}, data={"shards": (str(broken_shards),)}))
+    (ledger,) = lines(runs[0] / "bad_samples.jsonl")
+    assert (ledger["id"], ledger["key"], ledger["shard"]) == (0, "000000", str(broken_shards / "shard-000000.tar"))
+    assert "JPEG" in ledger["reason"]
+    noted = lines(runs[0] / "samples-00000.jsonl")
+    places = {(line["step"], line["micro_batch"]): line["repeats"] for line in noted if line["bad"]}
+    assert len(places) == 3  # 16 images, 8 a step: once every two steps
+    assert (ledger["step"], ledger["micro_batch"]) == min(places)
+    assert all(sum(repeat < 0 for repeat in repeats) == 1 for repeats in places.values())
+    metrics = lines(runs[0] / "metrics.jsonl")
+    assert [sum(line["bad_samples"] for line in metrics), metrics[-1]["bad_samples_total"]] == [3, 3]
     (_, one), (_, two) = (last_tensors(folder) for folder in runs)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_too_many_bad_images_stop_the_run_and_a_higher_limit_goes_on(micro, broken_shards, tmp_path):
+    strict = micro(run={"folder": tmp_path / "run"}, data={"shards": (str(broken_shards),), "max_bad_share": 0.0})
+    with pytest.raises(ValueError, match=r"data.max-bad-share 0 allows; .*run/bad_samples.jsonl names them"):
+        train(strict)
+    for name, limit in (("run", 0.5), ("whole", 0.5)):
+        train(micro(run={"folder": tmp_path / name}, data={"shards": (str(broken_shards),), "max_bad_share": limit}))
+    ledgers, metrics = (
+        [lines(tmp_path / name / file) for name in ("run", "whole")] for file in ("bad_samples.jsonl", "metrics.jsonl")
+    )
+    assert ledgers[0] == ledgers[1]
+    counted = [[(line["step"], line["bad_samples"], line["bad_samples_total"]) for line in run] for run in metrics]
+    assert counted[0] == counted[1]
+
+
+def test_folders_may_move_but_other_data_are_refused_with_both_digests(micro, shards, broken_shards, tmp_path):
+    run = {"folder": tmp_path / "run"}
+    moved = tmp_path / "moved"
+    shutil.copytree(shards, moved)
+    train(micro(run=run, optimizer={"steps": 6}))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000000006")
+    with pytest.raises(
+        ValueError, match=r"trained on other data than data.shards: manifest digest stored \w+, asked \w+"
+    ):
+        train(micro(run=run, data={"shards": (str(broken_shards),)}))
+    train(micro(run=run, data={"shards": (str(moved),)}))
+    assert last_tensors(tmp_path / "run")[0] == 6
+
+
+def test_mixed_folders_resume_where_the_uninterrupted_run_goes_on(micro, shards, broken_shards, tmp_path):
+    data = {"shards": (str(shards), str(broken_shards)), "weights": (0.7, 0.3)}
+    for name in ("whole", "parts"):
+        train(micro(run={"folder": tmp_path / name}, data=data))
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step-000000006")
+    with pytest.raises(ValueError, match=r"data.weights: stored \[0.7, 0.3\], asked \[0.6, 0.4\]"):
+        train(micro(run={"folder": tmp_path / "parts"}, data={**data, "weights": (0.6, 0.4)}))
+    train(micro(run={"folder": tmp_path / "parts"}, data={**data, "workers": 2}))
+    whole, parts = (last_tensors(tmp_path / name)[1] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    (folder,) = {len(line["ids"]) for line in lines(tmp_path / "whole" / "samples-00000.jsonl")}
+    from_first = sum(sum(n < 48 for n in line["ids"]) for line in lines(tmp_path / "whole" / "samples-00000.jsonl"))
+    assert folder == 4
+    assert abs(from_first - 0.7 * 48) < 3  # two micro-batch indices, and one replaced sample
 
 
 def test_a_run_that_diverges_stops_before_it_saves_and_says_so(micro, tmp_path):
