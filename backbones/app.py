@@ -2,17 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import timm
 import tyro
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from backbones.build import REGISTRY, layout_spec
+from backbones.catalogue import print_architecture, print_list
 from backbones.checkpoint_files import read_source
 from backbones.exporting import Layout, export_weights
-from backbones.handoff import CONFIG, read_backbone, skeleton
+from backbones.handoff import CONFIG, read_backbone
 from backbones.importing import Imported, import_backbone
 from backbones.layouts import MergeOrder, to_timm
 from engine.errors import one_line_errors
@@ -28,22 +27,21 @@ def main() -> None:
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
-def list_backbones() -> None:
-    """List timm's architectures that pretrain on visible tokens; img-size, window, width and depths can be changed."""
-    name_column = Column("timm name", no_wrap=True)
-    table = Table(name_column, "params", "width", "depths", "window", "px", title="pretrain on visible tokens")
-    for kind in REGISTRY:
-        for name in timm.list_models(module=kind.__module__.rpartition(".")[2]):
-            table.add_row(name, *_sizes_of(name, {}))
-    Console().print(table)
-    Console().print("any other timm architecture can be handed off and fine-tuned: see `timm.list_models()`")
+def list_backbones(pattern: Annotated[str | None, tyro.conf.Positional] = None) -> None:
+    """List architectures that can be pretrained, with counted sizes.
+
+    Args:
+        pattern: Only timm names that match, such as 'swin*'; None shows a choice.
+    """
+    print_list(pattern)
 
 
-def show(what: Annotated[str, tyro.conf.Positional]) -> None:
+def show(what: Annotated[str, tyro.conf.Positional], img_size: tuple[int, int] | None = None) -> None:
     """Describe a timm architecture, a backbone folder or a checkpoint file.
 
     Args:
         what: timm name, backbone folder, checkpoint file or run folder.
+        img_size: Height and width in pixels to count an architecture at; None takes its own.
     """
     path = Path(what)
     if (path / CONFIG).is_file():
@@ -51,7 +49,7 @@ def show(what: Annotated[str, tyro.conf.Positional]) -> None:
     elif path.exists():
         _show_source(path)
     else:
-        _show_architecture(what)
+        print_architecture(what, img_size)
 
 
 def import_weights(
@@ -110,35 +108,6 @@ def export(
     Console().print(f"wrote {count} tensors in {layout}'s layout: {out}", soft_wrap=True, markup=False)
 
 
-def _sizes_of(name: str, model_args: dict[str, Any]) -> tuple[str, ...]:
-    model: Any = skeleton(name, num_classes=0, **model_args)
-    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    depths = "-".join(str(len(stage.blocks)) for stage in model.layers)
-    windows = "-".join(dict.fromkeys(_sides(stage.blocks[0].window_size) for stage in model.layers))
-    return f"{count:.1f} M", str(model.embed_dim), depths, windows, _sides(model.patch_embed.img_size)
-
-
-def _sides(pair: tuple[int, int]) -> str:
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
-
-
-def _show_architecture(name: str, model_args: dict[str, Any] | None = None) -> None:
-    model = skeleton(name, num_classes=0, **(model_args or {}))
-    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    Console().print(f"{name}: {count:.1f} M parameters, {model.num_features} features", markup=False)
-    if type(model) not in REGISTRY:
-        Console().print("dense only: it cannot run on visible tokens")
-        return
-    spec = layout_spec(model)
-    table = Table("stage", "tokens", "window", "shifts", "channels", title=f"mask units of {_sides(spec.unit)} px")
-    for number, stage in enumerate(spec.stages, start=1):
-        shifts = ", ".join(map(_sides, stage.shifts))
-        table.add_row(
-            str(number), f"{stage.grid[0]}x{stage.grid[1]}", _sides(stage.window), shifts, str(stage.channels)
-        )
-    Console().print(table)
-
-
 def _show_folder(folder: Path) -> None:
     info = read_backbone(folder)
     table = Table("field", "value", title=str(folder))
@@ -147,7 +116,8 @@ def _show_folder(folder: Path) -> None:
     for name, value in info.provenance.items():
         table.add_row(f"provenance: {name}", str(value))
     Console().print(table)
-    _show_architecture(info.architecture, info.model_args)
+    args = {key: value for key, value in info.model_args.items() if key != "img_size"}
+    print_architecture(info.architecture, info.img_size, num_classes=info.num_classes, **args)
 
 
 def _show_source(path: Path) -> None:

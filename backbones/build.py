@@ -7,6 +7,7 @@ import timm
 from jaxtyping import Bool, Float
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.config import BackboneConfig
@@ -16,11 +17,13 @@ from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.swin import SWIN
 from backbones.swin_v2 import SWIN_V2
 from backbones.visible import LayoutSpec, VisibleLayout
+from backbones.vit import VIT
 from backbones.window_attention import Implementation
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,
     SwinTransformerV2: SWIN_V2,
+    VisionTransformer: VIT,
 }
 """The classes that can be pretrained, and how each runs on visible tokens."""
 

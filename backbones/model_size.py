@@ -41,7 +41,7 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
     Raises:
         ValueError: timm does not know the architecture or refuses an argument.
     """
-    model: Any = _made_for(architecture, img_size, model_args)
+    model: Any = made_for(architecture, img_size, model_args).eval()
     size = img_size or tuple(model.pretrained_cfg["input_size"][1:])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, *size, device="meta"))
@@ -58,9 +58,15 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
     )
 
 
-def _made_for(architecture: str, img_size: tuple[int, int] | None, model_args: dict[str, Any]) -> nn.Module:
-    """Return the model, made for ``img_size`` where it is of those that are made for one size."""
-    model: Any = skeleton(architecture, **model_args)
-    if img_size is not None and model.pretrained_cfg.get("fixed_input_size"):
-        model = skeleton(architecture, img_size=img_size, **model_args)
-    return model.eval()
+def made_for(architecture: str, img_size: tuple[int, int] | None, model_args: dict[str, Any]) -> nn.Module:
+    """Return the model without memory for its weights, made for ``img_size`` where it is of those that can be told.
+
+    Raises:
+        ValueError: timm does not know the architecture or refuses an argument.
+    """
+    if img_size is not None:
+        try:
+            return skeleton(architecture, img_size=img_size, **model_args)
+        except ValueError:  # most convolutional networks take no such argument, and any image
+            pass
+    return skeleton(architecture, **model_args)

@@ -40,10 +40,12 @@ def test_image_size_that_units_do_not_divide_is_refused_with_those_that_would_do
         layout_spec(model)
 
 
-def test_vit_is_dense_only_and_says_so():
-    model = build(BackboneConfig(name="vit_tiny_patch16_224"), depth=1)
-    assert feature_dim(model) == 192
-    with pytest.raises(ValueError, match="VisionTransformer cannot run on visible tokens only; these can: SwinTransf"):
+def test_network_that_is_dense_only_says_so():
+    model = build(BackboneConfig(name="mixer_s16_224"))
+    assert feature_dim(model) == 512
+    with pytest.raises(
+        ValueError, match="MlpMixer cannot run on visible tokens only; these can: SwinTransformer, Swin"
+    ):
         layout_spec(model)
 
 
