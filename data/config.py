@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from engine.config import may_change
+
+DecodeMode = Literal["exact", "scaled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,8 @@ class DataConfig:
     """Samples are shuffled within a window of this many shards or `window_samples`, whichever is more."""
     window_samples: int = 16_384
     """See `window_shards`."""
+    decode: DecodeMode = "exact"
+    """exact: every pixel as in a full decode; scaled: JPEGs of which a crop is 3 times larger than needed are decoded smaller."""
     workers: int = may_change(4)
     """Loader processes per training process; 0 loads in the training process."""
     max_pixels: int = may_change(178_956_970)

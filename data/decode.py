@@ -17,13 +17,13 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from data.jpeg import START, Frame, decode_upper, exif_orientation, read_segments
 from data.shards import Sample
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
 PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-ORIENTATION_TAG = 0x0112
 
 T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
@@ -45,6 +45,8 @@ class Header:
     """PIL's name of the format."""
     orientation: int
     """EXIF orientation, 1 (upright) to 8."""
+    frame: Frame | None = None
+    """A JPEG's frame header, where it can be cut short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     Raises:
         BadImage: no image, of an unknown format, or with more pixels than allowed.
     """
-    header = _jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else _pil_header(data)
+    header = _jpeg_header(data) if data[:3] == START else _pil_header(data)
     if header.height * header.width > max_pixels:
         raise BadImage(f"{header.height}x{header.width} pixels are more than the {max_pixels} allowed")
     return header
@@ -85,6 +87,24 @@ def decode_rgb(
     if header.format != "JPEG":
         return _decode_pil(data)
     return _upright(_decode_jpeg(data, min_size=min_size, header=header), orientation=header.orientation)
+
+
+def decode_part(data: bytes, *, header: Header, bottom: int, shrink: int = 1) -> tuple[Pixels, int]:
+    """Return the upright image down to row ``bottom`` at least, and how many times smaller it came out.
+
+    That is ``shrink`` (1, 2, 4 or 8) for a JPEG and 1 for everything else. Unshrunk rows are those of `decode_rgb`, bit
+    for bit; the rows below ``bottom`` may be missing.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    if header.frame is not None and header.orientation <= 2:
+        upper = decode_upper(data, header.frame, bottom=bottom, shrink=shrink)
+        if upper is not None:
+            return _upright(upper, orientation=header.orientation), shrink
+    least = (-(-header.height // shrink), -(-header.width // shrink)) if shrink > 1 else (0, 0)
+    pixels = decode_rgb(data, min_size=least, header=header)
+    return pixels, 1 if pixels.shape[:2] == (header.height, header.width) else shrink
 
 
 def decode_samples(samples: Sequence[Sample], decode: Callable[[Sample], T]) -> Decoded[T]:
@@ -126,31 +146,12 @@ def _jpeg_header(data: bytes) -> Header:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except Exception as error:  # a KeyError where the colour space is unknown
         raise BadImage(f"broken JPEG header: {error}") from error
-    orientation = _jpeg_orientation(data)
+    frame, orientation = read_segments(data)
+    if frame is not None and (frame.height, frame.width) != (height, width):  # the decoder knows better
+        frame = None
     if orientation >= 5:
         height, width = width, height
-    return Header(height=int(height), width=int(width), format="JPEG", orientation=orientation)
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Walk the segments before the picture to the EXIF one."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in (0xDA, 0xD9):
-        size = int.from_bytes(data[place + 2 : place + 4], "big")
-        if data[place + 1] == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            return _exif_orientation(data[place + 4 : place + 2 + size])
-        place += 2 + max(size, 2)
-    return 1
-
-
-def _exif_orientation(segment: bytes) -> int:
-    exif = Image.Exif()
-    try:
-        exif.load(segment)
-        value: Any = exif.get(ORIENTATION_TAG, 1)
-    except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return Header(height=int(height), width=int(width), format="JPEG", orientation=orientation, frame=frame)
 
 
 def _pil_header(data: bytes) -> Header:
@@ -164,7 +165,7 @@ def _pil_header(data: bytes) -> Header:
 
 def _pil_orientation(image: Image.Image) -> int:
     raw: Any = image.info.get("exif")
-    return _exif_orientation(raw) if isinstance(raw, bytes) else 1
+    return exif_orientation(raw) if isinstance(raw, bytes) else 1
 
 
 def _open_pil(data: bytes) -> Image.Image:

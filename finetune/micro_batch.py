@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.config import DecodeMode
 from data.decode import decode_samples, read_header
 from data.loader import Sample
 from data.transforms import Crop, crop_resize, random_crop
@@ -24,6 +25,7 @@ class TrainingBuilder:
     mean: Statistics
     augment: AugmentConfig
     max_pixels: int
+    decode: DecodeMode = "exact"
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and labels, with the ids and crops for audits; an unreadable image is replaced."""
@@ -61,6 +63,7 @@ class TrainingBuilder:
             crop,
             size=self.img_size,
             interpolation=self.augment.interpolation,
-            max_pixels=self.max_pixels,
+            decode=self.decode,
+            header=header,
         )
         return pixels, crop

@@ -99,6 +99,7 @@ def micro_batches(
             mean=start.mean,
             augment=config.augment,
             max_pixels=config.data.max_pixels,
+            decode=config.data.decode,
         ),
         micro_batches=training.micro_batches,
         first_step=training.step,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from backbones.visible import LayoutSpec, build_layout
+from data.config import DecodeMode
 from data.decode import decode_samples, read_header
 from data.shards import Sample
 from data.transforms import Crop, crop_resize, random_crop
@@ -24,6 +25,7 @@ class PretrainBuilder:
     mim: MimConfig
     augment: AugmentConfig
     max_pixels: int
+    decode: DecodeMode = "exact"
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
@@ -46,7 +48,7 @@ class PretrainBuilder:
         augment, rng = self.augment, stream(self.seed, "crop", *key)
         box = {"scale": augment.scale, "ratio": augment.ratio, "flip_probability": augment.flip}
         crop = random_crop(header.height, header.width, rng=rng, **box)
-        return crop_resize(sample.image, crop, size=self.spec.img_size, max_pixels=self.max_pixels), crop
+        return crop_resize(sample.image, crop, size=self.spec.img_size, decode=self.decode, header=header), crop
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
         """Return the mask of one micro-batch."""

@@ -82,6 +82,7 @@ def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
         mim=config.mim,
         augment=config.augment,
         max_pixels=config.data.max_pixels,
+        decode=config.data.decode,
     )
 
 

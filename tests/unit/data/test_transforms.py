@@ -5,12 +5,21 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import decode_rgb
-from data.transforms import Crop, crop_resize, random_crop, random_resized_crop_flip, resize_center_crop
+from data import transforms
+from data.decode import decode_part, decode_rgb, read_header
+from data.transforms import (
+    Crop,
+    crop_resize,
+    crops_resize,
+    random_crop,
+    random_resized_crop_flip,
+    resize,
+    resize_center_crop,
+)
 from engine.randomness import stream
 
 
@@ -56,15 +65,53 @@ def test_crops_equal_pils(picture, crop):
     data = picture(2, height=240, width=320)
     found = crop_resize(data, crop, size=(112, 96))
     assert found.shape == (3, 112, 96)
-    assert found.flags.c_contiguous
     assert np.abs(found - by_pil(data, crop, (112, 96))).max() <= 8  # JPEG decoders differ
     assert np.abs(found - by_pil(data, crop, (112, 96))).mean() < 1
 
 
-def test_large_jpegs_are_decoded_smaller_with_nearly_the_same_result(picture):
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10_000), st.integers(0, 4), st.sampled_from(["bicubic", "bilinear"]))
+def test_exact_crops_equal_those_of_a_full_decode_bit_for_bit(picture, key, number, interpolation):
+    data = picture(number, height=230, width=310, quality=95)
+    crop = random_crop(230, 310, rng=stream(key, "crop"), scale=(0.05, 1.0))
+    part = decode_rgb(data)[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    expected = resize(part, size=(48, 40), interpolation=interpolation)
+    found = crop_resize(data, crop, size=(48, 40), interpolation=interpolation, decode="exact")
+    np.testing.assert_array_equal(found, expected[:, :, ::-1] if crop.flip else expected)
+
+
+def test_scaled_decoding_changes_large_crops_a_little_and_small_ones_not_at_all(picture):
     data = picture(2, height=900, width=1200, quality=92)
-    crop = Crop(101, 203, 711, 801, True)
-    assert np.abs(crop_resize(data, crop, size=(64, 64)) - by_pil(data, crop, (64, 64))).mean() < 1
+    for crop, changes in ((Crop(104, 200, 704, 800, True), True), (Crop(104, 200, 191, 191), False)):
+        exact, scaled = (crop_resize(data, crop, size=(64, 64), decode=mode) for mode in ("exact", "scaled"))
+        difference = exact.astype(float) - scaled
+        assert bool(difference.any()) == changes
+        assert math.sqrt((difference**2).mean()) < 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shrink"), [(95, 500, 1), (96, 96, 1), (193, 192, 2), (400, 390, 4), (999, 768, 8)]
+)
+def test_a_crop_stays_larger_than_its_target_when_it_is_decoded_smaller(picture, monkeypatch, height, width, shrink):
+    seen = []
+    monkeypatch.setattr(
+        transforms,
+        "decode_part",
+        lambda *args, **options: seen.append(options["shrink"]) or decode_part(*args, **options),
+    )
+    data = picture(1, height=1000, width=1000)
+    crop_resize(data, Crop(0, 0, height, width), size=(64, 64), decode="scaled")
+    assert seen == [shrink]
+    assert min(height, width) / shrink >= 64 or shrink == 1
+
+
+def test_several_crops_come_from_one_decoding_as_they_do_alone(picture):
+    data = picture(3, height=240, width=320)
+    crops = [Crop(0, 0, 200, 210, True), Crop(31, 57, 60, 50), Crop(100, 9, 140, 96)]
+    sizes = [(112, 112), (48, 48), (48, 40)]
+    found = crops_resize(data, crops, sizes=sizes, header=read_header(data))
+    for pixels, crop, size in zip(found, crops, sizes, strict=True):
+        np.testing.assert_array_equal(pixels, crop_resize(data, crop, size=size))
 
 
 def test_the_same_key_gives_the_same_pixels(picture):

@@ -1,0 +1,97 @@
+"""What a JPEG says before its picture, and how to decode only its upper part.
+
+The rows of a JPEG follow one another as one stream of codes, so what lies above a crop must be read with it. What lies below
+need not be: with fewer rows written into the frame header, a decoder stops there, and the rows it returns are those of
+the whole picture, bit for bit.
+
+    FF D8 | FF E1 size Exif ... | FF DB ... | FF C0 size precision HEIGHT width components ... | FF DA ... codes ... | FF D9
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+START = b"\xff\xd8\xff"
+END = b"\xff\xd9"
+ORIENTATION_TAG = 0x0112
+
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman codes
+_LAST_SEGMENTS = (0xDA, 0xD9)
+_TAIL_BYTES = 64  # some writers pad after the end marker
+_UNREAD = "extraneous bytes before marker"  # libjpeg's words for codes that nobody asked for; it reports its first warning only
+
+
+class Frame(NamedTuple):
+    """The picture's frame header, as stored (before any turn)."""
+
+    height: int
+    width: int
+    place: int
+    """Where the two bytes of the height stand."""
+    unit: int
+    """Rows that are coded together: 8, or 16 and more where colours are subsampled."""
+
+
+class Segments(NamedTuple):
+    """What stands before the picture."""
+
+    frame: Frame | None
+    """None where it is not of a kind that can be cut short."""
+    orientation: int
+    """EXIF orientation, 1 (upright) to 8."""
+
+
+def read_segments(data: bytes) -> Segments:
+    """Walk the segments up to the picture; what is broken there counts as absent."""
+    place, frame, orientation = 2, None, 1
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in _LAST_SEGMENTS:
+        marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            orientation = exif_orientation(data[place + 4 : place + 2 + size])
+        elif marker in _FRAMES:
+            frame = _frame(data, place=place + 5, end=place + 2 + size)
+        place += 2 + max(size, 2)
+    return Segments(frame=frame, orientation=orientation)
+
+
+def exif_orientation(segment: bytes) -> int:
+    """Return the orientation that an EXIF block names, 1 where it names none."""
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        value: Any = exif.get(ORIENTATION_TAG, 1)
+    except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> npt.NDArray[np.uint8] | None:
+    """Return [rows, width, 3] with the picture's rows down to ``bottom`` and some more, as stored, ``shrink`` times smaller.
+
+    ``shrink`` is 1, 2, 4 or 8. None where that saves nothing, or where decoding the whole picture must say what it is worth.
+    """
+    rows = -(-(bottom + 2 * shrink) // frame.unit) * frame.unit  # colours are interpolated from the rows below, too
+    if rows >= frame.height or END not in data[-_TAIL_BYTES:]:
+        return None
+    shorter = bytearray(data)
+    shorter[frame.place : frame.place + 2] = rows.to_bytes(2, "big")
+    height, width = -(-rows // shrink), -(-frame.width // shrink)
+    pixels = np.empty((height, width, 3), np.uint8)
+    least = (height, width, 2) if shrink > 1 else (0, 0, 1)
+    try:
+        simplejpeg.decode_jpeg(shorter, min_height=least[0], min_width=least[1], min_factor=least[2], buffer=pixels)
+    except ValueError as error:
+        return pixels if _UNREAD in str(error) else None
+    return pixels
+
+
+def _frame(data: bytes, *, place: int, end: int) -> Frame | None:
+    """Read a frame header whose height stands at ``place``; None for four colours, which simplejpeg decodes in two passes."""
+    if end > len(data) or end < place + 5 + 3 or data[place + 4] not in (1, 3):
+        return None
+    height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place, place + 2))
+    sampling = max(data[at] & 15 for at in range(place + 6, end, 3))
+    return Frame(height=height, width=width, place=place, unit=8 * max(sampling, 1))
