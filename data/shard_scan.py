@@ -19,6 +19,7 @@ from data.shard_index import EXTENSIONS, IMAGE_EXTENSIONS, MAX_KEY_BYTES, Member
 
 logger = logging.getLogger(__name__)
 
+ALL_TARS = "*.tar"
 BLOCK = 512
 MAX_NAME_BYTES = 64 * 1024
 MAX_LABEL_BYTES = 20
@@ -44,10 +45,11 @@ class _TarMember:
 
 
 def index_shards(
-    source: Path, *, out: Path, pattern: str = "*.tar", classes: Sequence[str] | None = None
+    source: Path, *, out: Path, pattern: str = ALL_TARS, classes: Sequence[str] | None = None, digests: bool = True
 ) -> tuple[Manifest, Counter[str]]:
     """Write a manifest and index files into ``out`` for the tars in ``source``; the tars stay as they are.
 
+    Without ``digests`` the tars' bytes are not read through, and the manifest serves only this once.
     Returns the manifest and what was passed over in the tars, by reason.
     """
     tars = find_tars(source, pattern=pattern)
@@ -60,7 +62,8 @@ def index_shards(
         scan = scan_tar(tar)
         ignored += scan.ignored
         highest = max([highest, *(entry.label for entry in scan.entries if entry.label is not None)])
-        shards.append(describe_shard(tar, out=out, entries=scan.entries, index_name=f"{number:06d}-{tar.stem}.idx"))
+        index_name = f"{number:06d}-{tar.stem}.idx"
+        shards.append(describe_shard(tar, out=out, entries=scan.entries, index_name=index_name, digest=digests))
         logger.info("%s: %d samples", tar.name, len(scan.entries))
     if not any(shard.num_samples for shard in shards):
         raise ValueError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
@@ -77,24 +80,33 @@ def find_tars(source: Path, *, pattern: str) -> list[Path]:
     if not tars:
         others = sorted(path.name for path in source.iterdir())[:5]
         raise ValueError(f"no file in {source} matches {pattern!r}; it holds {', '.join(others) or 'nothing'}")
+    if pattern == ALL_TARS and all(any(tar.name.startswith(split) for tar in tars) for split in ("train", "val")):
+        raise ValueError(
+            f"{source} holds both train and val tars: choose one with --pattern 'train*.tar' or 'val*.tar'"
+        )
     return tars
 
 
-def describe_shard(tar: Path, *, out: Path, entries: Sequence[SampleEntry], index_name: str) -> ShardInfo:
+def describe_shard(
+    tar: Path, *, out: Path, entries: Sequence[SampleEntry], index_name: str, digest: bool = True
+) -> ShardInfo:
     """Write the index of one tar into ``out`` and return the manifest's line."""
     content = index_bytes(entries)
     write_file(out / index_name, content)
     inside = tar.resolve().is_relative_to(out.resolve())
-    with tar.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardInfo(
         name=str(tar.resolve().relative_to(out.resolve()) if inside else tar.resolve()),
         num_samples=len(entries),
         size_bytes=tar.stat().st_size,
-        sha256=digest,
+        sha256=_sha256(tar) if digest else "",
         index=index_name,
         index_sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_writable(folder: Path) -> None:

@@ -1,21 +1,24 @@
-"""Checks a data set: that the tars are the ones that the manifest names, that images decode and that labels make sense."""
+"""Checks a data set: that the tars are the ones that the manifest names, that samples decode and that labels make sense."""
 
 import hashlib
-import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from data.decode import MAX_PIXELS, BadImage, decode_rgb, read_header
-from data.manifest import Manifest, ShardInfo, read_manifest
+from data.class_order import class_mix
+from data.decode import MAX_PIXELS
+from data.loader import open_shards
+from data.manifest import Manifest, ShardInfo
+from data.parallel import in_order
+from data.sample_check import SAMPLES_PER_TASK, SampleCheck, check_samples
 from data.shard_index import SampleEntry
 from data.shards import ShardSet
 
-logger = logging.getLogger(__name__)
+Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
 MAX_LISTED = 20
 MAX_COMPARED_KEYS = 50_000_000
@@ -34,7 +37,7 @@ class Findings:
     num_digests: int = 0
     """Tars whose bytes were compared with their digest."""
     num_decoded: int = 0
-    """Images that were decoded."""
+    """Samples whose image, label map and annotations were decoded."""
     num_unlabelled: int = 0
     """Samples without a class number, in a labelled data set."""
     num_duplicate_keys: int = 0
@@ -53,49 +56,65 @@ class Findings:
 
 
 def verify(
-    folder: Path, *, num_decoded: int | None = 1000, digests: bool = True, max_pixels: int = MAX_PIXELS
+    folder: Path,
+    *,
+    num_decoded: int | None = 1000,
+    digests: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    processes: int = 1,
+    watch: Watch | None = None,
 ) -> Findings:
-    """Check the data set in ``folder``, decoding this many images spread over it (None: all of them).
+    """Check the data set in ``folder``, decoding this many samples spread over it (None: all of them).
+
+    ``watch(results, total)`` passes the decoded samples' results on and may show how far the check is.
 
     Raises:
         ValueError: there is no manifest to check.
     """
-    manifest = read_manifest(folder)
+    shards = open_shards(folder)
+    manifest = shards.manifest
     findings = Findings(
         num_shards=len(manifest.shards),
         num_samples=manifest.num_samples,
         size_bytes=sum(shard.size_bytes for shard in manifest.shards),
     )
-    shards = ShardSet(folder, manifest=manifest)
-    sound = [number for number, info in enumerate(manifest.shards) if _check_files(folder, info, digests, findings)]
+    state = (folder, digests)
+    checked = in_order(_file_problem, manifest.shards, state=state, processes=min(processes, len(manifest.shards)))
+    problems = list(checked)
+    findings.problems += [problem for problem in problems if problem]
+    sound = [number for number, problem in enumerate(problems) if problem is None]
+    findings.num_digests = len(sound) if digests else 0
     sound = [number for number in sound if _opens(shards, number, findings)]
     _check_labels(shards, manifest=manifest, sound=sound, findings=findings)
     _check_keys(shards, sound=sound, findings=findings)
-    _check_images(shards, sound=sound, num_decoded=num_decoded, max_pixels=max_pixels, findings=findings)
+    places = list(_spread(shards, sound=sound, count=num_decoded))
+    tasks = (places[first : first + SAMPLES_PER_TASK] for first in range(0, len(places), SAMPLES_PER_TASK))
+    check = SampleCheck(shards=shards, max_pixels=max_pixels)
+    results = (r for found in in_order(check_samples, tasks, state=check, processes=processes) for r in found)
+    _list_problems(watch(results, len(places)) if watch else results, findings=findings)
     shards.close()
     return findings
 
 
 def class_counts(shards: ShardSet) -> dict[str, int]:
-    """Return the number of samples of each class by name; empty where there are no classes."""
-    return _counts(shards.labels(), classes=shards.classes)
+    """Return the number of samples of each class by name; empty where samples have none."""
+    labels = shards.labels()
+    return _counts(labels, classes=shards.classes) if (labels >= 0).any() else {}
 
 
-def _check_files(folder: Path, info: ShardInfo, digests: bool, findings: Findings) -> bool:
-    """Compare a tar and its index with the manifest; say whether the shard can be looked into."""
+def _file_problem(state: tuple[Path, bool], info: ShardInfo) -> str | None:
+    """Compare a tar and its index with the manifest; say why the shard cannot be looked into."""
+    folder, digests = state
     for path, wanted in ((folder / info.name, info.sha256), (folder / info.index, info.index_sha256)):
         if not path.is_file():
-            findings.problems.append(f"{path} is missing")
-            return False
+            return f"{path} is missing"
         if not digests:
             continue
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != wanted:
-            findings.problems.append(f"{path} has changed: sha256 {found[:12]}…, the manifest says {wanted[:12]}…")
-            return False
-    findings.num_digests += digests
-    return True
+            return f"{path} has changed: sha256 {found[:12]}…, the manifest says {wanted[:12]}…"
+    return None
 
 
 def _opens(shards: ShardSet, number: int, findings: Findings) -> bool:
@@ -111,6 +130,8 @@ def _check_labels(shards: ShardSet, *, manifest: Manifest, sound: list[int], fin
     if manifest.classes is None:
         return
     labels = np.concatenate([shards.entries(number).labels for number in sound] or [np.zeros(0, np.int64)])
+    if (labels < 0).all():  # its classes are those of boxes or label maps
+        return
     findings.counts = _counts(labels, classes=manifest.classes)
     findings.num_unlabelled = int((labels < 0).sum())
     beyond = int((labels >= len(manifest.classes)).sum())
@@ -118,6 +139,9 @@ def _check_labels(shards: ShardSet, *, manifest: Manifest, sound: list[int], fin
         findings.problems.append(f"{beyond} samples have a class number of {len(manifest.classes)} or more")
     if findings.num_unlabelled:
         findings.warnings.append(f"{findings.num_unlabelled} samples have no label")
+    mix = class_mix(labels, sizes=tuple(len(shards.entries(number)) for number in sound))
+    if mix is not None and mix.is_sorted:
+        findings.warnings.append(mix.warning)
     empty = [name for name, count in findings.counts.items() if not count]
     if empty:
         findings.warnings.append(f"{len(empty)} classes have no sample: {', '.join(empty[:5])}")
@@ -136,20 +160,17 @@ def _check_keys(shards: ShardSet, *, sound: list[int], findings: Findings) -> No
         findings.warnings.append(f"{findings.num_duplicate_keys} samples share their key with another, like {twice}")
 
 
-def _check_images(
-    shards: ShardSet, *, sound: list[int], num_decoded: int | None, max_pixels: int, findings: Findings
-) -> None:
-    bad: list[str] = []
-    for shard, position in _spread(shards, sound=sound, count=num_decoded):
-        sample = shards.read(shard, position)
+def _list_problems(results: Iterable[str | None], *, findings: Findings) -> None:
+    """Count what was decoded, and name the first of what was not."""
+    num_bad = 0
+    for problem in results:
         findings.num_decoded += 1
-        try:
-            decode_rgb(sample.image, header=read_header(sample.image, max_pixels=max_pixels))
-        except BadImage as error:
-            bad.append(f"sample {sample.key} of {shards.manifest.shards[shard].name} does not decode: {error}")
-    findings.problems += bad[:MAX_LISTED]
-    if len(bad) > MAX_LISTED:
-        findings.problems.append(f"and {len(bad) - MAX_LISTED} more images that do not decode")
+        if problem is not None:
+            num_bad += 1
+            if num_bad <= MAX_LISTED:
+                findings.problems.append(problem)
+    if num_bad > MAX_LISTED:
+        findings.problems.append(f"and {num_bad - MAX_LISTED} more samples that do not decode")
 
 
 def _spread(shards: ShardSet, *, sound: list[int], count: int | None) -> Iterator[tuple[int, int]]:

@@ -6,49 +6,25 @@
       bad.jsonl             {"source": ..., "reason": ...} of every file left out
       manifest.json         written last: a folder without it is not complete
 
-Every file is written beside its place, synced and renamed, so a killed writer leaves nothing that looks whole.
+Every file is written beside its place, synced and renamed, so a killed writer leaves nothing that looks whole. What it
+had finished stands in a journal (data/journal.py): with `resume_shards` it goes on from there.
 """
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
-import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_file, write_manifest
+from data.journal import LEDGER_NAME, Journal, Plan, resume_journal, start_journal, write_ledger
+from data.manifest import Manifest, ShardInfo, write_file, write_manifest
+from data.new_sample import NewSample, Rejected
 from data.shard_index import Member, SampleEntry, index_bytes
 
 logger = logging.getLogger(__name__)
-
-LEDGER_NAME = "bad.jsonl"
-OUR_FILES = re.compile(r"shard-\d{6,}\.(tar|idx)(\.partial)?|bad\.jsonl(\.partial)?|manifest\.json\.partial")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewSample:
-    """What a source hands to the writer."""
-
-    source: str
-    """Where it comes from, for the ledger."""
-    members: dict[str, bytes]
-    """Content by extension; the first is the image."""
-    label: int | None = None
-    """Class number, written as `.cls`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A file that is no image we decode."""
-
-    source: str
-    """Where it lies."""
-    reason: str
-    """Why it was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,65 +52,89 @@ def write_shards(
     Raises:
         ValueError: ``out`` holds something else, no sample is readable, or too many are not.
     """
-    prepare_folder(out)
-    rejected: list[Rejected] = []
-    with contextlib.closing(_Writer(out=out, limits=limits)) as writer:
+    return _write_shards(samples, journal=start_journal(out), classes=classes, limits=limits)
+
+
+def resume_shards(
+    samples_from: Callable[[int], Iterable[NewSample | Rejected]],
+    *,
+    out: Path,
+    plan: Plan,
+    classes: Sequence[str] | None,
+    limits: ShardLimits,
+) -> Manifest:
+    """Write all samples, or the rest of them where the same plan was begun in ``out``, and return the manifest.
+
+    ``samples_from(position)`` yields the plan's samples from that one on. The files are those of a run without a break.
+
+    Raises:
+        ValueError: as `write_shards`, or ``out`` was begun with another plan.
+    """
+    journal = resume_journal(out, plan=plan)
+    return _write_shards(samples_from(journal.position), journal=journal, classes=classes, limits=limits)
+
+
+def _write_shards(
+    samples: Iterable[NewSample | Rejected], *, journal: Journal, classes: Sequence[str] | None, limits: ShardLimits
+) -> Manifest:
+    with contextlib.closing(journal), contextlib.closing(_Writer(journal=journal, limits=limits)) as writer:
         for sample in samples:
-            if isinstance(sample, NewSample):
-                writer.add(sample)
-            else:
-                _reject(sample, rejected=rejected, out=out, max_bad=limits.max_bad)
-        shards = writer.finish()
-    _write_ledger(out, rejected=rejected)
-    if not shards:
-        example = f", for example {rejected[0].source} ({rejected[0].reason})" if rejected else ""
-        raise ValueError(f"no readable image: {len(rejected)} files were tried{example}")
-    manifest = Manifest(shards=tuple(shards), classes=None if classes is None else tuple(classes))
-    write_manifest(out, manifest)
+            writer.add(sample)
+        writer.finish()
+        write_ledger(journal.out, rejected=writer.rejected)
+        if not journal.shards:
+            example = (
+                f", for example {writer.rejected[0].source} ({writer.rejected[0].reason})" if writer.rejected else ""
+            )
+            raise ValueError(f"no readable image: {len(writer.rejected)} files were tried{example}")
+        manifest = Manifest(shards=tuple(journal.shards), classes=None if classes is None else tuple(classes))
+        write_manifest(journal.out, manifest)
+        journal.remove()
     return manifest
-
-
-def _reject(sample: Rejected, *, rejected: list[Rejected], out: Path, max_bad: int) -> None:
-    rejected.append(sample)
-    logger.warning("left out %s: %s", sample.source, sample.reason)
-    if len(rejected) > max_bad:
-        _write_ledger(out, rejected=rejected)
-        raise ValueError(
-            f"{len(rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed in "
-            f"{out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now {max_bad})"
-        )
 
 
 class _Writer:
     """Numbers the samples and cuts them into shards."""
 
-    def __init__(self, *, out: Path, limits: ShardLimits) -> None:
-        self._out, self._limits = out, limits
-        self._num_samples = 0
-        self._done: list[ShardInfo] = []
+    def __init__(self, *, journal: Journal, limits: ShardLimits) -> None:
+        self._journal, self._limits = journal, limits
+        self._position = journal.position
+        self._num_samples = sum(shard.num_samples for shard in journal.shards)
         self._shard: _Shard | None = None
+        self.rejected = list(journal.rejected)
 
-    def add(self, sample: NewSample) -> None:
-        shard = self._shard = self._shard or _Shard(self._out, number=len(self._done))
-        shard.add(f"{self._num_samples:06d}", sample=sample)
+    def add(self, sample: NewSample | Rejected) -> None:
+        self._position += 1
+        if isinstance(sample, Rejected):
+            self._reject(sample)
+            return
+        shard = self._shard = self._shard or _Shard(self._journal.out, number=len(self._journal.shards))
+        shard.add(sample.key or f"{self._num_samples:06d}", sample=sample)
         self._num_samples += 1
         if len(shard.entries) >= self._limits.samples or shard.size_bytes >= self._limits.size_bytes:
-            self._close()
+            self.finish()
 
-    def finish(self) -> list[ShardInfo]:
+    def finish(self) -> None:
+        """Close the shard that is open, if one is."""
         if self._shard:
-            self._close()
-        return self._done
+            self._journal.record(self._shard.close(), rejected=self.rejected, position=self._position)
+            self._shard = None
 
     def close(self) -> None:
         """Let go of a shard that was not finished."""
         if self._shard:
             self._shard.abandon()
 
-    def _close(self) -> None:
-        assert self._shard
-        self._done.append(self._shard.close())
-        self._shard = None
+    def _reject(self, sample: Rejected) -> None:
+        self.rejected.append(sample)
+        logger.warning("left out %s: %s", sample.source, sample.reason)
+        if len(self.rejected) > self._limits.max_bad:
+            write_ledger(self._journal.out, rejected=self.rejected)
+            raise ValueError(
+                f"{len(self.rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed "
+                f"in {self._journal.out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now "
+                f"{self._limits.max_bad})"
+            )
 
 
 @dataclass
@@ -192,21 +192,3 @@ class _Shard:
         self._file.write(content)
         self._digest.update(content)
         self.size_bytes += len(content)
-
-
-def prepare_folder(out: Path) -> None:
-    """Make the folder, or clear what a killed writer left in it."""
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / MANIFEST_NAME).exists():
-        raise ValueError(f"{out} already holds shards; delete it or choose another --out")
-    strangers = sorted(path.name for path in out.iterdir() if not OUR_FILES.fullmatch(path.name))
-    if strangers:
-        raise ValueError(f"{out} is not empty (it holds {', '.join(strangers[:3])}); choose another --out")
-    for path in out.iterdir():
-        path.unlink()
-
-
-def _write_ledger(out: Path, *, rejected: Sequence[Rejected]) -> None:
-    if rejected:
-        lines = [json.dumps({"source": item.source, "reason": item.reason}) for item in rejected]
-        write_file(out / LEDGER_NAME, "".join(line + "\n" for line in lines).encode())

@@ -100,7 +100,7 @@ def test_a_broken_data_set_ends_with_exit_code_1(run, write, tmp_path):
     [
         (
             ["write", "--source", "{tmp}/none", "--out", "{tmp}/o"],
-            "expected a folder of images, but {tmp}/none is missing",
+            "but {tmp}/none is missing",
         ),
         (["write", "--source", "{tmp}/empty", "--out", "{tmp}/o"], "no image in {tmp}/empty"),
         (

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from data.decode import decode_rgb
-from data.sources import Preparation, Scenes, find_images, prepared, shuffled, split_off
-from data.writer import NewSample, Rejected
+from data.image_folder import find_images
+from data.new_sample import NewSample, Rejected
+from data.preparation import Preparation
+from data.sources import Scenes, prepared, shuffled, split_off
 
 
 @pytest.fixture

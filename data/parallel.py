@@ -1,0 +1,66 @@
+"""Work on many small tasks in several processes, with results in the tasks' order."""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+ORPHAN_POLL_S = 0.5
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, processes: int) -> Iterator[R]:
+    """Yield ``function(state, task)`` for each task; ``state`` goes to each process once. A few results wait ready.
+
+    Raises:
+        ValueError: a process was killed.
+    """
+    if processes <= 1:
+        for task in tasks:
+            yield function(state, task)
+        return
+    running: deque[Future[R]] = deque()
+    pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(function, state))
+    try:
+        for task in tasks:
+            running.append(pool.submit(_run, task))
+            if len(running) > 2 * processes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool:
+        raise ValueError("a working process was killed (out of memory?); use fewer --processes") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Held:
+    """What a process works with, sent once and not with every task."""
+
+    function: Callable[[Any, Any], Any]
+    state: Any
+
+
+def _begin(function: Callable[[Any, Any], Any], state: Any) -> None:
+    """Leave an interrupt to the parent, and end with it when it is killed: a pool's processes would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    _Held.function, _Held.state = function, state
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_POLL_S)
+    os._exit(1)
+
+
+def _run(task: Any) -> Any:
+    return _Held.function(_Held.state, task)
