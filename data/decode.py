@@ -142,16 +142,19 @@ def _replacement(samples: Sequence[Sample], *, place: int, decode: Callable[[Sam
 
 
 def _jpeg_header(data: bytes) -> Header:
+    frame, orientation = read_segments(data)
+    height, width = (frame.height, frame.width) if frame is not None else _decoders_size(data)
+    if orientation >= 5:
+        height, width = width, height
+    return Header(height=height, width=width, format="JPEG", orientation=orientation, frame=frame)
+
+
+def _decoders_size(data: bytes) -> tuple[int, int]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except Exception as error:  # a KeyError where the colour space is unknown
         raise BadImage(f"broken JPEG header: {error}") from error
-    frame, orientation = read_segments(data)
-    if frame is not None and (frame.height, frame.width) != (height, width):  # the decoder knows better
-        frame = None
-    if orientation >= 5:
-        height, width = width, height
-    return Header(height=int(height), width=int(width), format="JPEG", orientation=orientation, frame=frame)
+    return int(height), int(width)
 
 
 def _pil_header(data: bytes) -> Header:

@@ -19,9 +19,10 @@ END = b"\xff\xd9"
 ORIENTATION_TAG = 0x0112
 
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman codes
-_LAST_SEGMENTS = (0xDA, 0xD9)
+_SCAN = 0xDA
+_WITHOUT_SIZE = (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # stuffing, restart, start and end markers
+_BITS = 8
 _TAIL_BYTES = 64  # some writers pad after the end marker
-_UNREAD = "extraneous bytes before marker"  # libjpeg's words for codes that nobody asked for; it reports its first warning only
 
 
 class Frame(NamedTuple):
@@ -45,16 +46,20 @@ class Segments(NamedTuple):
 
 
 def read_segments(data: bytes) -> Segments:
-    """Walk the segments up to the picture; what is broken there counts as absent."""
+    """Walk the segments up to the picture. The frame is trusted only where every segment is one that decoders step over alike."""
     place, frame, orientation = 2, None, 1
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in _LAST_SEGMENTS:
+    while place + 4 <= len(data) and data[place] == 0xFF:
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == _SCAN:
+            return Segments(frame=frame, orientation=orientation)
+        if marker in _WITHOUT_SIZE or size < 2:
+            break
         if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
             orientation = exif_orientation(data[place + 4 : place + 2 + size])
         elif marker in _FRAMES:
             frame = _frame(data, place=place + 5, end=place + 2 + size)
-        place += 2 + max(size, 2)
-    return Segments(frame=frame, orientation=orientation)
+        place += 2 + size
+    return Segments(frame=None, orientation=orientation)
 
 
 def exif_orientation(segment: bytes) -> int:
@@ -78,20 +83,21 @@ def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> 
         return None
     shorter = bytearray(data)
     shorter[frame.place : frame.place + 2] = rows.to_bytes(2, "big")
-    height, width = -(-rows // shrink), -(-frame.width // shrink)
-    pixels = np.empty((height, width, 3), np.uint8)
-    least = (height, width, 2) if shrink > 1 else (0, 0, 1)
-    try:
-        simplejpeg.decode_jpeg(shorter, min_height=least[0], min_width=least[1], min_factor=least[2], buffer=pixels)
-    except ValueError as error:
-        return pixels if _UNREAD in str(error) else None
-    return pixels
+    least = (-(-rows // shrink), -(-frame.width // shrink), 2) if shrink > 1 else (0, 0, 1)
+    try:  # not strict, since codes are left over
+        return simplejpeg.decode_jpeg(
+            shorter, min_height=least[0], min_width=least[1], min_factor=least[2], strict=False
+        )
+    except Exception:  # its errors on hostile bytes are not only ValueErrors
+        return None
 
 
 def _frame(data: bytes, *, place: int, end: int) -> Frame | None:
-    """Read a frame header whose height stands at ``place``; None for four colours, which simplejpeg decodes in two passes."""
-    if end > len(data) or end < place + 5 + 3 or data[place + 4] not in (1, 3):
+    """Read a frame header whose height stands at ``place``."""
+    if end > len(data) or end < place + 5 + 3 or data[place - 1] != _BITS:
         return None
     height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place, place + 2))
+    if not (height and width):
+        return None
     sampling = max(data[at] & 15 for at in range(place + 6, end, 3))
     return Frame(height=height, width=width, place=place, unit=8 * max(sampling, 1))

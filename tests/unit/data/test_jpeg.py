@@ -49,7 +49,7 @@ def test_upper_rows_equal_those_of_the_whole_picture(kind, shrink):
         rows = -(-bottom // shrink)
         np.testing.assert_array_equal(upper[:rows], whole[:rows])
         cut += len(upper) < len(whole)
-    assert cut >= 6 or kind == "CMYK"  # it does save something
+    assert cut >= 6  # it does save something
 
 
 @settings(deadline=None, max_examples=40)
@@ -115,11 +115,44 @@ def test_damaged_pictures_decode_or_are_bad_and_nothing_else(place, noise, botto
         return
 
 
-def test_a_frame_that_the_decoder_reads_otherwise_is_not_cut():
+@settings(deadline=None, max_examples=300)
+@given(st.integers(2, 700), st.binary(min_size=1, max_size=4))
+def test_a_frame_that_is_trusted_is_the_one_that_decoders_see(place, noise):
+    data = bytearray(photo(height=60, width=60))
+    data[place : place + len(noise)] = noise
+    frame = read_segments(bytes(data)).frame
+    if frame is not None:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(bytes(data), strict=False)
+        except (ValueError, KeyError):
+            return
+        assert (frame.height, frame.width) == (height, width)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        b"\xff\xec\x00\x0f%s",  # inside another segment
+        b"\xff\x01%s",  # after a marker that has no size, and would seem to have one that steps over it
+        b"\xff\xd0%s",
+        b"\xff\xff%s",
+        b"\x00%s",
+    ],
+)
+def test_a_second_frame_header_does_not_mislead(hidden):
     data = photo()
     fake = b"\xff\xc0\x00\x0b\x08" + (40).to_bytes(2, "big") + (40).to_bytes(2, "big") + b"\x01\x01\x11\x00"
-    data = data[:2] + b"\xff\xec" + (len(fake) + 2).to_bytes(2, "big") + fake + data[2:]  # inside another segment
-    assert read_segments(data).frame.height == 150
-    assert read_header(data).frame.height == 150
-    assert read_segments(b"\xff\xd8\xff\xc0\x00").frame is None
-    assert read_segments(b"\xff\xd8" + fake[:8]).frame is None
+    data = data[:2] + hidden % fake + data[2:]
+    found = read_segments(data).frame
+    assert found is None or (found.height, found.width) == simplejpeg.decode_jpeg_header(data, strict=False)[:2]
+
+
+def test_broken_frame_headers_are_none():
+    data = photo()
+    place = read_segments(data).frame.place
+    assert read_segments(data[: place + 3]).frame is None
+    for change in ({-1: 12}, {0: 0, 1: 0}):
+        broken = bytearray(data)
+        for offset, value in change.items():
+            broken[place + offset] = value
+        assert read_segments(bytes(broken)).frame is None
