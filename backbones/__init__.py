@@ -1,5 +1,5 @@
 """Hierarchical backbones, dense and on visible tokens only, registered with timm on import."""
 
-from backbones import xformer
+from backbones import secvit, xformer
 
-__all__ = ["xformer"]
+__all__ = ["secvit", "xformer"]

@@ -5,17 +5,24 @@ from typing import Any
 
 import timm
 from jaxtyping import Bool, Float
+from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.twins import Twins
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from backbones.arguments import timm_arguments
 from backbones.config import BackboneConfig
+from backbones.convnext import CONVNEXT
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
 from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.secvit import SecViT
+from backbones.secvit_visible import SECVIT
 from backbones.swin import SWIN
 from backbones.swin_v2 import SWIN_V2
+from backbones.twins import TWINS
 from backbones.visible import LayoutSpec, VisibleLayout
 from backbones.vit import VIT
 from backbones.window_attention import Implementation
@@ -24,6 +31,9 @@ REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,
     SwinTransformerV2: SWIN_V2,
     VisionTransformer: VIT,
+    Twins: TWINS,
+    ConvNeXt: CONVNEXT,
+    SecViT: SECVIT,
 }
 """The classes that can be pretrained, and how each runs on visible tokens."""
 
@@ -36,7 +46,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: timm has no such architecture, or ``config.init`` holds another one.
     """
-    sizes = _sizes(config)
+    sizes = timm_arguments(config)
     model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **sizes, **kwargs}
     if config.init is None:
         _check_name(config.name)
@@ -51,6 +61,8 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
         sizes = {**stored.model_args, **sizes}
         model = load_backbone(config.init, **model_args)
     object.__setattr__(model, "architecture", (config.name, sizes))
+    if "img_size" not in sizes:
+        model.img_size = config.img_size  # pyright: ignore[reportArgumentType] # what its masks are laid out for
     return use_exact_windows(model)
 
 
@@ -60,7 +72,7 @@ def architecture(source: BackboneConfig | nn.Module) -> tuple[str, dict[str, Any
     ``source`` is a config, or a model that was built from one.
     """
     if isinstance(source, BackboneConfig):
-        return source.name, _sizes(source)
+        return source.name, timm_arguments(source)
     return source.architecture  # pyright: ignore[reportReturnType]
 
 
@@ -132,17 +144,6 @@ def dense_way(model: nn.Module) -> DenseWay:
 def feature_dim(model: nn.Module) -> int:
     """Return the number of channels of the last stage."""
     return int(model.num_features)  # pyright: ignore[reportArgumentType]
-
-
-def _sizes(config: BackboneConfig) -> dict[str, Any]:
-    sizes = {
-        "img_size": config.img_size,
-        "window_size": config.window,
-        "embed_dim": config.embed_dim,
-        "depths": config.depths,
-        "num_heads": config.num_heads,
-    }
-    return {key: value for key, value in sizes.items() if value is not None}
 
 
 def _check_name(name: str) -> None:

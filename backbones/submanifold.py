@@ -1,0 +1,93 @@
+"""Convolutions on the tokens of a grid, all of them or the visible ones: a token that is not there counts as zero.
+
+The depthwise one has its own backward pass. Its gradient is the same convolution with a flipped kernel, since a token
+sees another exactly if that one sees it; so it is read from halos, where autograd would add into zeros, and no halo is
+kept. And PyTorch's weight gradient of a 5x5 kernel takes 20 times its forward on a CPU: it is put together from 3x3 ones.
+
+Legend: b batch, n tokens, o tokens of the grid below, c d channels, s side of the kernel.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from backbones.token_grid import TokenGrid
+
+_PIECE = 3
+"""Side of the kernels whose weight gradient is fast on a CPU."""
+
+
+def depthwise(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
+    """Return a depthwise convolution with bias, of stride 1 and an odd square kernel, at every token."""
+    dtype = _compute_dtype(x)
+    weight, bias = conv.weight.to(dtype), conv.bias if conv.bias is None else conv.bias.to(dtype)
+    out: Any = _Depthwise.apply(x.to(dtype), weight, bias, grid)
+    return out
+
+
+def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "bm d p q"]:
+    """Return an odd square convolution of the tokens, with its stride, as a map per tile."""
+    halo, padding = grid.halo(x, conv.kernel_size[0] // 2)
+    stride: Any = conv.stride
+    return F.conv2d(halo, conv.weight, conv.bias, stride=stride, padding=padding)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.grid, ctx.has_bias = grid, bias is not None
+        return _at_tokens(x, weight, bias, grid)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (x, weight), grid, grad = ctx.saved_tensors, ctx.grid, grads[0].contiguous()
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_x = _at_tokens(grad, weight.flip(2, 3), None, grid) if needs_x else None
+        grad_weight = _weight_gradient(x, grad, weight, grid) if needs_weight else None
+        grad_bias = grad.sum((0, 1)) if needs_bias and ctx.has_bias else None
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _at_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) -> Float[Tensor, "b n c"]:
+    halo, padding = grid.halo(x, weight.shape[-1] // 2)
+    return grid.tokens(F.conv2d(halo, weight, bias, padding=padding, groups=weight.shape[0]), len(x))
+
+
+def _weight_gradient(
+    x: Float[Tensor, "b n c"], grad: Float[Tensor, "b n c"], weight: Float[Tensor, "c 1 s s"], grid: TokenGrid
+) -> Float[Tensor, "c 1 s s"]:
+    """Return the sum over all tokens of what was read times the gradient of what came out."""
+    side, maps = weight.shape[-1], grid.maps(grad)
+    halo, padding = grid.halo(x, side // 2)
+    if side <= _PIECE or halo.is_cuda:
+        return _plain_weight_gradient(halo, maps, side=side, padding=padding)
+    halo = F.pad(halo, (padding,) * 4)
+    height, width = maps.shape[2] + _PIECE - 1, maps.shape[3] + _PIECE - 1
+    starts = [*range(0, side - _PIECE, _PIECE - 1), side - _PIECE]
+    total = torch.empty_like(weight)
+    for row in starts:
+        for col in starts:
+            part = halo[:, :, row : row + height, col : col + width]
+            piece = _plain_weight_gradient(part, maps, side=_PIECE, padding=0)
+            total[:, :, row : row + _PIECE, col : col + _PIECE] = piece
+    return total
+
+
+def _plain_weight_gradient(
+    read: Float[Tensor, "bm c p q"], grad: Float[Tensor, "bm c h w"], *, side: int, padding: int
+) -> Float[Tensor, "c 1 s s"]:
+    channels = grad.shape[1]
+    weight = grad.new_empty(channels, 1, side, side)
+    stride, dilation, output_padding = [1, 1], [1, 1], [0, 0]
+    geometry: Any = (stride, [padding, padding], dilation, False, output_padding, channels)
+    only_weight = [False, True, False]
+    return torch.ops.aten.convolution_backward(grad, read, weight, None, *geometry, only_weight)[1]
