@@ -54,4 +54,4 @@ def join(folder: Path | str, name: str) -> str:
         return str(Path(folder) / name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"the manifest of {folder} names {name!r}, which lies outside of its folder")
-    return f"{check_location(folder)}/{name}"
+    return check_location(f"{check_location(folder)}/{name}")

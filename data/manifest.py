@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.cache_config import CacheConfig
+from data.download import download_bytes
 from data.locations import check_location, is_remote, join
 
 MANIFEST_NAME = "manifest.json"
@@ -68,13 +70,22 @@ class Manifest:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def read_manifest(folder: Path | str) -> Manifest:
-    """Return the manifest of ``folder``.
+def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Manifest:
+    """Return the manifest of ``folder``, a local path or a URL; ``cache`` says how long to wait for the network.
 
     Raises:
+        OSError: it could not be fetched in time.
         ValueError: the folder or its manifest is missing or malformed; the message says what to run.
     """
-    folder = Path(folder)
+    path = join(check_location(folder), MANIFEST_NAME)
+    content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
+    try:
+        return _parse(json.loads(content))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
+
+
+def _read_local(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise ValueError(f"expected a folder with {MANIFEST_NAME}, but {folder} is no folder")
@@ -83,10 +94,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out {folder}`, "
             f"or index those of others with `python data/main.py index --source TARS --out {folder}`"
         )
-    try:
-        return _parse(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
+    return path.read_bytes()
 
 
 def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]) -> Manifest:

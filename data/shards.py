@@ -5,20 +5,28 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data.cache_config import CacheConfig
+from data.download import GaveUpError
 from data.locations import join
-from data.manifest import Manifest, ShardInfo, merge_manifests, read_manifest
+from data.manifest import Manifest, merge_manifests, read_manifest
+from data.open_shard import OpenShard, cached_files
+from data.reading import ReadingCounters
+from data.shard_cache import CachedFile, ShardCache
 from data.shard_index import Member, SampleEntry, ShardIndex
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 128  # each holds two descriptors: the tar's and the mapped index's
+SHARDS_AT_ONCE = 64  # whose reads are announced before the first of them is read; less than MAX_OPEN_SHARDS
+INDEXES_AT_ONCE = 8
 READ_ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
 
@@ -49,9 +57,12 @@ class ShardSet:
         manifest: Manifest,
         parts: tuple[range, ...] | None = None,
         selection: npt.NDArray[np.int64] | None = None,
+        cache: CacheConfig | None = None,
     ) -> None:
         """Read the shards of ``manifest``, whose names are relative to ``folder``; `open_shards` makes all this."""
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self.cache = ShardCache(cache or CacheConfig())
+        self._counters = ReadingCounters()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
         self.folder = folder
         self.manifest = manifest
@@ -83,29 +94,65 @@ class ShardSet:
         selection = np.unique(np.asarray(ids, np.int64))
         if len(selection) and not (selection[0] >= 0 and selection[-1] < self._starts[-1]):
             raise ValueError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
-        return ShardSet(self.folder, manifest=self.manifest, parts=self.parts, selection=selection)
+        return ShardSet(
+            self.folder, manifest=self.manifest, parts=self.parts, selection=selection, cache=self.cache.config
+        )
 
     def read(self, shard: int, position: int, *, repeat: int = 0) -> Sample:
-        """Return one sample, reading only its bytes.
+        """Return one sample; raises like `read_many`."""
+        return self.read_many([(shard, position, repeat)])[0]
+
+    def read_many(self, rows: Sequence[Sequence[int]]) -> list[Sample]:
+        """Return the samples of ``rows`` (shard, position, repeat), in their order, reading each file from front to back.
 
         Raises:
-            ValueError: the shard or its index is not what the manifest says.
-            OSError: the file system failed, several times.
+            ValueError: a shard or its index is not what the manifest says, or cannot be fetched.
+            OSError: the file system or the network failed, several times.
         """
-        sample_id, entry = self._entry(shard, position)
-        image = self._read_bytes(shard, entry.image)
-        return Sample(id=sample_id, key=entry.key, image=image, label=entry.label, repeat=repeat)
+        found = [self._entry(shard, position) for shard, position, _ in rows]
+        places: dict[int, list[int]] = {}
+        for place, (shard, _, _) in enumerate(rows):
+            places.setdefault(shard, []).append(place)
+        images: dict[int, bytes] = {}
+        ordered = sorted(places)
+        for first in range(0, len(ordered), SHARDS_AT_ONCE):
+            group = ordered[first : first + SHARDS_AT_ONCE]
+            wanted = {shard: [found[place][1].image for place in places[shard]] for shard in group}
+            for shard, members in wanted.items():
+                self._shard(shard).advise(members)
+            for shard, members in wanted.items():
+                images.update(zip(places[shard], self._read_members(shard, members), strict=True))
+        return [
+            Sample(id=sample_id, key=entry.key, image=images[place], label=entry.label, repeat=rows[place][2])
+            for place, (sample_id, entry) in enumerate(found)
+        ]
 
     def read_member(self, shard: int, position: int, *, extension: str) -> bytes | None:
         """Return what a sample holds under another extension (`json`, `seg.png`), or None."""
         _, entry = self._entry(shard, position)
         for member in entry.members:
             if member.extension == extension:
-                return self._read_bytes(shard, member)
+                return self._read_members(shard, [member])[0]
         return None
+
+    @property
+    def counters(self) -> ReadingCounters:
+        """What reading has cost in this process so far."""
+        waited, fetched = self.cache.wait_s, self.cache.fetched_bytes
+        return replace(self._counters, wait_s=waited, fetched_bytes=fetched)
+
+    @property
+    def cached(self) -> bool:
+        """Whether any shard goes through the cache."""
+        return any(tar is not None for tar in map(self.cached_tar, range(len(self.manifest.shards))))
+
+    def cached_tar(self, shard: int) -> CachedFile | None:
+        """Return a shard's tar as a file for the cache, or None where it is read in place."""
+        return cached_files(self.folder, info=self.manifest.shards[shard], local=self.cache.config.local)[0]
 
     def labels(self) -> npt.NDArray[np.int64]:
         """Return every sample's class number, -1 where there is none, in the order of their global numbers."""
+        self._fetch_indexes()
         parts = [self._shard(number).index.labels for number in range(len(self.manifest.shards))]
         labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return labels if self._selection is None else labels[self._selection]
@@ -130,6 +177,12 @@ class ShardSet:
     def __del__(self) -> None:
         self.close()
 
+    def _fetch_indexes(self) -> None:
+        """Fetch the indexes of remote shards, several at a time."""
+        files = [cached_files(self.folder, info=info)[1] for info in self.manifest.shards]
+        with ThreadPoolExecutor(INDEXES_AT_ONCE) as pool:
+            list(pool.map(self.cache.prefetch, [file for file in files if file is not None]))
+
     def _entry(self, shard: int, position: int) -> tuple[int, SampleEntry]:
         if self._selection is not None and self._selected is not None:
             sample_id = int(self._selection[self._selected[shard] + position])
@@ -137,7 +190,7 @@ class ShardSet:
             sample_id = int(self._starts[shard]) + position
         return sample_id, self._shard(shard).index[sample_id - int(self._starts[shard])]
 
-    def _shard(self, number: int) -> "_OpenShard":
+    def _shard(self, number: int) -> OpenShard:
         if self._process != os.getpid():  # after a fork: leave the parent's descriptors to the parent
             self._process = os.getpid()
             self.close()
@@ -146,15 +199,15 @@ class ShardSet:
             return self._open[number]
         if len(self._open) >= MAX_OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
-        self._open[number] = _OpenShard(self.folder, info=self.manifest.shards[number])
+        self._open[number] = OpenShard(self.folder, info=self.manifest.shards[number], cache=self.cache)
         return self._open[number]
 
-    def _read_bytes(self, shard: int, member: Member) -> bytes:
+    def _read_members(self, shard: int, members: Sequence[Member]) -> list[bytes]:
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return self._shard(shard).read(member)
+                return self._shard(shard).read(members, counters=self._counters)
             except OSError as error:
-                if attempt == READ_ATTEMPTS:
+                if attempt == READ_ATTEMPTS or isinstance(error, GaveUpError):
                     raise
                 logger.warning("%s: %s; trying again", self.manifest.shards[shard].name, error)
                 if shard in self._open:
@@ -163,10 +216,10 @@ class ShardSet:
         raise AssertionError("unreachable")
 
 
-def open_shards(*folders: Path | str | Sequence[Path | str]) -> ShardSet:
+def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig | None = None) -> ShardSet:
     """Return the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
 
-    Sample numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
+    A folder is a local path or a URL (data/locations.py); remote shards are read through ``cache``. Sample numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
 
     Raises:
         ValueError: a folder has no sound manifest, or their classes differ.
@@ -174,57 +227,13 @@ def open_shards(*folders: Path | str | Sequence[Path | str]) -> ShardSet:
     names = [name for names in folders for name in ([names] if isinstance(names, Path | str) else names)]
     if not names:
         raise ValueError("expected at least one folder of shards, got none")
-    manifests = [read_manifest(name) for name in names]
+    manifests = [read_manifest(name, cache=cache) for name in names]
     if len(names) == 1:
-        return ShardSet(names[0], manifest=manifests[0])
+        return ShardSet(names[0], manifest=manifests[0], cache=cache)
     ends = np.cumsum([len(manifest.shards) for manifest in manifests]).tolist()
     return ShardSet(
         ", ".join(map(str, names)),
         manifest=merge_manifests(names, manifests),
+        cache=cache,
         parts=tuple(range(end - len(manifest.shards), end) for end, manifest in zip(ends, manifests, strict=True)),
     )
-
-
-class _OpenShard:
-    def __init__(self, folder: Path | str, *, info: ShardInfo) -> None:
-        self.path = Path(join(folder, info.name))
-        self.index = _open_index(Path(join(folder, info.index)), info=info)
-        self._descriptor = _open_tar(self.path, info=info)
-
-    def read(self, member: Member) -> bytes:
-        content = os.pread(self._descriptor, member.size, member.offset)
-        while len(content) < member.size:  # pread may return less than asked for
-            more = os.pread(self._descriptor, member.size - len(content), member.offset + len(content))
-            if not more:
-                raise ValueError(f"{self.path} ends inside a member; run `python data/main.py verify`")
-            content += more
-        return content
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def _open_index(path: Path, *, info: ShardInfo) -> ShardIndex:
-    if not path.is_file():
-        raise ValueError(
-            f"the index {path} of shard {info.name} is missing; make it again with `python data/main.py index`"
-        )
-    index = ShardIndex(path)
-    if len(index) != info.num_samples:
-        raise ValueError(f"{path} holds {len(index)} samples, the manifest says {info.num_samples}; run `index` again")
-    return index
-
-
-def _open_tar(path: Path, *, info: ShardInfo) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise ValueError(f"the shard {path} is missing; bring it back or make the manifest again") from None
-    size_bytes = os.fstat(descriptor).st_size
-    if size_bytes != info.size_bytes:
-        os.close(descriptor)
-        raise ValueError(
-            f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it again, or "
-            "run `python data/main.py index` if it was changed on purpose"
-        )
-    return descriptor
