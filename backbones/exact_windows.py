@@ -1,4 +1,4 @@
-"""Exact windows for timm's dense Swin and Swin V2: those of the true grid, without padding tokens or wrap-around.
+"""Exact windows for timm's dense Swin, Swin V2 and Twins: those of the true grid, without padding tokens or wrap-around.
 
 timm attends to the tokens it pads with and, rolling before it pads, joins the last rows with the first wherever a
 grid is no multiple of its window. The blocks here pad first, roll the padded grid and let no token see padding or
@@ -8,10 +8,14 @@ timm's own code runs. Parameters, state-dict names and everything else stay timm
 Legend: b batch, w windows, t tokens of a window, c channels.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models import swin_transformer, swin_transformer_v2
+from timm.models import swin_transformer, swin_transformer_v2, twins
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
@@ -34,14 +38,34 @@ class ExactSwinV2Block(swin_transformer_v2.SwinTransformerV2Block):
         return _exact_attention(self.attn, x, window=self.window_size, shift=self.shift_size)
 
 
+class ExactLocallyGroupedAttn(twins.LocallyGroupedAttn):
+    """timm's attention inside the windows of Twins, with exact windows."""
+
+    def forward(self, x: Float[Tensor, "b n c"], size: tuple[int, int]) -> Float[Tensor, "b n c"]:
+        """Return what the tokens of a grid of ``size`` gather."""
+        attn: Any = self
+        grid, window = x.unflatten(1, size), (attn.ws, attn.ws)
+        if _fits(grid, window):
+            return super().forward(x, size)
+        return _exact_attention(partial(_in_windows, attn), grid, window=window, shift=(0, 0)).flatten(1, 2)
+
+
+def _in_windows(attn: Any, x: Float[Tensor, "bw t c"], *, mask: Float[Tensor, "w t t"]) -> Float[Tensor, "bw t c"]:
+    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    mask = mask.repeat(len(x) // len(mask), 1, 1).unsqueeze(1)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attn.proj_drop(attn.proj(x.transpose(1, 2).flatten(2)))
+
+
 EXACT_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
     swin_transformer.SwinTransformerBlock: ExactSwinBlock,
     swin_transformer_v2.SwinTransformerV2Block: ExactSwinV2Block,
+    twins.LocallyGroupedAttn: ExactLocallyGroupedAttn,
 }
 
 
 def use_exact_windows(model: nn.Module) -> nn.Module:
-    """Give every Swin block inside ``model`` exact windows, in place, and return the model."""
+    """Give every Swin block and Twins window attention inside ``model`` exact windows, in place, and return the model."""
     for module in model.modules():
         module.__class__ = EXACT_BLOCKS.get(type(module), type(module))
     return model
@@ -52,7 +76,7 @@ def _fits(x: Tensor, window: tuple[int, int]) -> bool:
 
 
 def _exact_attention(
-    attention: nn.Module, x: Float[Tensor, "b h w c"], *, window: tuple[int, int], shift: tuple[int, int]
+    attention: Callable[..., Tensor], x: Float[Tensor, "b h w c"], *, window: tuple[int, int], shift: tuple[int, int]
 ) -> Float[Tensor, "b h w c"]:
     height, width = x.shape[1:3]
     bottom, right = -height % window[0], -width % window[1]

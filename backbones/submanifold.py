@@ -37,6 +37,8 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
+    if device == "meta":  # where sizes are counted, and nothing is computed
+        return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 

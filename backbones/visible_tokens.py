@@ -1,6 +1,6 @@
 """From images to the embedded patches of the visible units.
 
-Legend: b batch, n tokens, p values of a patch, c channels.
+Legend: b batch, k visible units, n tokens, p values of a patch, c channels.
 """
 
 import torch.nn.functional as F
@@ -33,6 +33,14 @@ def visible_patches(images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> 
     bits = [axis for level in range(levels) for axis in (first_col + level, first_row + level)]
     units = units.permute(1, 0, *bits, 2, first_row + levels, first_col + levels)
     return units.reshape(batch, -1, channels * patch[0] * patch[1])
+
+
+def unit_maps(images: Float[Tensor, "b c h w"], layout: VisibleLayout) -> Float[Tensor, "bk c height width"]:
+    """Return the pixels of the visible units, image by image, as small images."""
+    (rows, cols), (height, width) = layout.spec.units, layout.spec.unit
+    units = images.unflatten(3, (cols, width)).unflatten(2, (rows, height))  # b c rows height cols width
+    maps = units[:, :, layout.units // cols, :, layout.units % cols]  # -> k b c height width
+    return maps.transpose(0, 1).flatten(0, 1)
 
 
 def token_map(visible: Bool[Tensor, "rows cols"], grid: tuple[int, int]) -> Bool[Tensor, "height width"]:

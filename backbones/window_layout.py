@@ -94,23 +94,24 @@ def window_ids(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair) -> 
 def _stage_layout(spec: LayoutSpec, stage: StageSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> StageLayout:
     side = stage.grid[0] // spec.units[0]
     coords = (units[:, None] * side + nested_offsets(side)).reshape(-1, 2)
-    plans = (_group_plan(coords, stage, shift, rule=rule) for shift in stage.shifts)
+    plans = (group_plan(coords, window=stage.window, shift=shift, rule=rule) for shift in stage.shifts)
     return StageLayout(coords=compact(coords), plans=tuple(plans))
 
 
-def _group_plan(coords: Int[np.ndarray, "n 2"], stage: StageSpec, shift: Pair, *, rule: Rule) -> GroupPlan:
-    ids = window_ids(coords, window=stage.window, shift=shift) @ (1 << 20, 1)
-    _, window, counts = np.unique(ids, return_inverse=True, return_counts=True)
+def group_plan(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair, rule: Rule) -> GroupPlan:
+    """Return the plan for tokens with these rows and columns, in any order."""
+    ids = window_ids(coords, window=window, shift=shift) @ (1 << 20, 1)
+    _, window_of_token, counts = np.unique(ids, return_inverse=True, return_counts=True)
     grouping = group_windows(counts.tolist(), rule=rule)
     num_groups, group_size = grouping.num_groups, grouping.group_size
-    slot = _slots(window, grouping)
+    slot = _slots(window_of_token, grouping)
     token = np.zeros(num_groups * group_size, dtype=np.int64)
     token[slot] = np.arange(len(slot))
     slot_window = np.full(len(token), -1)
-    slot_window[slot] = window
-    masked = (2 * stage.window[0] - 1) * (2 * stage.window[1] - 1)
+    slot_window[slot] = window_of_token
+    masked = (2 * window[0] - 1) * (2 * window[1] - 1)
     shape = (num_groups, group_size)
-    bias_index = _bias_index(coords[token].reshape(*shape, 2), slot_window.reshape(shape), window=stage.window)
+    bias_index = _bias_index(coords[token].reshape(*shape, 2), slot_window.reshape(shape), window=window)
     return GroupPlan(
         shift=shift,
         num_groups=num_groups,

@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 SHAPED = (
+    "backbones.convnext",
+    "backbones.twins",
     "backbones.vit",
     "backbones.window_attention",
     "backbones.xfa",

@@ -1,0 +1,78 @@
+"""A config's sizes as arguments of timm's families, of which one calls depths what another calls depth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+
+from backbones.config import BackboneConfig
+
+NUM_STAGES = 4
+
+
+def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
+    """Return what timm has to be told so that the architecture gets the sizes of ``config``.
+
+    Raises:
+        ValueError: the architecture has no such size.
+    """
+    sizes = {
+        "img_size": config.img_size,
+        "window_size": config.window,
+        "embed_dim": config.embed_dim,
+        "depths": config.depths,
+        "num_heads": config.num_heads,
+    }
+    given = {key: value for key, value in sizes.items() if value is not None}
+    return _FAMILIES.get(_family(config.name), dict)(given)
+
+
+def _family(name: str) -> str:
+    """Return the module that registers an architecture, without its package."""
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2] if timm.is_model(name) else ""
+
+
+def _vit(sizes: dict[str, Any]) -> dict[str, Any]:
+    _refuse(sizes, "window_size", option="window", family="a plain ViT")
+    for key in ("depths", "num_heads"):
+        if len(sizes.get(key, (1,))) != 1:
+            option = f"backbone.{key.replace('_', '-')}"
+            raise ValueError(f"{option}: a plain ViT has one stage, so one number is expected, got {sizes[key]}")
+    names = {"depths": "depth"}
+    return {names.get(key, key): value[0] if key in ("depths", "num_heads") else value for key, value in sizes.items()}
+
+
+def _twins(sizes: dict[str, Any]) -> dict[str, Any]:
+    found = dict(sizes)
+    if "window_size" in found:
+        found["wss"] = (found.pop("window_size"),) * NUM_STAGES
+    if "embed_dim" in found:
+        found["embed_dims"] = _doubled(found.pop("embed_dim"))
+    return found
+
+
+def _convnext(sizes: dict[str, Any]) -> dict[str, Any]:
+    _refuse(sizes, "window_size", option="window", family="a ConvNeXt")
+    _refuse(sizes, "num_heads", option="num-heads", family="a ConvNeXt")
+    found = dict(sizes)
+    found.pop("img_size")  # it takes any, and no such argument
+    if "embed_dim" in found:
+        found["dims"] = _doubled(found.pop("embed_dim"))
+    return found
+
+
+def _doubled(width: int) -> tuple[int, ...]:
+    """Return the widths of stages that double from one to the next."""
+    return tuple(width * 2**stage for stage in range(NUM_STAGES))
+
+
+def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> None:
+    if key in sizes:
+        raise ValueError(f"backbone.{option}: {family} has none, got {sizes[key]}; leave it out")
+
+
+_FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "vision_transformer": _vit,
+    "twins": _twins,
+    "convnext": _convnext,
+}
