@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.text import Text
 from data.class_names import find_class_names, read_class_names
 from data.class_order import class_mix
 from data.loader import open_shards
+from data.parallel import num_cores
 from data.progress import watch
 from data.shard_scan import index_shards
 from data.show import contact_sheet, write_contact_sheet
@@ -35,6 +35,8 @@ class Index:
     """Which tars, for example `train-*.tar`."""
     classes: Path | None = None
     """Class names in label order (JSON list or one a line); default: classes.json or classes.txt beside the tars."""
+    processes: int = field(default_factory=num_cores)
+    """Processes that read the tars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Verify:
     """Compare every tar with its digest."""
     json_out: Path | None = None
     """Also write the findings to this file."""
-    processes: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    processes: int = field(default_factory=num_cores)
     """Processes that read and decode."""
 
     def __post_init__(self) -> None:
@@ -80,7 +82,9 @@ def run_index(options: Index, *, console: Console) -> None:
     """Index shards that were written elsewhere, and say what was passed over."""
     names = options.classes or find_class_names(options.source)
     classes = None if names is None else read_class_names(names)
-    manifest, ignored = index_shards(options.source, out=options.out, pattern=options.pattern, classes=classes)
+    manifest, ignored = index_shards(
+        options.source, out=options.out, pattern=options.pattern, classes=classes, processes=options.processes
+    )
     for reason, count in ignored.most_common(10):
         console.print(f"passed over {count} x {reason}", highlight=False, markup=False)
     say_written(manifest, folder=options.out, console=console)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+MAX_CLASSES = 1_000_000
+"""Larger class numbers are taken for a mistake: there is a name, and a count, for each below the highest."""
 NAMES_BESIDE = ("classes.json", "classes.txt", "objectInfo150.txt")
 
 

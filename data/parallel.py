@@ -17,6 +17,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, processes: int) -> Iterator[R]:
     """Yield ``function(state, task)`` for each task; ``state`` goes to each process once. A few results wait ready.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.class_names import MAX_CLASSES
 from data.image_folder import ImageFiles
 from data.preparation import Preparation
 from data.shard_index import UNLABELLED
@@ -20,7 +21,6 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "label_id", "class_id", "class_index", "wnid")
 NO_COLUMN = "none"
-MAX_CLASSES = 1_000_000
 
 Table = dict[str, Sequence[Any]]
 
@@ -133,10 +133,9 @@ def _labels(values: list[str], *, names: Sequence[str] | None, column: str) -> t
         raise ValueError(f"column {column!r} holds no label; choose another with --label-column, or {NO_COLUMN}")
     if all(value.isascii() and value.isdigit() for value in given):
         highest = max(map(int, given))
-        if highest >= (len(names) if names else MAX_CLASSES):
-            raise ValueError(
-                f"column {column!r} holds class number {highest}, expected at most {(len(names) if names else MAX_CLASSES) - 1}"
-            )
+        limit = len(names) if names else MAX_CLASSES
+        if highest >= limit:
+            raise ValueError(f"column {column!r} holds class number {highest}, expected at most {limit - 1}")
         classes = tuple(names) if names else tuple(str(number) for number in range(highest + 1))
         return [int(value) if value else UNLABELLED for value in values], classes
     classes = tuple(names) if names else tuple(sorted(given))

@@ -2,10 +2,9 @@
 
 import dataclasses
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from data.journal import Plan, check_folder
 from data.loader import open_shards
 from data.manifest import Manifest, read_manifest
 from data.new_sample import NewSample, Rejected
+from data.parallel import num_cores
 from data.preparation import Preparation
 from data.progress import watch
 from data.source_formats import SCENES, Format, SourceOptions, detect_format, open_source
@@ -86,7 +86,7 @@ class Write:
     """Most samples of a shard."""
     shard_mib: int = 256
     """A shard that has grown past this many MiB is closed."""
-    processes: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    processes: int = field(default_factory=num_cores)
     """Processes that read, check and draw; the result does not depend on it."""
 
     def __post_init__(self) -> None:
