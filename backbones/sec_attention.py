@@ -124,7 +124,8 @@ def similarity(
     q: Float[Tensor, "b n h d"], k: Float[Tensor, "b n h d"], *, global_token: GlobalToken
 ) -> Float[Tensor, "b h n"]:
     """Return the cosine between each key and the mean of all keys (or queries) of its head, in fp32 or better."""
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+    device = "cpu" if q.is_meta else q.device.type  # sizes are counted on the meta device, which knows no autocast
+    with torch.no_grad(), torch.autocast(device, enabled=False):
         dtype = torch.promote_types(k.dtype, torch.float32)
         keys = k.to(dtype)
         mean = keys.mean(1) if global_token == "k" else q.to(dtype).mean(1)
