@@ -4,9 +4,9 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from data.cache_config import CacheConfig
 from data.download import GaveUpError
-from data.locations import join
+from data.locations import is_remote, join
 from data.manifest import Manifest, merge_manifests, read_manifest
 from data.open_shard import OpenShard, cached_files
 from data.reading import ReadingCounters
@@ -45,6 +45,8 @@ class Sample:
     """Class number, if there is one."""
     repeat: int = 0
     """Which of the epoch's visits to this sample; see `repeats` in data/order.py."""
+    members: Mapping[str, bytes] = field(default_factory=dict)
+    """What else was asked for, by extension (`json`, `seg.png`), where the sample has it."""
 
 
 class ShardSet:
@@ -102,8 +104,10 @@ class ShardSet:
         """Return one sample; raises like `read_many`."""
         return self.read_many([(shard, position, repeat)])[0]
 
-    def read_many(self, rows: Sequence[Sequence[int]]) -> list[Sample]:
+    def read_many(self, rows: Sequence[Sequence[int]], *, extensions: Collection[str] = ()) -> list[Sample]:
         """Return the samples of ``rows`` (shard, position, repeat), in their order, reading each file from front to back.
+
+        ``extensions`` names what to read beside the image.
 
         Raises:
             ValueError: a shard or its index is not what the manifest says, or cannot be fetched.
@@ -113,17 +117,26 @@ class ShardSet:
         places: dict[int, list[int]] = {}
         for place, (shard, _, _) in enumerate(rows):
             places.setdefault(shard, []).append(place)
-        images: dict[int, bytes] = {}
+        members = [[entry.image, *(m for m in entry.members if m.extension in extensions)] for _, entry in found]
+        contents: dict[int, list[bytes]] = {}
         ordered = sorted(places)
         for first in range(0, len(ordered), SHARDS_AT_ONCE):
             group = ordered[first : first + SHARDS_AT_ONCE]
-            wanted = {shard: [found[place][1].image for place in places[shard]] for shard in group}
-            for shard, members in wanted.items():
-                self._shard(shard).advise(members)
-            for shard, members in wanted.items():
-                images.update(zip(places[shard], self._read_members(shard, members), strict=True))
+            wanted = {shard: [member for place in places[shard] for member in members[place]] for shard in group}
+            for shard, asked in wanted.items():
+                self._shard(shard).advise(asked)
+            for shard, asked in wanted.items():
+                read = iter(self._read_members(shard, asked))
+                contents.update((place, [next(read) for _ in members[place]]) for place in places[shard])
         return [
-            Sample(id=sample_id, key=entry.key, image=images[place], label=entry.label, repeat=rows[place][2])
+            Sample(
+                id=sample_id,
+                key=entry.key,
+                image=contents[place][0],
+                label=entry.label,
+                repeat=rows[place][2],
+                members={m.extension: c for m, c in zip(members[place][1:], contents[place][1:], strict=True)},
+            )
             for place, (sample_id, entry) in enumerate(found)
         ]
 
@@ -144,7 +157,8 @@ class ShardSet:
     @property
     def cached(self) -> bool:
         """Whether any shard goes through the cache."""
-        return any(tar is not None for tar in map(self.cached_tar, range(len(self.manifest.shards))))
+        remote = is_remote(self.folder) or any(is_remote(shard.name) for shard in self.manifest.shards)
+        return remote or self.cache.config.local
 
     def cached_tar(self, shard: int) -> CachedFile | None:
         """Return a shard's tar as a file for the cache, or None where it is read in place."""

@@ -1,0 +1,145 @@
+"""What is drawn into a picture, from its sample's members: boxes, classes and masks of objects, and a label map.
+
+    000123.json      {"height", "width", "objects": [{"category", "bbox": [x, y, width, height], "iscrowd", "area",
+                     "segmentation": polygons [[x, y, x, y, ...], ...] or RLE {"size": [height, width], "counts": ...}}, ...]}
+    000123.seg.png   label map, one value a pixel
+
+``iscrowd``, ``area`` and ``segmentation`` may be absent. RLE counts are COCO's, plain or compressed. A polygon covers the
+pixels that PIL fills, which at its edge are not exactly those of pycocotools.
+
+Legend: n objects, h w height and width of the upright image in pixels.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from data.decode import BadImage
+
+MAX_MASK_PIXELS = 2**30
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """The objects of one picture."""
+
+    boxes: npt.NDArray[np.float32]
+    """[n, 4]: left, top, right, bottom in pixels."""
+    categories: npt.NDArray[np.int64]
+    """[n], class numbers."""
+    crowd: Mask
+    """[n], true for a box around many."""
+    areas: npt.NDArray[np.float32]
+    """[n], in square pixels, as annotated; of the box where that is not said."""
+    masks: Mask | None
+    """[n, h, w]; None where an object has none."""
+
+
+def read_objects(content: bytes, *, size: tuple[int, int]) -> Objects:
+    """Read a sample's `.json`.
+
+    Raises:
+        BadImage: it is not of this form, or made for an image of another ``size`` (height, width).
+    """
+    try:
+        tree: Any = json.loads(content)
+        items: list[dict[str, Any]] = tree["objects"]
+        made_for = (int(tree["height"]), int(tree["width"]))
+        if made_for != size:
+            raise ValueError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
+        boxes = np.array([item["bbox"] for item in items], np.float32).reshape(len(items), 4)
+        boxes[:, 2:] += boxes[:, :2]
+        if not np.isfinite(boxes).all():
+            raise ValueError("a box that is not finite")
+        sides = boxes[:, 2:] - boxes[:, :2]
+        areas = [item.get("area", side.prod()) for item, side in zip(items, sides, strict=True)]
+        return Objects(
+            boxes=boxes,
+            categories=np.array([int(item["category"]) for item in items], np.int64),
+            crowd=np.array([bool(item.get("iscrowd", 0)) for item in items], np.bool_),
+            areas=np.array(areas, np.float32),
+            masks=_masks(items, size=size),
+        )
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
+        raise BadImage(f"its annotations are not as expected: {type(error).__name__}: {error}") from error
+
+
+def read_label_map(content: bytes, *, size: tuple[int, int]) -> npt.NDArray[np.integer[Any]]:
+    """Return a sample's `.seg.png` as [h, w], uint8 or (of 16 bits) int32.
+
+    Raises:
+        BadImage: it does not decode, has colours, or another ``size`` (height, width) than the image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.size != size[::-1]:
+                raise ValueError(f"{image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}")
+            if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+                raise ValueError(f"mode {image.mode}, expected one value a pixel")
+            values = np.asarray(image)
+    except Exception as error:  # plugins raise what they like on hostile bytes
+        raise BadImage(f"its label map is not as expected: {error}") from error
+    return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
+
+
+def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
+    """Return polygons or an RLE as [h, w].
+
+    Raises:
+        ValueError: it is neither, or has another size.
+    """
+    if isinstance(segmentation, dict):
+        if tuple(segmentation["size"]) != size:
+            raise ValueError(f"a mask of {segmentation['size']} in an image of {list(size)}")
+        counts = segmentation["counts"]
+        return _filled(_unpacked(counts) if isinstance(counts, str) else counts, size=size)
+    canvas = Image.new("1", (size[1], size[0]))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in segmentation:
+        if len(polygon) >= 6:  # fewer than three corners enclose nothing
+            draw.polygon([float(value) - 0.5 for value in polygon], fill=1)  # PIL's pixel centres are whole numbers
+    return np.array(canvas, np.bool_)
+
+
+def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None:
+    if not all(item.get("segmentation") for item in items):
+        return None
+    if len(items) * size[0] * size[1] > MAX_MASK_PIXELS:
+        raise ValueError(f"{len(items)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
+    masks = np.zeros((len(items), *size), np.bool_)
+    for number, item in enumerate(items):
+        masks[number] = mask_of(item["segmentation"], size=size)
+    return masks
+
+
+def _filled(counts: list[int], *, size: tuple[int, int]) -> Mask:
+    """Return the mask whose false, true, false, ... runs have these lengths, column by column."""
+    lengths = np.array(counts, np.int64)
+    if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
+        raise ValueError(f"runs over {lengths.sum()} pixels in an image of {size[0]}x{size[1]}")
+    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return values.reshape(size, order="F")
+
+
+def _unpacked(text: str) -> list[int]:
+    """Return the runs of a compressed RLE: six bits a character, and each run after the third less the one before the last."""
+    counts: list[int] = []
+    value = shift = 0
+    for character in text.encode():
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    return counts
