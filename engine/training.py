@@ -125,7 +125,7 @@ class Training:
         )
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
-        self._num_bad = 0
+        self._num_bad = restored.get("bad_samples_unreported", 0)
         self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
         self.stopped = False
@@ -263,7 +263,8 @@ class Training:
         slices = self.engine.owned_slices()
         if self.ema is not None:
             slices += self.ema.slices()
-        self.store.save(self.step, slices, {"step": self.step, "bad_samples": self._bad.total, **self.describe})
+        bad = {"bad_samples": self._bad.total, "bad_samples_unreported": self._num_bad}
+        self.store.save(self.step, slices, {"step": self.step, **bad, **self.describe})
         self._saved_step = self.step
 
     def _settle_bad(self) -> None:

@@ -172,6 +172,27 @@ def test_too_many_bad_images_stop_the_run_and_a_higher_limit_goes_on(micro, brok
     assert counted[0] == counted[1]
 
 
+def test_bad_images_are_counted_once_where_a_run_goes_on_between_reports(micro, broken_shards, tmp_path):
+    for name in ("whole", "parts"):
+        config = micro(
+            run={"folder": tmp_path / name}, data={"shards": (str(broken_shards),)}, report={"every_steps": 5}
+        )
+        train(config)
+        if name == "parts":
+            shutil.rmtree(tmp_path / name / "checkpoints" / "step-000000006")
+            (tmp_path / name / "metrics.jsonl").unlink()
+            train(config)
+    whole, parts = (
+        [
+            (line["step"], line["bad_samples"], line["bad_samples_total"])
+            for line in lines(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+    assert sum(line[1] for line in whole) == 3
+
+
 def test_folders_may_move_but_other_data_are_refused_with_both_digests(micro, shards, broken_shards, tmp_path):
     run = {"folder": tmp_path / "run"}
     moved = tmp_path / "moved"
