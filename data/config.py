@@ -1,9 +1,10 @@
 """What to read and how. Imports no torch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from data.cache_config import CacheConfig
 from engine.config import may_change
 
 DecodeMode = Literal["exact", "scaled"]
@@ -33,6 +34,8 @@ class DataConfig:
     """Images that claim more pixels than this are refused before decoding."""
     max_bad_share: float = may_change(0.05)
     """The run stops when more than this share of the images so far (of the first 1000 at least) could not be decoded."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Remote shards."""
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:

@@ -5,6 +5,7 @@ nothing. What is in it is the builder's business: a picklable object that turns 
 """
 
 import logging
+import os
 import signal
 import traceback
 import warnings
@@ -18,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.order import IntArray, TrainingOrder, evaluation_micro_batch, evaluation_range
+from data.prefetch import prefetching
 from data.shards import Sample, ShardSet, open_shards
+from data.working_set import check_cache
 
 __all__ = ["Builder", "LoadingError", "Sample", "ShardSet", "evaluation_batches", "open_shards", "training_batches"]
 
@@ -30,7 +33,10 @@ Key = tuple[int, int]
 
 
 class Builder(Protocol):
-    """Turns samples into a micro-batch; runs in the worker, and must pickle."""
+    """Turns samples into a micro-batch; runs in the worker, and must pickle.
+
+    What it needs of a sample beside the image and the label it names in ``extensions`` (`json`, `seg.png`).
+    """
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return the micro-batch. Arrays become tensors, everything else is passed on as it is."""
@@ -53,10 +59,18 @@ def training_batches(
     pin: bool = False,
     skip: Collection[Key] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip."""
+    """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip.
+
+    ``"reading"`` in each says what reading it cost (`ReadingCounters`).
+
+    Raises:
+        ValueError: the cache of remote shards is too small; says so before anything is read.
+    """
+    check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
     keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=frozenset(skip))
     dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
-    return _load(dataset, keys=keys, workers=workers, pin=pin)
+    ahead = shards.cache.config.prefetch_steps * len(micro_batches)
+    return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=ahead)
 
 
 def evaluation_batches(
@@ -76,7 +90,8 @@ def evaluation_batches(
     numbers = evaluation_range(shards.num_samples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     picks = _EvaluationPicks(sizes=shards.sizes, micro_batch_size=micro_batch_size)
     keys = _Keys(first_step=0, last_step=1, micro_batches=numbers, skip=frozenset())
-    return _load(_MicroBatches(shards=shards, picks=picks, builder=builder), keys=keys, workers=workers, pin=pin)
+    dataset = _MicroBatches(shards=shards, picks=picks, builder=builder)
+    return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=shards.cache.config.prefetch_steps)
 
 
 class _Picks(Protocol):
@@ -116,6 +131,17 @@ class _Keys(Sampler[Key]):
                     yield step, micro_batch
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Upcoming:
+    """The rows of all micro-batches to come."""
+
+    picks: _Picks
+    keys: _Keys
+
+    def __iter__(self) -> Iterator[IntArray]:
+        return (self.picks(*key) for key in self.keys)
+
+
 class _Batch:
     """A built micro-batch on its way: the loader must neither convert nor copy what is in it, only pin it."""
 
@@ -143,26 +169,31 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
     def __getitem__(self, key: Key) -> _Batch | _Failure:
         step, micro_batch = key
         try:
+            before = self.shards.counters
             rows = self.picks(step, micro_batch).tolist()
-            samples = [self.shards.read(shard, position, repeat=repeat) for shard, position, repeat in rows]
+            samples = self.shards.read_many(rows, extensions=getattr(self.builder, "extensions", ()))
             content = self.builder(samples, step=step, micro_batch=micro_batch)
+            content["reading"] = self.shards.counters.since(before)
         except (ValueError, OSError) as error:
             message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"
             return _Failure(message=message, trace=traceback.format_exc())
         return _Batch({name: _as_tensor(value) for name, value in content.items()})
 
 
-def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> Iterator[dict[str, Any]]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="This DataLoader will create"
-        )  # more workers than cores: the user's choice
-        iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
-    for item in iterator:
-        if isinstance(item, _Failure):
-            logger.debug("%s", item.trace)
-            raise LoadingError(item.message)
-        yield cast(_Batch, item).content
+def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead: int) -> Iterator[dict[str, Any]]:
+    with prefetching(dataset.shards, _Upcoming(picks=dataset.picks, keys=keys), ahead=ahead) as advance:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="This DataLoader will create"
+            )  # more workers than cores: the user's choice
+            iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
+        for item in iterator:
+            if isinstance(item, _Failure):
+                logger.debug("%s", item.trace)
+                raise LoadingError(item.message)
+            content = cast(_Batch, item).content
+            content["reading"].fetched_bytes += advance()
+            yield content
 
 
 def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:

@@ -54,7 +54,7 @@ def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
     They are also written to ``eval_only.json`` in the run folder (the measured run's own unless one is given), with the confusion matrices.
     """
     assert config.eval_only is not None
-    val = open_shards(config.val_shards)
+    val = open_shards(config.val_shards, cache=config.data.cache)
     classifiers = list(find_classifiers(config.eval_only, img_size=config.backbone.img_size))
     for classifier in classifiers:
         _check_classes(classifier, val)

@@ -38,7 +38,7 @@ def open_labelled(config: FinetuneConfig) -> LabelledShards:
     Raises:
         ValueError: a sample has no label, or the classes do not fit; the message names the shards and both numbers.
     """
-    train, val = open_shards(config.data.shards), open_shards(config.val_shards)
+    train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
     classes = train.classes or val.classes
     num_classes = _num_classes(config, classes, folders=train.folder)
     for option, shards in (("data.shards", train), ("val-shards", val)):

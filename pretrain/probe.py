@@ -87,7 +87,7 @@ class Probe:
     def _features(self, forward: Any, shards: Path) -> tuple[Tensor, Tensor]:
         """Return features and labels of the samples, from all processes."""
         engine, config = self._training.engine, self._config
-        labelled = open_shards(str(shards))
+        labelled = open_shards(shards, cache=config.data.cache)
         batches = evaluation_batches(
             labelled.subset(range(min(config.probe.max_samples, labelled.num_samples))),
             EvaluationBuilder(size=config.backbone.img_size, max_pixels=config.data.max_pixels),

@@ -38,7 +38,7 @@ def train(config: PretrainConfig) -> None:
 
 def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:
     model = build_model(config)
-    shards = open_shards(config.data.shards)
+    shards = open_shards(config.data.shards, cache=config.data.cache)
     order = training_order(config.data, shards, seed=config.run.seed)
     training = Training(
         config,
@@ -52,7 +52,10 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
     with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "crops", "predicted_units")
+        folder.path,
+        rank=engine.rank,
+        enabled=config.report.samples,
+        names=("ids", "repeats", "crops", "predicted_units"),
     ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
