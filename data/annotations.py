@@ -5,7 +5,7 @@
     000123.seg.png   label map, one value a pixel
 
 ``iscrowd``, ``area`` and ``segmentation`` may be absent. RLE counts are COCO's, plain or compressed. A polygon covers the
-pixels that PIL fills, which at its edge are not exactly those of pycocotools.
+pixels that PIL fills, its outline's too: in COCO 3 % more area than annotated (median) and up to a pixel outside the box.
 
 Legend: n objects, h w height and width of the upright image in pixels.
 """
@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from data.decode import BadImage
 
 MAX_MASK_PIXELS = 2**30
+MAX_COORDINATE = 1e6
 
 Mask = npt.NDArray[np.bool_]
 
@@ -103,8 +104,11 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
     canvas = Image.new("1", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
-        if len(polygon) >= 6:  # fewer than three corners enclose nothing
-            draw.polygon([float(value) - 0.5 for value in polygon], fill=1)  # PIL's pixel centres are whole numbers
+        corners = np.array(polygon, np.float64)
+        if not (np.abs(corners) <= MAX_COORDINATE).all():
+            raise ValueError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
+        if len(corners) >= 6:  # fewer than three corners enclose nothing
+            draw.polygon(corners.tolist(), fill=1)
     return np.array(canvas, np.bool_)
 
 
