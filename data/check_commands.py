@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.cache_config import CacheConfig
 from data.class_names import find_class_names, read_class_names
 from data.class_order import class_mix
 from data.loader import open_shards
@@ -43,8 +44,8 @@ class Index:
 class Verify:
     """Check sizes, digests, images, keys and labels; exit code 1 where something is broken."""
 
-    shards: Path
-    """Folder with the manifest."""
+    shards: str
+    """Folder with the manifest, or its URL."""
     decode: int = 1000
     """How many samples to decode, spread over all."""
     full: bool = False
@@ -55,6 +56,8 @@ class Verify:
     """Also write the findings to this file."""
     processes: int = field(default_factory=num_cores)
     """Processes that read and decode."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Remote shards."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be decoded."""
@@ -66,8 +69,8 @@ class Verify:
 class Show:
     """Draw a contact sheet and count the classes."""
 
-    shards: Path
-    """Folder with the manifest."""
+    shards: str
+    """Folder with the manifest, or its URL."""
     out: Path = Path("contact_sheet.png")
     """PNG file to write."""
     count: int = 48
@@ -76,6 +79,8 @@ class Show:
     """How many in a row."""
     seed: int = 0
     """Which ones."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Remote shards."""
 
 
 def run_index(options: Index, *, console: Console) -> None:
@@ -106,6 +111,7 @@ def run_verify(options: Verify, *, console: Console) -> None:
         digests=options.digests,
         processes=options.processes,
         watch=watched,
+        cache=options.cache,
     )
     if options.json_out is not None:
         text = json.dumps({"passed": findings.passed, **dataclasses.asdict(findings)}, indent=1, ensure_ascii=False)
@@ -117,7 +123,7 @@ def run_verify(options: Verify, *, console: Console) -> None:
 
 def run_show(options: Show, *, console: Console) -> None:
     """Draw a contact sheet and say what the shards hold."""
-    shards = open_shards(options.shards)
+    shards = open_shards(options.shards, cache=options.cache)
     sheet = contact_sheet(shards, count=options.count, columns=options.columns, seed=options.seed)
     write_contact_sheet(options.out, sheet)
     counts = class_counts(shards)
@@ -139,6 +145,12 @@ def _say_findings(findings: Findings, *, console: Console) -> None:
     console.print(
         f"{findings.num_samples} samples in {findings.num_shards} shards ({findings.size_bytes / 2**20:.1f} MiB): "
         f"{findings.num_digests} digests compared, {findings.num_decoded} images decoded, {len(findings.problems)} problems",
+        soft_wrap=True,
+    )
+    console.print(
+        f"read remotely, with the default batch and window, they need data.cache.gib of at least "
+        f"{findings.working_set_bytes / 2**30:.3f} on each node",
+        highlight=False,
         soft_wrap=True,
     )
 

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data.cache_config import CacheConfig
 from data.class_order import class_mix
 from data.decode import MAX_PIXELS
 from data.loader import open_shards
+from data.locations import join
 from data.manifest import Manifest, ShardInfo
+from data.open_shard import cached_files
 from data.parallel import in_order
 from data.sample_check import SAMPLES_PER_TASK, SampleCheck, check_samples
+from data.shard_cache import CachedFile
 from data.shard_index import SampleEntry
 from data.shards import ShardSet
+from data.working_set import usual_working_set_bytes
 
 Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
@@ -34,6 +39,8 @@ class Findings:
     """Samples in the manifest."""
     size_bytes: int = 0
     """Size of all tars."""
+    working_set_bytes: int = 0
+    """Size of the shards that a node reads at once with the default batch and window: the least cache for remote ones."""
     num_digests: int = 0
     """Tars whose bytes were compared with their digest."""
     num_decoded: int = 0
@@ -56,29 +63,32 @@ class Findings:
 
 
 def verify(
-    folder: Path,
+    folder: Path | str,
     *,
     num_decoded: int | None = 1000,
     digests: bool = True,
     max_pixels: int = MAX_PIXELS,
     processes: int = 1,
     watch: Watch | None = None,
+    cache: CacheConfig | None = None,
 ) -> Findings:
     """Check the data set in ``folder``, decoding this many samples spread over it (None: all of them).
 
-    ``watch(results, total)`` passes the decoded samples' results on and may show how far the check is.
+    ``watch(results, total)`` passes the decoded samples' results on and may show how far the check is. Remote shards are
+    compared with their digests as they come into the ``cache``.
 
     Raises:
         ValueError: there is no manifest to check.
     """
-    shards = open_shards(folder)
+    shards = open_shards(folder, cache=cache)
     manifest = shards.manifest
     findings = Findings(
         num_shards=len(manifest.shards),
         num_samples=manifest.num_samples,
         size_bytes=sum(shard.size_bytes for shard in manifest.shards),
+        working_set_bytes=usual_working_set_bytes(shards),
     )
-    state = (folder, digests)
+    state = (shards, digests)
     checked = in_order(_file_problem, manifest.shards, state=state, processes=min(processes, len(manifest.shards)))
     problems = list(checked)
     findings.problems += [problem for problem in problems if problem]
@@ -102,18 +112,35 @@ def class_counts(shards: ShardSet) -> dict[str, int]:
     return _counts(labels, classes=shards.classes) if (labels >= 0).any() else {}
 
 
-def _file_problem(state: tuple[Path, bool], info: ShardInfo) -> str | None:
+def _file_problem(state: tuple[ShardSet, bool], info: ShardInfo) -> str | None:
     """Compare a tar and its index with the manifest; say why the shard cannot be looked into."""
-    folder, digests = state
-    for path, wanted in ((folder / info.name, info.sha256), (folder / info.index, info.index_sha256)):
-        if not path.is_file():
-            return f"{path} is missing"
-        if not digests:
-            continue
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            return f"{path} has changed: sha256 {found[:12]}…, the manifest says {wanted[:12]}…"
+    shards, digests = state
+    tar, index = cached_files(shards.folder, info=info)
+    for name, wanted, remote in ((info.name, info.sha256, tar), (info.index, info.index_sha256, index)):
+        if remote is None:
+            problem = _local_problem(Path(join(shards.folder, name)), wanted=wanted if digests else None)
+        else:
+            problem = _remote_problem(shards, remote) if digests else None
+        if problem is not None:
+            return problem
+    return None
+
+
+def _local_problem(path: Path, *, wanted: str | None) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if wanted is None:
+        return None
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == wanted else f"{path} has changed: sha256 {found[:12]}…, the manifest says {wanted[:12]}…"
+
+
+def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
+    try:
+        shards.cache.prefetch(file)  # which compares the digest
+    except (ValueError, OSError) as error:
+        return str(error)
     return None
 
 
