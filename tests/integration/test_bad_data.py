@@ -1,9 +1,12 @@
 """Data that one of two processes cannot read or decode: the run stops, on both, with the reason, and nothing hangs."""
 
+import functools
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,36 @@ def test_too_many_bad_samples_of_one_process_stop_both_at_the_same_step(rows_of_
         str(shards / f"shard-{shard:06d}.tar"),
     )
     assert line["micro_batch"] in (2, 3)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_shard_that_a_server_never_gives_to_one_process_stops_both_after_the_time_for_retries(
+    rows_of_rank_1, tmp_path
+):
+    shards = write(tmp_path / "shards")
+    lost = f"shard-{rows_of_rank_1[0][0]:06d}.tar"
+    asked: list[str] = []
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path.strip("/"))
+            return self.send_error(503) if self.path == f"/{lost}" else super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=shards)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        words = ("--data.cache.folder", str(tmp_path / "cache"), "--data.cache.give-up-s", "4")
+        stopped = pretrain("--data.shards", url, "--run.folder", str(tmp_path / "run"), *words)
+        server.shutdown()
+    assert stopped.returncode != 0
+    assert f"{url}/{lost}" in next(
+        line for line in stopped.stderr.splitlines() if line.startswith("error: micro-batch")
+    )
+    assert asked.count(lost) > 1
+    assert not (tmp_path / "run" / "bad_samples.jsonl").exists()  # a replacement would not happen again on resume
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
