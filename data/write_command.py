@@ -151,7 +151,7 @@ def _write_part(part: _Part, options: Write, *, console: Console) -> Manifest:
 
     def samples_from(position: int) -> Iterator[NewSample | Rejected]:
         if position:
-            console.print(f"{part.out}: going on after sample {position} of {total}", highlight=False, markup=False)
+            console.print(f"{part.out}: going on after sample {position} of {total}", markup=False, soft_wrap=True)
         samples = prepared(part.selection, processes=options.processes, start=position)
         return watch(samples, total=total, name=f"writing {part.name}", console=console, start=position)
 
