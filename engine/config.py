@@ -86,7 +86,7 @@ class OptimizerConfig:
     min_lr: float = 0.0
     """Learning rate at the end, scaled like `base_lr`."""
     epochs: float = 800.0
-    """Length of the run in passes over the samples; `steps` overrides it."""
+    """Length of the run in passes over the samples, mixed ones counted together; `steps` overrides it."""
     warmup_epochs: float = 40.0
     """Linear warm-up in passes over the samples; `warmup_steps` overrides it."""
     steps: int | None = None
