@@ -1,4 +1,4 @@
-"""The data program: write shards, index those of others, verify and show them."""
+"""The data program: write shards, index those of others, verify and show them, measure how fast they are read."""
 
 import logging
 import sys
@@ -6,11 +6,12 @@ import sys
 import tyro
 from rich.console import Console
 
+from data.bench import Bench, run_bench
 from data.check_commands import Index, Show, Verify, run_index, run_show, run_verify
 from data.write_command import Write, run_write
 from engine.errors import one_line_errors
 
-COMMANDS = {"write": Write, "index": Index, "verify": Verify, "show": Show}
+COMMANDS = {"write": Write, "index": Index, "verify": Verify, "show": Show, "bench": Bench}
 
 
 @one_line_errors
@@ -29,6 +30,8 @@ def main() -> None:
                 run_verify(options, console=console)
             case Show():
                 run_show(options, console=console)
+            case Bench():
+                run_bench(options, console=console)
     except OSError as error:
         raise ValueError(str(error)) from error
     except KeyboardInterrupt:

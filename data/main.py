@@ -1,4 +1,4 @@
-"""Entry point: ``python data/main.py write|index|verify|show`` or ``python -m data.main ...``."""
+"""Entry point: ``python data/main.py write|index|verify|show|bench`` or ``python -m data.main ...``."""
 
 import os
 import sys

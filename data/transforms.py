@@ -80,11 +80,11 @@ def crops_resize(
     decode: DecodeMode = "exact",
 ) -> list[Pixels]:
     """Return several crops of one image, each of its own size (height, width), from one decoding."""
-    shrink = min(map(_shrink, crops, sizes)) if decode == "scaled" else 1
+    shrink = min(map(shrink_of, crops, sizes)) if decode == "scaled" else 1
     bottom = max(crop.top + crop.height for crop in crops)
     pixels, shrink = decode_part(data, header=header, bottom=bottom, shrink=shrink)
     return [
-        resize(_cut(pixels, crop, shrink=shrink), size=size, interpolation=interpolation, flip=crop.flip)
+        resize(cut(pixels, crop, shrink=shrink), size=size, interpolation=interpolation, flip=crop.flip)
         for crop, size in zip(crops, sizes, strict=True)
     ]
 
@@ -137,13 +137,13 @@ def resize(
     return (image.flip(-1) if flip else image).contiguous().numpy()
 
 
-def _shrink(crop: Crop, size: tuple[int, int]) -> int:
+def shrink_of(crop: Crop, size: tuple[int, int]) -> int:
     """Return how many times smaller than stored an image may be decoded for this crop."""
     excess = min(crop.height / size[0], crop.width / size[1]) / SCALE_MARGIN
     return next((shrink for shrink in (8, 4, 2) if shrink <= excess), 1)
 
 
-def _cut(pixels: Pixels, crop: Crop, *, shrink: int) -> Pixels:
+def cut(pixels: Pixels, crop: Crop, *, shrink: int) -> Pixels:
     """Cut ``crop`` out of an image ``shrink`` times smaller, its edges rounded to whole pixels there."""
     top, left = round(crop.top / shrink), round(crop.left / shrink)
     bottom, right = round((crop.top + crop.height) / shrink), round((crop.left + crop.width) / shrink)

@@ -1,0 +1,187 @@
+"""`data/main.py bench`: how many images a second one core prepares for pretraining, where its time goes, how many cores it takes."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from data.config import DecodeMode
+from data.decode import BadImage, decode_part, read_header
+from data.order import Order
+from data.shards import Sample, ShardSet, open_shards
+from data.transforms import cut, random_crop, resize, shrink_of
+from engine.randomness import stream
+
+MICRO_BATCH_SIZE = 64
+STAGES = {
+    "read": "from the shard, waiting included",
+    "header": "sizes, orientation, and drawing the crop",
+    "decode": "JPEG to pixels, down to the crop's last row",
+    "resize": "crop, resize, flip",
+    "collate": "images to one micro-batch",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure on one core how fast these shards become random resized crops, and where the time goes."""
+
+    shards: Path
+    """Folder with the manifest."""
+    images: int = 1024
+    """How many images, in training order; those of small data sets come again."""
+    size: int = 224
+    """Side of the crops in pixels."""
+    decode: DecodeMode = "exact"
+    """As data.decode in recipes; the other one is measured as well."""
+    gpu_images_per_s: float | None = None
+    """Images a second that a GPU trains on: says how many cores feed it."""
+    json_out: Path | None = None
+    """Also write the figures to this file."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if self.images < 1 or self.size < 1:
+            raise ValueError(f"images and size must be at least 1, got {self.images} and {self.size}")
+        if self.gpu_images_per_s is not None and self.gpu_images_per_s <= 0:
+            raise ValueError(f"gpu-images-per-s must be positive, got {self.gpu_images_per_s}")
+
+
+def run_bench(options: Bench, *, console: Console) -> None:
+    """Measure, and say it."""
+    figures = measure(open_shards(options.shards), num_images=options.images, size=options.size, decode=options.decode)
+    figures |= cores_needed(figures, gpu_images_per_s=options.gpu_images_per_s)
+    if options.json_out is not None:
+        options.json_out.write_text(json.dumps(figures, indent=1))
+    _say(figures, console=console)
+
+
+def measure(shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode) -> dict[str, Any]:
+    """Return images a second on one core and milliseconds an image by stage.
+
+    Reading is measured by the clock, everything else by the process's CPU time, so other programs disturb it little.
+    """
+    other: DecodeMode = "scaled" if decode == "exact" else "exact"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        modes = {mode: _Stages(size=size, decode=mode) for mode in (decode, other)}
+        for number, samples in enumerate(_micro_batches(shards, num_images=num_images, read=modes[decode])):
+            for stages in modes.values():
+                stages.build(samples, step=number)
+    finally:
+        torch.set_num_threads(threads)
+    stages = modes[decode]
+    if not stages.images:
+        raise ValueError(f"none of {stages.bad} images decodes; run `python data/main.py verify`")
+    modes[other].seconds["read"] = stages.seconds["read"]
+    return {
+        "images": stages.images,
+        "bad_images": stages.bad,
+        "size_px": size,
+        "decode": decode,
+        "mean_image_kib": stages.image_bytes / stages.images / 1024,
+        "mean_image_megapixels": stages.pixels / stages.images / 1e6,
+        "images_per_s_per_core": stages.images_per_s,
+        f"images_per_s_per_core_{other}": modes[other].images_per_s,
+        "ms_per_image": {stage: 1e3 * stages.seconds[stage] / stages.images for stage in STAGES},
+    }
+
+
+def cores_needed(figures: dict[str, Any], *, gpu_images_per_s: float | None) -> dict[str, Any]:
+    """Return how many cores prepare what one GPU consumes."""
+    if gpu_images_per_s is None:
+        return {}
+    cores = math.ceil(gpu_images_per_s / figures["images_per_s_per_core"])
+    return {"gpu_images_per_s": gpu_images_per_s, "cores_needed": cores}
+
+
+class _Stages:
+    """What a builder does with a micro-batch, with a clock for each part."""
+
+    def __init__(self, *, size: int, decode: DecodeMode) -> None:
+        self._size, self._decode = (size, size), decode
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.images = self.image_bytes = self.pixels = self.bad = 0
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second, all stages together."""
+        return self.images / sum(self.seconds.values())
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Count what happens inside to a stage."""
+        now = time.perf_counter if stage == "read" else time.process_time
+        start = now()
+        yield
+        self.seconds[stage] += now() - start
+
+    def build(self, samples: list[Sample], *, step: int) -> None:
+        """Make one micro-batch."""
+        images: list[np.ndarray] = []
+        for sample in samples:
+            try:
+                images.append(self._crop(sample, step=step))
+            except BadImage:
+                self.bad += 1
+        if images:
+            with self.clock("collate"):
+                np.stack(images)
+
+    def _crop(self, sample: Sample, *, step: int) -> np.ndarray:
+        with self.clock("header"):
+            header = read_header(sample.image)
+            crop = random_crop(header.height, header.width, rng=stream(0, "crop", step, 0, sample.id, sample.repeat))
+        with self.clock("decode"):
+            shrink = shrink_of(crop, self._size) if self._decode == "scaled" else 1
+            pixels, shrink = decode_part(sample.image, header=header, bottom=crop.top + crop.height, shrink=shrink)
+        with self.clock("resize"):
+            result = resize(cut(pixels, crop, shrink=shrink), size=self._size, flip=crop.flip)
+        self.images += 1
+        self.image_bytes += len(sample.image)
+        self.pixels += header.height * header.width
+        return result
+
+
+def _micro_batches(shards: ShardSet, *, num_images: int, read: _Stages) -> Iterator[list[Sample]]:
+    """Yield samples in training order, after one micro-batch that is not counted."""
+    together = min(MICRO_BATCH_SIZE, shards.num_samples, num_images)
+    order = Order(shards.sizes, batch_size=together, micro_batch_size=together, seed=0)
+    _Stages(size=32, decode="exact").build(shards.read_many(order.micro_batch(0, 0).tolist()), step=0)
+    for step in range(math.ceil(num_images / together)):
+        with read.clock("read"):
+            samples = shards.read_many(order.micro_batch(step, 0).tolist())
+        yield samples
+
+
+def _say(figures: dict[str, Any], *, console: Console) -> None:
+    table = Table("stage", "ms an image", "share", "what")
+    total = sum(figures["ms_per_image"].values())
+    for stage, ms in figures["ms_per_image"].items():
+        table.add_row(stage, f"{ms:.3f}", f"{ms / total:.0%}", STAGES[stage])
+    table.add_row("all", f"{total:.3f}", "100%", "")
+    console.print(table)
+    other = "scaled" if figures["decode"] == "exact" else "exact"
+    lines = [
+        f"{figures['images_per_s_per_core']:.0f} images/s per core to {figures['size_px']} px with data.decode "
+        f"{figures['decode']}; {figures[f'images_per_s_per_core_{other}']:.0f} with {other}",
+        f"{figures['images']} images of {figures['mean_image_megapixels']:.2f} megapixels and "
+        f"{figures['mean_image_kib']:.0f} KiB on average, {figures['bad_images']} that do not decode",
+    ]
+    if "cores_needed" in figures:
+        lines.append(
+            f"a GPU at {figures['gpu_images_per_s']:.0f} images/s needs {figures['cores_needed']} cores "
+            f"(data.workers, over all its processes)"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
