@@ -2,7 +2,8 @@
 
 Nothing is read: the shards are numbers. Each process has one micro-batch index. What one process needs is measured in a
 fresh `Order` (time, memory); what all of them do together by laying out the epoch whole, a span after the other: with a
-micro-batch as long as its span the same order gives the span in one call, which is compared with the real micro-batches.
+micro-batch as long as its span the same order gives the span in one call, which is compared with the real micro-batches. Seconds are of
+CPU time.
 
 ``--laid-out N`` lays out the spans of the first N processes only, ``--samples`` makes all of it smaller.
 """
@@ -82,9 +83,9 @@ def uneven(num_samples: int) -> IntArray:
 def one_process(sizes: IntArray) -> dict[str, Any]:
     """Measure what a process needs of its order."""
     as_given = tuple(sizes.tolist())
-    start = time.perf_counter()
+    start = time.process_time()
     order = order_of(as_given)
-    build_s = time.perf_counter() - start
+    build_s = time.process_time() - start
     late = [
         order.steps_per_epoch * epoch + step for epoch, step in [(0, 1), (3, 0.6 * order.steps_per_epoch), (299, 7)]
     ]
@@ -96,10 +97,10 @@ def one_process(sizes: IntArray) -> dict[str, Any]:
         traced.micro_batch(step, 700)
     memory_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
-    start = time.perf_counter()
+    start = time.process_time()
     for step in steps:
         order.micro_batch(step, 700)
-    micro_batch_ms = (time.perf_counter() - start) / len(steps) * 1e3
+    micro_batch_ms = (time.process_time() - start) / len(steps) * 1e3
     return {"build_s": build_s, "first_s": first_s, "micro_batch_ms": micro_batch_ms, "memory_mb": memory_mb}
 
 
@@ -121,10 +122,10 @@ def manifest(sizes: IntArray) -> dict[str, Any]:
         ]
         write_manifest(folder, Manifest(shards=tuple(shards)))
         del shards
-        start = time.perf_counter()
+        start = time.process_time()
         opened = open_shards(folder)
         digest = opened.manifest.digest
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         tracemalloc.start()
         opened = open_shards(folder)
         memory_mb = tracemalloc.get_traced_memory()[0] / 1e6
@@ -140,7 +141,7 @@ def manifest(sizes: IntArray) -> dict[str, Any]:
 def mixed(sizes: IntArray) -> dict[str, Any]:
     """Measure the same of two sources mixed 0.7 to 0.3."""
     third = len(sizes) // 3
-    start = time.perf_counter()
+    start = time.process_time()
     order = MixedOrder(
         [sizes[:third].tolist(), sizes[third:].tolist()],
         weights=(0.7, 0.3),
@@ -149,7 +150,7 @@ def mixed(sizes: IntArray) -> dict[str, Any]:
         seed=SEED,
     )
     order.micro_batch(100 * order.steps_per_epoch, 700)
-    return {"mixed_first_s": time.perf_counter() - start}
+    return {"mixed_first_s": time.process_time() - start}
 
 
 def all_processes(sizes: IntArray, *, num_laid_out: int) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def all_processes(sizes: IntArray, *, num_laid_out: int) -> dict[str, Any]:
     seen = np.zeros(int(sizes.sum()), bool)
     readers = np.zeros(len(sizes), np.int64)
     per_process: list[Reads] = []
-    start = time.perf_counter()
+    start = time.process_time()
     for rank in range(num_laid_out):
         rows = whole.micro_batch(0, rank)
         compare(order, rows, rank)
@@ -169,7 +170,7 @@ def all_processes(sizes: IntArray, *, num_laid_out: int) -> dict[str, Any]:
         readers += np.bincount(rows[:, 0], minlength=len(sizes)) > 0
         if rank % SEQUENCE_OF_EACH == 0:
             per_process.append(reads(rows[:, 0]))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     visits = num_laid_out * span
     least = np.count_nonzero(sizes) * visits / sizes.sum() / num_laid_out
     touched = [process.shards for process in per_process]
@@ -225,9 +226,9 @@ def order_of(sizes: IntArray | tuple[int, ...]) -> Order:
 
 def seconds_to(order: TrainingOrder, step: int, micro_batch: int) -> float:
     """Return how long the first micro-batch takes that an order is asked for."""
-    start = time.perf_counter()
+    start = time.process_time()
     order.micro_batch(step, micro_batch)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 if __name__ == "__main__":
