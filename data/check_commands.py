@@ -19,6 +19,7 @@ from data.progress import watch
 from data.shard_scan import index_shards
 from data.show import contact_sheet, write_contact_sheet
 from data.verify import Findings, class_counts, verify
+from data.working_set import gib
 from data.write_command import say_written
 
 MAX_ROWS = 40
@@ -149,7 +150,7 @@ def _say_findings(findings: Findings, *, console: Console) -> None:
     )
     console.print(
         f"read remotely, with the default batch and window, they need data.cache.gib of at least "
-        f"{findings.working_set_bytes / 2**30:.3f} on each node",
+        f"{gib(findings.working_set_bytes)} on each node",
         highlight=False,
         soft_wrap=True,
     )

@@ -20,7 +20,7 @@ from data.shards import ShardSet
 logger = logging.getLogger(__name__)
 
 DOWNLOADS_AT_ONCE = 4
-PARENT_CHECK_S = 2.0
+PARENT_CHECK_S = 1.0
 
 
 @contextlib.contextmanager

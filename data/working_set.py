@@ -4,6 +4,7 @@ A micro-batch is drawn from a window of shards, and each micro-batch index of a 
 the windows of all of a node's processes would fetch each shard again and again.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
@@ -11,8 +12,9 @@ from data.config import DataConfig
 from data.order import IntArray, Order, TrainingOrder
 from data.shards import ShardSet
 
-WINDOW_STEPS = 64
+WINDOW_STEPS = 16
 """Steps in which the micro-batches of one index touch practically all shards of their window."""
+MAX_STEPS_LOOKED_AT = 64
 STARTS = 3
 INDEX_BYTES_PER_SAMPLE = 80
 
@@ -41,7 +43,7 @@ def check_cache(
     if needed > limit:
         raise ValueError(
             f"data.cache.gib {config.gib:g} is too small: this node reads {len(node)} micro-batches of each step, and the "
-            f"shards of their windows and of the next {config.prefetch_steps} steps take {needed / 2**30:.3f} GiB; set "
+            f"shards of their windows and of the next {config.prefetch_steps} steps take {gib(needed)} GiB; set "
             "data.cache.gib to at least that, or lower data.cache.prefetch-steps or data.window-shards"
         )
 
@@ -57,7 +59,7 @@ def working_set_bytes(
     """Return the size of the shards that are in use at once or fetched ahead: the most of a few moments of an epoch."""
     steps = max(prefetch_steps, WINDOW_STEPS)
     starts = [first_step + number * order.steps_per_epoch // STARTS for number in range(STARTS)]
-    offsets = sorted({number * steps // WINDOW_STEPS for number in range(WINDOW_STEPS)})
+    offsets = sorted({number * steps // MAX_STEPS_LOOKED_AT for number in range(MAX_STEPS_LOOKED_AT)})
     numbers = list(micro_batches)
     return max(
         _bytes_of(shards, _shards_in(order.micro_batch(start + offset, m) for m in numbers for offset in offsets))
@@ -88,6 +90,11 @@ def node_micro_batches(micro_batches: range, *, environment: Mapping[str, str]) 
     processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     first = micro_batches.start - int(environment.get("LOCAL_RANK", "0")) * len(micro_batches)
     return range(max(first, 0), max(first, 0) + processes * len(micro_batches))
+
+
+def gib(size_bytes: int) -> float:
+    """Return a size in GiB, rounded up to what can be set."""
+    return math.ceil(size_bytes / 2**30 * 1000) / 1000
 
 
 def _shards_in(rows: Iterable[IntArray]) -> set[int]:
