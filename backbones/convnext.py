@@ -24,7 +24,10 @@ from backbones.window_attention import Implementation
 def forward_visible_convnext(
     model: Any, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the last stage's features of the visible units, in raster order; there is no ``attention``."""
+    """Return the features of the visible units, in raster order, by the norm that timm applies after pooling.
+
+    There is no ``attention``.
+    """
     maps = model.stem(unit_maps(images, layout))
     x = images.new_empty(0)
     for stage, grid in zip(model.stages, layout.stages, strict=True):
@@ -35,7 +38,7 @@ def forward_visible_convnext(
             else:
                 x = _block(block, x, grid)
         maps = grid.maps(x)
-    return _as_map(model.norm_pre, x)
+    return _as_map(_norms(model), x)
 
 
 def _block(block: Any, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
@@ -47,6 +50,11 @@ def _block(block: Any, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tens
     if block.gamma is not None:
         y = y * block.gamma
     return x + block.drop_path(y)
+
+
+def _norms(model: Any) -> nn.Module:
+    """Return the norms before and after pooling, of which one does nothing."""
+    return nn.Sequential(model.norm_pre, getattr(model.head, "norm", nn.Identity()))
 
 
 def _as_map(module: nn.Module, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -63,7 +71,7 @@ def _forward_masked(
     x = model.stem(images)
     seen = token_map(visible, (x.shape[2], x.shape[3]))
     x = torch.where(seen, x, mask_token.view(1, -1, 1, 1).to(x.dtype))
-    return model.norm_pre(model.stages(x)).flatten(2).mT
+    return _norms(model)(model.stages(x)).flatten(2).mT
 
 
 def _spec(model: Any) -> LayoutSpec:
@@ -101,5 +109,5 @@ CONVNEXT = Pretrainable(
     spec=_spec,
     forward=forward_visible_convnext,
     dense=DenseWay(token_dim=lambda model: model.stem[0].out_channels, forward=_forward_masked),
-    normed=False,
+    normed=True,
 )

@@ -43,7 +43,7 @@ class VitLayout:
 def forward_visible_vit(
     model: Any, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the final norm's features of the visible patches, in raster order.
+    """Return the final norm's features of the visible patches, in raster order; where timm pools first, by the norm after.
 
     ``attention`` changes nothing: without windows there is no bias, and timm's own blocks run.
     """
@@ -69,7 +69,7 @@ def _encode(model: Any, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b k c"]:
             x = checkpoint(block, x, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
         else:
             x = block(x)
-    return model.norm(x)[:, model.num_prefix_tokens :]
+    return model.fc_norm(model.norm(x)[:, model.num_prefix_tokens :])  # one of the two does nothing
 
 
 def _forward_masked(
@@ -92,11 +92,12 @@ def _spec(model: Any) -> LayoutSpec:
 
 
 def _check_plain(model: Any) -> None:
-    cut = isinstance(model.patch_embed, PatchEmbed)
-    if not cut or not isinstance(model.patch_drop, nn.Identity) or hasattr(model, "dist_token"):
+    cut = isinstance(model.patch_embed, PatchEmbed) and isinstance(model.patch_drop, nn.Identity)
+    if not cut or model.attn_pool is not None or hasattr(model, "dist_token"):
         raise ValueError(
             f"{type(model).__name__} with {type(model.patch_embed).__name__} is no plain ViT: expected patches cut by one "
-            f"convolution, no distillation token and patch_drop_rate 0; choose another, such as vit_base_patch16_224"
+            f"convolution, no distillation token, no attention pooling and patch_drop_rate 0; choose another, such as "
+            f"vit_base_patch16_224"
         )
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from backbones.positions import sine_cosine_position
+
 LAYER_NORM_EPS = 1e-6
 
 
@@ -66,14 +68,3 @@ def place_features(
     """Put feature j at unit ``visible_units[j]`` and the mask token at every other unit."""
     tokens = mask_token.to(features.dtype).expand(features.shape[0], num_units, -1)
     return tokens.index_copy(1, visible_units, features)
-
-
-def sine_cosine_position(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 l c"]:
-    """Return the fixed 2-D embedding: the first half of the channels codes the column, the second the row."""
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    rows, cols = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
-    angles = [axis.reshape(-1, 1) * omega for axis in (cols, rows)]
-    parts = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
-    return torch.cat(parts, dim=1).unsqueeze(0).float()

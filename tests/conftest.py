@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 
 SHAPED = (
     "backbones.convnext",
+    "backbones.positions",
     "backbones.twins",
     "backbones.vit",
     "backbones.window_attention",

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from backbones.initial import init_mim
+from backbones.positions import sine_cosine_position
 
 SIZES = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "num_classes": 0}
 
@@ -45,3 +46,13 @@ def test_same_seed_gives_the_same_weights():
         init_mim(model)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_positions_of_a_vit_start_as_sines_and_cosines_of_their_places():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=1, reg_tokens=2)
+    init_mim(model)
+    positions = model.pos_embed[0]
+    assert torch.equal(positions[:3], torch.zeros(3, 192))
+    assert torch.equal(positions[3:], sine_cosine_position((4, 6), 192)[0])
+    assert 0.01 < model.cls_token.std() < 0.03
