@@ -62,11 +62,11 @@ def find_images(folder: Path, *, preparation: Preparation) -> dict[str, ImageFil
     splits = split_folders(folder)
     if splits is None:
         return {"train": find_split(folder, preparation=preparation)}
-    found = {name: find_split(path, preparation=preparation) for name, path in splits.items()}
-    return {
-        name: files if name == "train" else same_classes(files, train=found["train"], folder=folder)
-        for name, files in found.items()
-    }
+    train = find_split(splits["train"], preparation=preparation)
+    if "val" not in splits:
+        return {"train": train}
+    val = find_split(splits["val"], preparation=preparation, labelled=train.classes is not None)
+    return {"train": train, "val": same_classes(val, train=train, folder=folder)}
 
 
 def split_folders(folder: Path) -> dict[str, Path] | None:
@@ -84,8 +84,10 @@ def split_folders(folder: Path) -> dict[str, Path] | None:
     return {"train": names[train[0]]} | ({"val": names[val[0]]} if val else {})
 
 
-def find_split(folder: Path, *, preparation: Preparation) -> ImageFiles:
-    """Return the images of one split: labelled by class folder, or unlabelled where there is none or one.
+def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False) -> ImageFiles:
+    """Return the images of one split: labelled by class folder, or unlabelled where there is none.
+
+    A single folder is a class only where the images are known to be ``labelled``.
 
     Raises:
         ValueError: no image, or images both beside and inside class folders.
@@ -102,7 +104,7 @@ def find_split(folder: Path, *, preparation: Preparation) -> ImageFiles:
         raise ValueError(
             f"no image in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, or class folders of them"
         )
-    if len(by_class) < 2:
+    if len(by_class) < (1 if labelled else 2):
         paths = flat or next(iter(by_class.values()))
         return ImageFiles(paths=tuple(paths), labels=None, classes=None, preparation=preparation)
     return ImageFiles(
@@ -130,6 +132,9 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
         ValueError: there are classes among them that are not in training.
     """
     if train.classes is None or val.classes is None or val.labels is None:
+        if train.classes is not None or val.classes is not None:
+            labelled = "val" if train.classes is None else "train"
+            logger.warning("%s: only %s has class folders; val is written without labels", folder, labelled)
         return replace(val, classes=None, labels=None)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:

@@ -9,6 +9,7 @@ Class numbers are ranks of the wnids in sorted order, which is what timm and tor
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.class_names import is_wnid, read_class_names
@@ -19,7 +20,6 @@ from data.image_folder import (
     find_split,
     images_of,
     same_classes,
-    split_folders,
 )
 from data.loader import open_shards
 from data.manifest import Manifest, write_manifest
@@ -28,8 +28,9 @@ from data.reshard import StoredSamples, stored_samples
 from data.shard_scan import describe_shard, scan_tar
 from data.sources import Source
 
-LABEL_LISTS = ("LOC_val_solution.csv", "val_labels.csv", "val_labels.txt", "val.txt")
-LEVELS_ABOVE = 3  # Kaggle's LOC_val_solution.csv lies three folders above Data/CLS-LOC/val
+KAGGLE_LIST = "LOC_val_solution.csv"
+LEVELS_ABOVE = 4  # the folder that holds it also holds ILSVRC/Data/CLS-LOC/val
+LABEL_LISTS = (KAGGLE_LIST, "val_labels.csv", "val_labels.txt", "val.txt")
 
 
 def is_imagenet(folder: Path) -> bool:
@@ -50,15 +51,17 @@ def find_imagenet(
     tars = class_tars(folder)
     if tars:
         return {"train": _from_tars(tars, classes=wanted, preparation=preparation, index_folder=index_folder)}
-    splits = split_folders(folder) or _splits_among_others(folder)
-    train = find_split(splits["train"], preparation=preparation)
+    train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
+    if train_folder is None:
+        raise ValueError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
+    train = find_split(train_folder, preparation=preparation, labelled=True)
     if train.classes is None:
-        raise ValueError(f"{splits['train']} has no class folders; for images without labels use --format folder")
+        raise ValueError(f"{train_folder} has no class folders; for images without labels use --format folder")
     if wanted is not None:
-        train = same_classes(train, train=dataclasses.replace(train, classes=wanted), folder=splits["train"])
-    if "val" not in splits:
+        train = same_classes(train, train=dataclasses.replace(train, classes=wanted), folder=train_folder)
+    if val_folder is None:
         return {"train": train}
-    return {"train": train, "val": _val(splits["val"], train=train, val_labels=val_labels)}
+    return {"train": train, "val": _val(val_folder, train=train, val_labels=val_labels)}
 
 
 def class_tars(folder: Path) -> list[Path]:
@@ -66,18 +69,16 @@ def class_tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("n*.tar") if is_wnid(path.stem))
 
 
-def _splits_among_others(folder: Path) -> dict[str, Path]:
-    train, val = (
-        next((folder / name for name in names if (folder / name).is_dir()), None) for names in (TRAIN_NAMES, VAL_NAMES)
-    )
-    if train is None:
-        raise ValueError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
-    return {"train": train} | ({"val": val} if val else {})
+def _first_of(names: Sequence[str], *, folder: Path) -> Path | None:
+    """Return the first of these folders that is there; ImageNet's test images have no labels and are left alone."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFiles:
     if val_labels is None and any(entry.is_dir() for entry in folder.iterdir()):
-        return same_classes(find_split(folder, preparation=train.preparation), train=train, folder=folder.parent)
+        return same_classes(
+            find_split(folder, preparation=train.preparation, labelled=True), train=train, folder=folder.parent
+        )
     path = val_labels or _labels_near(folder)
     labels = _read_labels(path, classes=train.classes or ())
     paths = images_of(folder, deep=True)
@@ -91,8 +92,9 @@ def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFi
 
 
 def _labels_near(folder: Path) -> Path:
-    places = [folder, *list(folder.parents)[: LEVELS_ABOVE + 1]]
-    found = next((place / name for place in places for name in LABEL_LISTS if (place / name).is_file()), None)
+    places = [place / name for place in (folder, folder.parent) for name in LABEL_LISTS]
+    places += [place / KAGGLE_LIST for place in folder.resolve().parents[:LEVELS_ABOVE]]
+    found = next((path for path in places if path.is_file()), None)
     if found is None:
         raise ValueError(
             f"{folder} is flat, and none of {', '.join(LABEL_LISTS)} lies near it: give the labels with --val-labels FILE, "
@@ -139,4 +141,4 @@ def _from_tars(
             describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)
         )
     write_manifest(index_folder, Manifest(shards=tuple(shards), classes=classes))
-    return stored_samples(open_shards(index_folder), preparation=preparation, keep_keys=False)
+    return stored_samples(open_shards(index_folder), preparation=preparation, keep_names=False)

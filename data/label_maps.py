@@ -9,6 +9,7 @@ A map is written as it is, byte for byte, as `.seg.png`: what its values mean is
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,19 @@ def check_label_map(content: bytes, *, size: tuple[int, int], preparation: Prepa
         raise BadImage(
             f"the label map is {header.height}x{header.width} pixels, the upright picture {size[0]}x{size[1]}"
         )
-    with Image.open(io.BytesIO(content), formats=["PNG"] if header.format == "PNG" else []) as image:
-        if header.format != "PNG" or image.mode not in MAP_MODES:
-            raise BadImage(f"the label map is a {header.format} of mode {image.mode}, expected a PNG of one channel")
-        if preparation.check == "decode":
-            try:
-                image.load()
-            except Exception as error:  # plugins raise what they like on broken files
-                raise BadImage(f"the label map does not decode: {error}") from error
+    if header.format != "PNG":
+        raise BadImage(f"the label map is a {header.format}, expected a PNG of one channel")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own limit on pixels was applied above
+        try:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                mode = image.mode
+                if preparation.check == "decode":
+                    image.load()
+        except Exception as error:  # plugins raise what they like on broken files
+            raise BadImage(f"the label map does not decode: {error}") from error
+    if mode not in MAP_MODES:
+        raise BadImage(f"the label map is a PNG of mode {mode}, expected one channel (modes {', '.join(MAP_MODES)})")
 
 
 def has_label_maps(folder: Path) -> bool:

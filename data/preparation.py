@@ -40,6 +40,8 @@ class Prepared(NamedTuple):
     """Rows of the upright picture."""
     width: int
     """Columns of it."""
+    is_as_it_was: bool
+    """Whether the bytes are those that came in."""
 
 
 def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
@@ -55,10 +57,10 @@ def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
         pixels = resize(decode_rgb(data, header=header), size=(height, width))
         pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
         content = simplejpeg.encode_jpeg(pixels, quality=preparation.quality, colorspace="RGB")
-        return Prepared("jpg", content, height, width)
+        return Prepared("jpg", content, height, width, is_as_it_was=False)
     if preparation.check == "decode":  # at an eighth of the size all of the file is still read
         decode_rgb(data, min_size=(header.height // 8, header.width // 8), header=header)
-    return Prepared(MEMBER_NAMES[header.format], data, header.height, header.width)
+    return Prepared(MEMBER_NAMES[header.format], data, header.height, header.width, is_as_it_was=True)
 
 
 def read_limited(path: Path) -> bytes:

@@ -35,7 +35,9 @@ class StoredSamples:
     labels: tuple[int, ...] | None
     """Class numbers, -1 for none."""
     keep_keys: bool
-    """Keep their names; otherwise they are numbered."""
+    """Keep their keys; otherwise they are numbered."""
+    keep_names: bool
+    """Keep the images' extensions; otherwise they are named for what they hold."""
     preparation: Preparation
     """What is done to each image."""
 
@@ -69,7 +71,7 @@ class StoredSamples:
         if max(member.size for member in (entry.image, *entry.members)) > MAX_FILE_BYTES:
             raise BadImage(f"it holds more than the {MAX_FILE_BYTES} bytes that are read")
         image = prepare_image(self.shards.read(shard, position).image, preparation=self.preparation)
-        extension = image.extension if self.preparation.resize is not None else entry.image.extension
+        extension = entry.image.extension if self.keep_names and image.is_as_it_was else image.extension
         read = {m.extension: self.shards.read_member(shard, position, extension=m.extension) for m in entry.members}
         others = {name: content for name, content in read.items() if content is not None}
         if self.preparation.resize is not None:
@@ -93,20 +95,20 @@ def find_shards(
     return stored_samples(open_shards(index_folder), preparation=preparation)
 
 
-def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_keys: bool | None = None) -> StoredSamples:
-    """Return all samples of ``shards``; by default they keep their keys where these are plain names, each used once."""
+def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
+    """Return all samples of ``shards``; with ``keep_names`` they keep their keys, if these are plain and each used once."""
     if not shards.num_samples:
         raise ValueError(f"no sample in the shards of {shards.folder}")
     labels = shards.labels()
-    if keep_keys is None:
-        keep_keys = _keys_can_stay(shards)
-        if not keep_keys:
-            logger.info("samples are numbered anew: some keys are used twice, or cannot stand in every tar")
+    keep_keys = keep_names and _keys_can_stay(shards)
+    if keep_names and not keep_keys:
+        logger.info("samples are numbered anew: some keys are used twice, or cannot stand in every tar")
     found = StoredSamples(
         shards=shards,
         starts=np.concatenate([[0], np.cumsum(shards.sizes)]).astype(np.int64),
         labels=tuple(labels.tolist()) if (labels != UNLABELLED).any() else None,
         keep_keys=keep_keys,
+        keep_names=keep_names,
         preparation=preparation,
     )
     if preparation.resize is not None:

@@ -53,6 +53,18 @@ def test_train_and_val_folders_are_splits_with_the_same_classes(folder):
     assert found["val"].labels == (0, 2)
 
 
+def test_a_single_class_to_validate_on_keeps_its_number(folder):
+    found = find(folder("train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg"))
+    assert (found["val"].classes, found["val"].labels) == (("a", "b"), (1,))
+
+
+def test_a_split_without_class_folders_beside_one_with_them_is_told(folder, caplog):
+    found = find(folder("train/a/1.jpg", "train/b/2.jpg", "val/3.jpg"))
+    assert found["train"].classes == ("a", "b")
+    assert found["val"].labels is None
+    assert "only train has class folders; val is written without labels" in caplog.text
+
+
 def test_a_class_may_be_called_train(folder):
     found = find(folder("train/1.jpg", "plane/2.jpg"))
     assert list(found) == ["train"]
@@ -104,6 +116,26 @@ def test_the_held_out_share_is_the_same_of_every_class(folder):
     assert np.array_equal(again[1].numbers, val.numbers)
     assert not np.array_equal(split_off(source, fraction=0.2, seed=4)[1].numbers, val.numbers)
     assert len(split_off(source, fraction=0.0, seed=3)[1].numbers) == 0
+
+
+def test_without_shuffling_the_order_is_the_sources_and_the_same_samples_are_held_out(folder):
+    source = find(folder(*[f"a/{n}.jpg" for n in range(9)], *[f"b/{n}.jpg" for n in range(9)]))["train"]
+    train, val = split_off(source, fraction=0.3, seed=1, shuffle=False)
+    assert (np.diff(train.numbers) > 0).all()
+    assert sorted(split_off(source, fraction=0.3, seed=1)[1].numbers) == val.numbers.tolist()
+
+
+def test_a_selections_digest_tells_other_files_labels_and_orders_apart(folder):
+    source = find(folder("a/1.jpg", "b/2.jpg"))["train"]
+    selection = shuffled(source, seed=1)
+    others = [
+        shuffled(dataclasses.replace(source, labels=(1, 0)), seed=1),
+        shuffled(dataclasses.replace(source, paths=("x", "y")), seed=1),
+        shuffled(dataclasses.replace(source, classes=("a", "c")), seed=1),
+        dataclasses.replace(selection, numbers=selection.numbers[::-1]),
+    ]
+    assert selection.digest() == shuffled(source, seed=1).digest()
+    assert len({selection.digest(), *(other.digest() for other in others)}) == 5
 
 
 def test_the_number_of_processes_changes_nothing():
