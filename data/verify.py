@@ -1,6 +1,7 @@
 """Checks a data set: that the tars are the ones that the manifest names, that samples decode and that labels make sense."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -97,11 +98,13 @@ def verify(
     sound = [number for number in sound if _opens(shards, number, findings)]
     _check_labels(shards, manifest=manifest, sound=sound, findings=findings)
     _check_keys(shards, sound=sound, findings=findings)
-    places = list(_spread(shards, sound=sound, count=num_decoded))
-    tasks = (places[first : first + SAMPLES_PER_TASK] for first in range(0, len(places), SAMPLES_PER_TASK))
+    held = sum(manifest.shards[number].num_samples for number in sound)
+    num_decoded = held if num_decoded is None else min(num_decoded, held)
+    places = _spread(shards, sound=sound, count=num_decoded)
+    tasks = iter(lambda: list(itertools.islice(places, SAMPLES_PER_TASK)), [])
     check = SampleCheck(shards=shards, max_pixels=max_pixels)
     results = (r for found in in_order(check_samples, tasks, state=check, processes=processes) for r in found)
-    _list_problems(watch(results, len(places)) if watch else results, findings=findings)
+    _list_problems(watch(results, num_decoded) if watch else results, findings=findings)
     shards.close()
     return findings
 
@@ -200,12 +203,11 @@ def _list_problems(results: Iterable[str | None], *, findings: Findings) -> None
         findings.problems.append(f"and {num_bad - MAX_LISTED} more samples that do not decode")
 
 
-def _spread(shards: ShardSet, *, sound: list[int], count: int | None) -> Iterator[tuple[int, int]]:
+def _spread(shards: ShardSet, *, sound: list[int], count: int) -> Iterator[tuple[int, int]]:
     """Yield the places of ``count`` samples at equal distances."""
     sizes = np.array([len(shards.entries(number)) for number in sound], np.int64)
-    total = int(sizes.sum())
-    count = total if count is None else min(count, total)
     ends = np.cumsum(sizes)
+    total = int(sizes.sum())
     for place in ((number * total) // count for number in range(count)):
         turn = int(np.searchsorted(ends, place, side="right"))
         yield sound[turn], place - int(ends[turn] - sizes[turn])

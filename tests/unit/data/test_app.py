@@ -88,6 +88,53 @@ def test_class_names_beside_the_tars_are_used(run, write, tmp_path):
     )
 
 
+def test_a_finished_command_is_not_done_again_and_another_one_is_refused(run, tmp_path, picture):
+    for number in range(20):
+        path = tmp_path / "in" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    words = ["write", "--source", tmp_path / "in", "--out", tmp_path / "out", "--samples-per-shard", 4]
+    said = run(*words, "--processes", 1)
+    assert f"{tmp_path / 'in'} is taken as --format folder" in said.out
+    manifest = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert f"{tmp_path / 'out'} is complete already" in run(*words, "--processes", 2).out
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
+    assert "was begun with --seed 0, now it is 1" in run(*words, "--seed", 1, code=1).err
+    (tmp_path / "in" / "a" / "0.jpg").unlink()
+    assert "was begun with the list of samples" in run(*words, code=1).err
+
+
+def test_shards_sorted_by_class_are_warned_of_when_written_checked_and_shown(run, tmp_path, picture):
+    for number in range(40):
+        path = tmp_path / "in" / "abcd"[number // 10] / f"{number:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    words = ["write", "--source", tmp_path / "in", "--samples-per-shard", 5, "--processes", 1]
+    warning = "the shards are sorted by class: two samples of a shard are as alike as if it held 1.0 classes"
+    assert warning in run(*words, "--out", tmp_path / "sorted", "--no-shuffle").out
+    assert warning in run("verify", "--shards", tmp_path / "sorted", "--processes", 1).out
+    assert warning in run("show", "--shards", tmp_path / "sorted", "--out", tmp_path / "sheet.png").out
+    for path in [*(tmp_path / "sorted").glob("*.idx"), tmp_path / "sorted" / "manifest.json"]:
+        path.unlink()
+    assert warning in run("index", "--source", tmp_path / "sorted", "--out", tmp_path / "index", "--processes", 1).out
+    said = run("write", "--source", tmp_path / "sorted", "--out", tmp_path / "mended", "--samples-per-shard", 5)
+    assert "is taken as --format webdataset" in said.out
+    assert "sorted by class" not in said.out
+    assert open_shards(tmp_path / "mended").num_samples == 40
+
+
+def test_a_table_is_written_with_a_held_out_share(run, tmp_path, picture):
+    lines = ["path,label"]
+    for number in range(20):
+        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        lines.append(f"{number}.jpg,{'xy'[number % 2]}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    run("write", "--source", tmp_path / "list.csv", "--out", tmp_path / "out", "--val-fraction", 0.2, "--processes", 1)
+    train, val = (open_shards(tmp_path / "out" / name) for name in ("train", "val"))
+    assert (train.num_samples, val.num_samples, train.classes) == (16, 4, ("x", "y"))
+    assert sorted(val.labels().tolist()) == [0, 0, 1, 1]
+
+
 def test_a_broken_data_set_ends_with_exit_code_1(run, write, tmp_path):
     write(broken={3})
     said = run("verify", "--shards", tmp_path / "shards", code=1)
@@ -113,6 +160,18 @@ def test_a_broken_data_set_ends_with_exit_code_1(run, write, tmp_path):
             "no file in {tmp}/empty matches '*.tar'; it holds nothing",
         ),
         (["index", "--source", "{tmp}/tar", "--out", "{tmp}/o"], "{tmp}/tar/a.tar is no readable tar shard"),
+        (
+            ["write", "--source", "{tmp}/text", "--out", "{tmp}/o", "--pattern", "x"],
+            "--pattern is read with --format webdataset, but {tmp}/text is folder",
+        ),
+        (
+            ["write", "--source", "{tmp}/text/a.jpg", "--out", "{tmp}/o"],
+            "or a COCO .json, but {tmp}/text/a.jpg is a file",
+        ),
+        (
+            ["write", "--source", "{tmp}/text", "--out", "{tmp}/o", "--format", "coco"],
+            "expected annotations/instances_",
+        ),
         (["verify", "--shards", "{tmp}/empty"], "{tmp}/empty has no manifest.json"),
         (["show", "--shards", "{tmp}/none"], "{tmp}/none is no folder"),
     ],
@@ -133,6 +192,8 @@ def test_bad_input_ends_in_one_line(run, tmp_path, words, message):
         (["--val-fraction", "1"], "val-fraction must lie in [0, 1), got 1.0"),
         (["--count", "0"], "count must be at least 1, got 0"),
         (["--size", "8"], "size must be at least 32 pixels, got 8"),
+        (["--quality", "0", "--size", "64"], "quality must lie in 1 to 100, got 0"),
+        (["--quality", "80"], "quality is that of images that --size shrinks"),
     ],
 )
 def test_impossible_options_are_explained(run, tmp_path, words, message):

@@ -3,7 +3,9 @@
 import hashlib
 import json
 
+from data.new_sample import NewSample
 from data.verify import class_counts, verify
+from data.writer import ShardLimits, write_shards
 
 
 def test_a_sound_data_set_passes(write, tmp_path):
@@ -66,3 +68,26 @@ def test_class_numbers_beyond_the_classes_are_problems(write, tmp_path):
     path = tmp_path / "shards" / "manifest.json"
     path.write_text(path.read_text().replace('["a", "b", "c"]', '["a", "b"]'))
     assert "7 samples have a class number of 2 or more" in verify(tmp_path / "shards").problems
+
+
+def test_several_processes_find_the_same(write, tmp_path):
+    write(40, broken={7, 31})
+    (tmp_path / "shards" / "shard-000002.tar").unlink()
+    seen = []
+
+    def watch(results, total):
+        for result in results:
+            seen.append(total)
+            yield result
+
+    alone = verify(tmp_path / "shards", num_decoded=None)
+    assert verify(tmp_path / "shards", num_decoded=None, processes=2, watch=watch) == alone
+    assert len(alone.problems) == 3
+    assert seen == [35] * 35
+
+
+def test_a_data_set_without_labels_but_with_names_is_not_short_of_labels(picture, tmp_path):
+    samples = [NewSample(source="x", members={"jpg": picture(n), "json": b"{}"}) for n in range(3)]
+    write_shards(samples, out=tmp_path, classes=("a", "b"), limits=ShardLimits())
+    findings = verify(tmp_path)
+    assert (findings.num_unlabelled, findings.counts, findings.warnings) == (0, {}, [])
