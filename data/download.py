@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 20.0
 TRIES_OF_WRONG_CONTENT = 2
-MAX_BYTES_IN_MEMORY = 2**30
+MAX_BYTES_UNKNOWN = 2**30  # of files whose size no manifest gives
 
 
 class GaveUpError(OSError):
@@ -123,11 +123,14 @@ class _Transfer:
                 self.restart()
             if None not in (stream.size_bytes, size_bytes) and stream.size_bytes != size_bytes:
                 return f"has {stream.size_bytes} bytes, the manifest says {size_bytes}"
-            self._take(stream, limit=MAX_BYTES_IN_MEMORY if size_bytes is None else size_bytes)
+            limit = MAX_BYTES_UNKNOWN if size_bytes is None else size_bytes
+            self._take(stream, limit=limit)
+        if self.done > limit:
+            return f"has more than {limit} bytes"
         expected = stream.size_bytes if size_bytes is None else size_bytes
         if expected is not None and self.done < expected:
             raise UnavailableError(f"{self._location} ended after {self.done} of {expected} bytes")
-        return None if expected is None or self.done == expected else f"has more than {expected} bytes"
+        return None
 
     def _take(self, stream: Stream, *, limit: int) -> None:
         for chunk in stream.chunks:

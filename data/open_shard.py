@@ -34,6 +34,7 @@ class OpenShard:
 
     def advise(self, members: Sequence[Member]) -> None:
         """Tell the kernel what will be read next; nothing where the tar is in the cache, on a disk of the node."""
+        self._check(members)
         if self._descriptor is not None:
             advise(self._descriptor, members)
 
@@ -44,8 +45,7 @@ class OpenShard:
             OSError: the file system failed, or the shard could not be fetched in time.
             ValueError: the shard is not what its index says, or cannot be fetched.
         """
-        if any(member.offset + member.size > self._info.size_bytes for member in members):
-            raise ValueError(f"the index of {self.path} points beyond its end; make it again with `index`")
+        self._check(members)
         try:
             if self._descriptor is not None:
                 return read_members(self._descriptor, members, counters=counters)
@@ -54,6 +54,10 @@ class OpenShard:
                 return read_members(descriptor, members, counters=counters)
         except EOFError:
             raise ValueError(f"{self.path} ends inside a member; run `python data/main.py verify`") from None
+
+    def _check(self, members: Sequence[Member]) -> None:
+        if any(member.offset + member.size > self._info.size_bytes for member in members):
+            raise ValueError(f"the index of {self.path} points beyond its end; make it again with `index`")
 
     def close(self) -> None:
         """Close the tar."""

@@ -92,10 +92,10 @@ def read_members(descriptor: int, members: Sequence[Member], *, counters: Readin
     contents = [b""] * len(members)
     start = time.monotonic()
     for span in spans_of(members):
-        content = memoryview(b"".join(_pieces(descriptor, span, counters=counters)))
-        for number in span.members:
+        content = b"".join(_pieces(descriptor, span, counters=counters))
+        for number in span.members:  # a slice of all of it is no copy
             first = members[number].offset - span.offset
-            contents[number] = bytes(content[first : first + members[number].size])
+            contents[number] = content[first : first + members[number].size]
     counters.used_bytes += sum(member.size for member in members)
     counters.read_s += time.monotonic() - start
     return contents

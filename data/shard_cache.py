@@ -8,8 +8,8 @@
 
 All locks are `flock`s, which the kernel lets go when a process ends, however it ends. A reader holds a shared lock on the
 file that it reads, and only files that nobody holds are evicted: so the limit holds on the disk, too, where an unlinked
-file would live on until it is closed. Locks reach the processes of one node: nodes that share a network folder share files
-(their names are unique until renamed, so nothing is mixed up), but may fetch one twice.
+file would live on until it is closed. Locks may reach the processes of one node only: nodes that share a network folder
+share files (their names are unique until renamed, so nothing is mixed up), but may fetch one twice.
 """
 
 import contextlib
@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.05
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_OURS = re.compile(r"[0-9a-f]{64}\.(tar|idx)(?P<partial>\..+\.partial)?")  # nothing else is ever counted or removed
+_OURS = re.compile(
+    r"[0-9a-f]{64}\.(tar|idx)(\.(?P<host>.+)-\d+-[0-9a-f]+\.partial)?"
+)  # nothing else is ever counted or removed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class ShardCache:
             descriptor = os.open(self.path(file), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        self._share(descriptor, file)
         found = os.fstat(descriptor)
         damaged = file.size_bytes is not None and found.st_size != file.size_bytes
         if damaged:
@@ -121,16 +123,25 @@ class ShardCache:
             os.utime(descriptor)
         return descriptor
 
+    def _share(self, descriptor: int, file: CachedFile) -> None:
+        """Hold a complete file together with its other readers; whoever holds it alone does so for a moment only."""
+        deadline = time.monotonic() + self.config.give_up_s
+        while not _lock(descriptor, fcntl.LOCK_SH):
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise _HeldByAnotherError(f"another process of this node holds {self.path(file)}")
+            time.sleep(POLL_S)
+
     def _fetch(self, file: CachedFile, *, wait_s: float) -> None:
         """Download ``file``, or wait until another process has."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"data.cache.folder {self.folder} cannot be made: {error.strerror}") from error
-        with _held(self.folder / f"{file.name}.lock", wait_s=wait_s, what=file.location):
+        lock = self.folder / f"{file.name}.lock"
+        with self._disk_errors(file), _held(lock, wait_s=wait_s, what=file.location):
             if not self.path(file).exists():
-                with self._disk_errors(file):
-                    self._download(file)
+                self._download(file)
 
     def _download(self, file: CachedFile) -> None:
         partial, descriptor = self._reserve(file)
@@ -175,19 +186,26 @@ class ShardCache:
         files: list[tuple[float, int, Path]] = []
         for entry in os.scandir(self.folder):
             ours, path = _OURS.fullmatch(entry.name), Path(entry.path)
-            if ours is None or (ours["partial"] and _remove_unless_held(path)):
+            if ours is None:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat()
-                files.append((found.st_mtime, found.st_size, path))
+                if ours["host"] is None or not self._is_dead(path, host=ours["host"], last_write_s=found.st_mtime):
+                    files.append((found.st_mtime, found.st_size, path))
         too_much = sum(size for _, size, _ in files) + needed - self.config.limit_bytes
         for _, size, path in sorted(files):
             if too_much <= 0:
                 break
-            if _remove_unless_held(path):
+            if path.suffix != ".partial" and _remove_unless_held(path):
                 logger.debug("evicted %s", path)
                 too_much -= size
         return too_much <= 0
+
+    def _is_dead(self, partial: Path, *, host: str, last_write_s: float) -> bool:
+        """Remove what a dead writer left and return True; another node's locks may not be seen here, but its writes are."""
+        if host != socket.gethostname() and time.time() - last_write_s < self.config.give_up_s:
+            return False
+        return _remove_unless_held(partial)
 
     @contextlib.contextmanager
     def _disk_errors(self, file: CachedFile) -> Iterator[None]:
@@ -225,7 +243,7 @@ def _held(path: Path, *, wait_s: float, what: str, keep: bool = False) -> Iterat
 
 def _try_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    if _lock_alone(descriptor) and os.fstat(descriptor).st_nlink:  # no link: its last holder removed it
+    if _lock(descriptor, fcntl.LOCK_EX) and os.fstat(descriptor).st_nlink:  # no link: its last holder removed it
         return descriptor
     _release(descriptor)
     return None
@@ -237,16 +255,16 @@ def _remove_unless_held(path: Path) -> bool:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
-    free = _lock_alone(descriptor)
+    free = _lock(descriptor, fcntl.LOCK_EX)
     if free:
         path.unlink(missing_ok=True)
     _release(descriptor)
     return free
 
 
-def _lock_alone(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -110,6 +110,12 @@ def test_wrong_content_is_read_twice_and_then_refused(server, size, digest, word
     assert len(server.requests) == 2
 
 
+def test_a_file_of_unknown_size_is_bounded(server, monkeypatch):
+    monkeypatch.setattr("data.download.MAX_BYTES_UNKNOWN", 1000)
+    with pytest.raises(ValueError, match="has more than 1000 bytes"):
+        download_bytes(f"{server.url}/a b.tar", config=QUICK)
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x"])
 def test_a_redirect_leads_to_no_other_scheme(server, target):
     server.redirect = target

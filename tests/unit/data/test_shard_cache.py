@@ -193,6 +193,18 @@ def test_a_killed_downloader_leaves_nothing_that_counts(tmp_path, shard, server,
     assert names(cache) == [file.name]
 
 
+def test_what_another_node_is_writing_is_left_alone_until_it_is_old(tmp_path, shard):
+    cache, file = make_cache(tmp_path), shard(0)
+    cache.folder.mkdir()
+    partial = cache.folder / f"{'a' * 64}.tar.other-node-77-0123abcd.partial"
+    partial.write_bytes(b"x" * SIZE)
+    read(cache, file)
+    assert partial.exists()
+    os.utime(partial, (time.time() - 20, time.time() - 20))
+    read(cache, shard(1))
+    assert not partial.exists()
+
+
 def test_a_stopped_downloader_does_not_hold_others_up_for_ever(tmp_path, shard, server):
     cache, file = make_cache(tmp_path, give_up_s=0.5), shard(0)
     server.hanging = 1.0

@@ -63,3 +63,13 @@ def test_a_local_manifest_names_remote_shards_only_of_schemes_on_the_list(write)
         else:
             with pytest.raises(ValueError, match=r"no manifest of this program \((pipe: cannot|the URL of host holds)"):
                 read_manifest(shards.folder)
+
+
+def test_an_index_that_points_beyond_its_tar_is_refused(write):
+    shards = write(6)
+    index = shards.folder / "shard-000000.idx"
+    content = bytearray(index.read_bytes())
+    content[64:72] = (2**63 + 5).to_bytes(8, "little")
+    index.write_bytes(content)
+    with pytest.raises(ValueError, match=r"shard-000000\.tar points beyond its end"):
+        open_shards(shards.folder).read(0, 0)
