@@ -14,6 +14,7 @@ import random
 import socket
 import sys
 import time
+import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -128,4 +129,9 @@ def _work(program: str, config: Any, numbers: dict[str, int], output: Path) -> N
     if numbers["WORLD_SIZE"] == 1:
         del os.environ["RANK"], os.environ["WORLD_SIZE"]
     logging.basicConfig(level=logging.INFO)
-    importlib.import_module(program).train(config)
+    try:
+        importlib.import_module(program).train(config)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a forked process has no other way out past the loader's workers

@@ -4,7 +4,9 @@ A micro-batch is asked for by its key (step, micro_batch), so which worker build
 nothing. What is in it is the builder's business: a picklable object that turns samples into a dict.
 """
 
+import atexit
 import logging
+import multiprocessing
 import os
 import signal
 import traceback
@@ -197,6 +199,8 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
 
 
 def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
     return DataLoader(
         dataset,
         sampler=keys,
@@ -214,6 +218,14 @@ def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """End the workers of a program that an error ends: it would wait for them for ever, since they ignore SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _unchanged(item: Any) -> Any:

@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +154,37 @@ def test_an_iterator_dropped_midway_ends_its_workers_at_once(write):
         worker.join(timeout=5)
         assert worker.exitcode is not None
     assert time.monotonic() - start < 3
+
+
+def test_a_program_that_an_error_ends_does_not_wait_for_its_workers(write):
+    """They ignore SIGTERM, and the frames of an uncaught error keep their iterator alive."""
+    words = [sys.executable, "-c", DIES_OF_AN_ERROR, str(write().folder)]
+    start = time.monotonic()
+    done = subprocess.run(words, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: elsewhere")
+    assert time.monotonic() - start < 40
+
+
+DIES_OF_AN_ERROR = """
+import sys
+from data.loader import open_shards, training_batches
+from data.order import Order
+
+def ids(samples, *, step, micro_batch):
+    return {"ids": [sample.id for sample in samples]}
+
+def main():
+    shards = open_shards(sys.argv[1])
+    order = Order(shards.sizes, batch_size=4, micro_batch_size=2, seed=0)
+    batches = training_batches(
+        shards, order, ids, micro_batches=range(2), first_step=0, last_step=1000, workers=2
+    )
+    next(batches)
+    raise RuntimeError("elsewhere")
+
+main()
+"""
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
