@@ -4,6 +4,7 @@ Each process leaves its part of the index beside its file, process 0 waits for a
 the folder; a process that fails leaves its message instead, and all of them fail with it.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -95,7 +96,8 @@ class Write:
     def _await_publication(self) -> None:
         pause_s = 0.005
         while self.partial.exists():
-            self._check_failures()
+            with contextlib.suppress(FileNotFoundError):  # renamed just now
+                self._check_failures()
             self._pause(pause_s, "process 0 did not complete it")
             pause_s = min(pause_s * 1.5, 0.5)
 
