@@ -22,7 +22,7 @@ from engine.checkpoint_format import (
     write_index,
     write_slices,
 )
-from engine.durable import fsync_folder, write_durably
+from engine.durable import fsync_folder
 from engine.slices import Slice
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,19 @@ class Write:
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             part = write_slices(self._mine(".safetensors"), self.slices)
-            write_durably(self._mine(".json"), json.dumps({"attempt": self.attempt, **part}).encode())
+            self._announce(part)
             if self.rank == 0:
                 self._publish([self._part_of(rank) for rank in range(self.world_size)])
             else:
                 self._await_publication()
         except BaseException as error:
             raise self._failed(error) from error
+
+    def _announce(self, part: dict[str, Any]) -> None:
+        """Hand this process's part of the index to process 0, which may rename the folder as soon as it sees it."""
+        beside = self._mine(".json.new")
+        beside.write_text(json.dumps({"attempt": self.attempt, **part}))
+        beside.replace(self._mine(".json"))
 
     def _publish(self, parts: Sequence[dict[str, Any]]) -> None:
         write_index(

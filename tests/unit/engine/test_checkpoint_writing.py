@@ -10,13 +10,13 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from engine.checkpoint import CheckpointStore, checkpoint_steps, newest_checkpoint
 from engine.checkpoint_format import write_slices
-from engine.checkpoint_writing import Write
 from engine.slices import Slice
 
 
@@ -68,25 +68,22 @@ def test_all_processes_learn_that_one_could_not_write(tmp_path, monkeypatch):
     assert newest_checkpoint(tmp_path).step == 1
 
 
-def test_a_checkpoint_that_is_published_while_another_process_looks_for_failures_is_complete(tmp_path, monkeypatch):
-    looked, check = [], Write._check_failures
-
-    def publish_first(self):
-        if self.rank == 1 and not looked and publisher is not None:
-            looked.append(self.partial)
-            publisher.join()
-        check(self)
-
-    monkeypatch.setattr(Write, "_check_failures", publish_first)
-    publisher = None
-    stores = [CheckpointStore(tmp_path, rank=r, world_size=2) for r in range(2)]
+def test_a_process_is_content_with_a_checkpoint_that_is_published_as_soon_as_its_part_is_seen(tmp_path, monkeypatch):
+    stores, replace = [CheckpointStore(tmp_path, rank=r, world_size=2) for r in range(2)], Path.replace
     stores[0].save(1, slices_of({"w": torch.ones(3)}), {})
-    publisher = stores[0]._thread
+    publisher, seen = stores[0]._thread, []
+
+    def replace_and_look_away(self, target):
+        replace(self, target)
+        if Path(target).name == "rank-00001.json":
+            publisher.join()
+            seen.append(checkpoint_steps(tmp_path))
+
+    monkeypatch.setattr(Path, "replace", replace_and_look_away)
     stores[1].save(1, slices_of({"v": torch.ones(3)}), {})
     for store in stores:
         store.wait()
-    assert looked == [tmp_path / "step-000000001.partial"]
-    assert checkpoint_steps(tmp_path) == [1]
+    assert seen == [[1]]
 
 
 def test_a_process_that_never_writes_ends_in_a_message(tmp_path):
