@@ -18,8 +18,8 @@ TRIES_OF_WRONG_CONTENT = 2
 MAX_BYTES_UNKNOWN = 2**30  # of files whose size no manifest gives
 
 
-class GaveUpError(OSError):
-    """A file that could not be read in the time that is given for it."""
+class GaveUpError(OSError, ValueError):
+    """A file that could not be read in the time that is given for it; programs end on it with one line."""
 
 
 class Backoff:
