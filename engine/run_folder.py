@@ -5,6 +5,7 @@ runs/x/
 ├── environment.json     one entry per start: versions, commit, hardware
 ├── metrics.jsonl        one line per report
 ├── metrics.cut.jsonl    lines of steps that were done again after a resume
+├── bad_samples.jsonl    each image that could not be decoded, once
 ├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
 ├── lock.json            who runs here now
 └── STOP                 made by the user: save and end
