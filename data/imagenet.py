@@ -22,7 +22,8 @@ from data.image_folder import (
     same_classes,
 )
 from data.loader import open_shards
-from data.manifest import Manifest, write_manifest
+from data.manifest import Manifest, ShardInfo, write_manifest
+from data.parallel import in_order
 from data.preparation import Preparation
 from data.reshard import StoredSamples, stored_samples
 from data.shard_scan import describe_shard, scan_tar
@@ -40,7 +41,13 @@ def is_imagenet(folder: Path) -> bool:
 
 
 def find_imagenet(
-    folder: Path, *, val_labels: Path | None, names: Path | None, preparation: Preparation, index_folder: Path
+    folder: Path,
+    *,
+    val_labels: Path | None,
+    names: Path | None,
+    preparation: Preparation,
+    index_folder: Path,
+    processes: int = 1,
 ) -> dict[str, Source]:
     """Return the samples by split.
 
@@ -50,7 +57,10 @@ def find_imagenet(
     wanted = None if names is None else tuple(sorted(read_class_names(names)))
     tars = class_tars(folder)
     if tars:
-        return {"train": _from_tars(tars, classes=wanted, preparation=preparation, index_folder=index_folder)}
+        train = _from_tars(
+            tars, classes=wanted, preparation=preparation, index_folder=index_folder, processes=processes
+        )
+        return {"train": train}
     train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
     if train_folder is None:
         raise ValueError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
@@ -124,21 +134,23 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
 
 
 def _from_tars(
-    tars: list[Path], *, classes: tuple[str, ...] | None, preparation: Preparation, index_folder: Path
+    tars: list[Path], *, classes: tuple[str, ...] | None, preparation: Preparation, index_folder: Path, processes: int
 ) -> StoredSamples:
     """Index each class's tar with the class as label, and read the samples from there."""
     classes = classes or tuple(tar.stem for tar in tars)
+    numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({tar.stem for tar in tars} - set(classes))
     if unknown:
         raise ValueError(
             f"{len(unknown)} tars are of classes that are not in the list of classes: {', '.join(unknown[:3])}"
         )
-    shards = []
-    for tar in tars:
-        label = classes.index(tar.stem)
-        entries = [dataclasses.replace(entry, label=label) for entry in scan_tar(tar).entries]
-        shards.append(
-            describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)
-        )
-    write_manifest(index_folder, Manifest(shards=tuple(shards), classes=classes))
+    labelled = ((tar, numbers[tar.stem]) for tar in tars)
+    shards = tuple(in_order(_index_class, labelled, state=index_folder, processes=processes))
+    write_manifest(index_folder, Manifest(shards=shards, classes=classes))
     return stored_samples(open_shards(index_folder), preparation=preparation, keep_names=False)
+
+
+def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
+    tar, label = labelled
+    entries = [dataclasses.replace(entry, label=label) for entry in scan_tar(tar).entries]
+    return describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)

@@ -80,7 +80,13 @@ class StoredSamples:
 
 
 def find_shards(
-    folder: Path, *, pattern: str, names: Sequence[str] | None, preparation: Preparation, index_folder: Path
+    folder: Path,
+    *,
+    pattern: str,
+    names: Sequence[str] | None,
+    preparation: Preparation,
+    index_folder: Path,
+    processes: int = 1,
 ) -> StoredSamples:
     """Return the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
 
@@ -89,7 +95,9 @@ def find_shards(
     """
     if (folder / MANIFEST_NAME).is_file():
         return stored_samples(open_shards(folder), preparation=preparation)
-    _, ignored = index_shards(folder, out=index_folder, pattern=pattern, classes=names, digests=False)
+    _, ignored = index_shards(
+        folder, out=index_folder, pattern=pattern, classes=names, digests=False, processes=processes
+    )
     for reason, count in ignored.most_common(10):
         logger.warning("left behind: %d x %s", count, reason)
     return stored_samples(open_shards(index_folder), preparation=preparation)

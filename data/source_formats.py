@@ -45,6 +45,8 @@ class SourceOptions:
     """What is done to each image."""
     index_folder: Path
     """Empty folder for the index of foreign tars, as long as they are read."""
+    processes: int
+    """Processes that index them."""
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -98,6 +100,7 @@ def _open_imagenet(options: SourceOptions) -> Mapping[str, Source]:
         names=options.classes,
         preparation=options.preparation,
         index_folder=options.index_folder,
+        processes=options.processes,
     )
 
 
@@ -128,6 +131,7 @@ def _open_shards(options: SourceOptions) -> Mapping[str, Source]:
         names=options.class_names,
         preparation=options.preparation,
         index_folder=options.index_folder,
+        processes=options.processes,
     )
     return {"train": found}
 

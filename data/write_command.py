@@ -229,5 +229,6 @@ def _sources(options: Write, *, format_: Format, index_folder: Path) -> Mapping[
         classes=options.classes,
         preparation=preparation,
         index_folder=index_folder,
+        processes=options.processes,
     )
     return open_source(source_options, format=format_)
