@@ -40,6 +40,10 @@ class ReadingCounters:
             **{one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)}
         )
 
+    def __add__(self, other: "ReadingCounters") -> "ReadingCounters":
+        """Return what both cost together."""
+        return ReadingCounters(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
     def metrics(self) -> dict[str, float]:
         """Return them for a report, units in the names."""
         return {

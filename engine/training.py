@@ -62,6 +62,13 @@ class Sections(Protocol):
     def distributed(self) -> DistributedConfig: ...  # noqa: D102
 
 
+class Cost(Protocol):
+    """What getting micro-batches cost: adds up, and names its figures for a report."""
+
+    def __add__(self, other: Any, /) -> "Cost": ...
+    def metrics(self) -> dict[str, float]: ...  # noqa: D102
+
+
 class Training:
     """One run's state and the machinery around its loop.
 
@@ -126,6 +133,7 @@ class Training:
         self._sums: dict[str, Tensor] = {}
         self._num_summed = 0
         self._num_bad = restored.get("bad_samples_unreported", 0)
+        self._reading: Cost | None = None
         self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
         self.stopped = False
@@ -204,6 +212,8 @@ class Training:
         """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device."""
         with self.reporter.timed("data"):
             batch = next(batches)
+        reading: Cost = batch.pop("reading")
+        self._reading = reading if self._reading is None else self._reading + reading
         self._bad.note(batch["bad"], key=key)
         with self.reporter.timed("transfer"):
             return {key: _to_device(value, self.engine.device) for key, value in batch.items()}
@@ -243,9 +253,10 @@ class Training:
         metrics["bad_samples"], metrics["bad_samples_total"] = float(self._num_bad), float(self._bad.total)
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
+        metrics.update(self._reading.metrics() if self._reading is not None else {})
         images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
         self.reporter.report(self.step, metrics, num_images=images)
-        self._sums, self._num_summed, self._num_bad = {}, 0, 0
+        self._sums, self._num_summed, self._num_bad, self._reading = {}, 0, 0, None
 
     def save_if_due(self) -> bool:
         """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""

@@ -154,6 +154,7 @@ def test_an_image_that_does_not_decode_is_replaced_named_and_counted(micro, brok
     assert all(sum(repeat < 0 for repeat in repeats) == 1 for repeats in places.values())
     metrics = lines(runs[0] / "metrics.jsonl")
     assert [sum(line["bad_samples"] for line in metrics), metrics[-1]["bad_samples_total"]] == [3, 3]
+    assert all(line["read_bytes_per_byte_used"] >= 1 and line["read_requests"] > 0 for line in metrics)
     (_, one), (_, two) = (last_tensors(folder) for folder in runs)
     assert all(torch.equal(one[key], two[key]) for key in one)
 
