@@ -76,6 +76,7 @@ class ShardIndex:
         Raises:
             ValueError: it is no index, or shorter or longer than its header says.
         """
+        self._path = path
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         header: Any = self._bytes[: _HEADER.itemsize]
         if len(header) < _HEADER.itemsize or header[:8].tobytes() != _MAGIC:
@@ -97,7 +98,11 @@ class ShardIndex:
         return len(self._records)
 
     def __getitem__(self, position: int) -> SampleEntry:
-        """Return the entry of the sample at ``position``."""
+        """Return the entry of the sample at ``position``.
+
+        Raises:
+            ValueError: its record makes no sense.
+        """
         if not 0 <= position < len(self):
             raise IndexError(f"sample {position} of a shard with {len(self)}")
         image_offset, image_size, label, key_offset, first, num_members, key_size, extension = self._records[
@@ -106,10 +111,17 @@ class ShardIndex:
         members = [member.item() for member in self._members[first : first + num_members]]
         return SampleEntry(
             key=self._keys[key_offset : key_offset + key_size].tobytes().decode(),
-            image=Member(extension=EXTENSIONS[extension], offset=image_offset, size=image_size),
+            image=Member(extension=self._extension(extension), offset=image_offset, size=image_size),
             label=None if label == UNLABELLED else label,
-            members=tuple(Member(extension=EXTENSIONS[m[2]], offset=m[0], size=m[1]) for m in members),
+            members=tuple(Member(extension=self._extension(m[2]), offset=m[0], size=m[1]) for m in members),
         )
+
+    def _extension(self, code: int) -> str:
+        if code >= len(EXTENSIONS):
+            raise ValueError(
+                f"{self._path} is damaged (extension {code}); make it again with `python data/main.py index`"
+            )
+        return EXTENSIONS[code]
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
