@@ -21,7 +21,9 @@ def watch(items: Iterable[T], *, total: int, name: str, console: Console, start:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=total, completed=start)
-        yield from progress.track(items, task_id=task, total=total, completed=start)
+        for item in items:
+            yield item
+            progress.advance(task)
 
 
 def _watch_in_lines(items: Iterable[T], *, total: int, name: str, console: Console, start: int) -> Iterator[T]:
