@@ -26,6 +26,7 @@ from data.locations import check_location, is_remote, join
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
+MAX_COUNT = 2**40  # samples or bytes of one shard; so many shards as a manifest can name stay below 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Ma
     content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
     try:
         return _parse(json.loads(content))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
 
 
@@ -152,7 +153,7 @@ def _parse(tree: Mapping[str, Any]) -> Manifest:
 def _check(shard: ShardInfo) -> None:
     for name, value in dataclasses.asdict(shard).items():
         count = name in ("num_samples", "size_bytes")
-        if not (isinstance(value, int) and value >= 0 if count else isinstance(value, str)):
+        if not (isinstance(value, int) and 0 <= value < MAX_COUNT if count else isinstance(value, str)):
             raise ValueError(f"shard {shard.name!r} has {name} {value!r}")
     if is_remote(shard.name):
         check_location(shard.name)

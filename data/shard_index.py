@@ -110,18 +110,25 @@ class ShardIndex:
         ].item()
         members = [member.item() for member in self._members[first : first + num_members]]
         return SampleEntry(
-            key=self._keys[key_offset : key_offset + key_size].tobytes().decode(),
+            key=self._key(key_offset, size=key_size),
             image=Member(extension=self._extension(extension), offset=image_offset, size=image_size),
             label=None if label == UNLABELLED else label,
             members=tuple(Member(extension=self._extension(m[2]), offset=m[0], size=m[1]) for m in members),
         )
 
+    def _key(self, offset: int, *, size: int) -> str:
+        try:
+            return self._keys[offset : offset + size].tobytes().decode()
+        except UnicodeDecodeError:
+            raise self._damage("a key that is no text") from None
+
     def _extension(self, code: int) -> str:
         if code >= len(EXTENSIONS):
-            raise ValueError(
-                f"{self._path} is damaged (extension {code}); make it again with `python data/main.py index`"
-            )
+            raise self._damage(f"extension {code}")
         return EXTENSIONS[code]
+
+    def _damage(self, what: str) -> ValueError:
+        return ValueError(f"{self._path} is damaged ({what}); make it again with `python data/main.py index`")
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

@@ -25,16 +25,17 @@ def test_an_index_reads_back_what_was_written(tmp_path):
 def test_a_damaged_index_never_raises_anything_but_a_value_error(tmp_path):
     whole = np.frombuffer(index_bytes(ENTRIES), np.uint8)
     path = tmp_path / "shard.idx"
-    refused = 0
+    refused = []
     for place in range(len(whole)):
         path.write_bytes(np.where(np.arange(len(whole)) == place, 0xFF, whole).astype(np.uint8).tobytes())
         try:
             index = ShardIndex(path)
             for position in range(len(index)):
                 index[position]
-        except ValueError:
-            refused += 1
-    assert refused > 20
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all("shard.idx" in words and "make it again" in words for words in refused)
 
 
 def test_an_unknown_extension_is_named(tmp_path):

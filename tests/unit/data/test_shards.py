@@ -65,6 +65,25 @@ def test_a_local_manifest_names_remote_shards_only_of_schemes_on_the_list(write)
                 read_manifest(shards.folder)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "[" * 10**6,
+        lambda text: text.replace('"num_samples": 5', f'"num_samples": {10**40}'),
+        lambda text: text.replace('"shards"', '"sherds"'),
+        lambda text: text[:-20],
+        lambda text: "<html>Please log in</html>",
+    ],
+)
+def test_what_is_no_manifest_is_named(write, damage):
+    folder = write(6).folder
+    path = folder / "manifest.json"
+    text = damage(path.read_text())
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.json is no manifest of this program .*make it again with `index`"):
+        read_manifest(folder)
+
+
 def test_an_index_that_points_beyond_its_tar_is_refused(write):
     shards = write(6)
     index = shards.folder / "shard-000000.idx"
