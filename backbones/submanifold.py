@@ -32,7 +32,7 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
     """Return an odd square convolution of the tokens, with its stride, as a map per tile."""
     halo, padding = grid.halo(x, conv.kernel_size[0] // 2)
     stride: Any = conv.stride
-    return F.conv2d(halo, conv.weight, conv.bias, stride=stride, padding=padding)
+    return F.conv2d(halo, conv.weight, conv.bias, stride=stride, padding=padding, groups=conv.groups)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
