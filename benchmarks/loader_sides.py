@@ -24,12 +24,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
 from data.config import DecodeMode
-from data.decode import decode_samples
+from data.crop_batch import crop_batch
+from data.decode import Header, replace_bad
 from data.loader import training_batches
 from data.new_sample import NewSample
 from data.order import Order
 from data.shards import Sample, open_shards
-from data.transforms import random_resized_crop_flip
+from data.transforms import Crop, random_crop
 from data.writer import ShardLimits, write_shards
 from engine.randomness import stream
 
@@ -76,13 +77,13 @@ class CropBuilder:
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return one micro-batch."""
 
-        def crop(sample: Sample) -> np.ndarray:
+        def draw(sample: Sample, header: Header) -> Crop:
             rng = stream(0, "crop", step, micro_batch, sample.id, sample.repeat)
-            options: dict[str, Any] = {"interpolation": self.interpolation, "decode": self.decode, "scale": SCALE}
-            return random_resized_crop_flip(sample.image, size=(SIZE, SIZE), rng=rng, **options)
+            return random_crop(header.height, header.width, rng=rng, scale=SCALE)
 
-        decoded = decode_samples(samples, crop)
-        return {"images": torch.from_numpy(np.stack(decoded.values))}
+        options: dict[str, Any] = {"interpolation": self.interpolation, "decode": self.decode}
+        decoded = replace_bad(samples, lambda some: crop_batch(some, draw, size=(SIZE, SIZE), **options))
+        return {"images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values]))}
 
 
 def ours(pictures: Pictures, *, decode: DecodeMode, interpolation: Interpolation, epochs: int = 1) -> Side:

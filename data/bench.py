@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data.config import DecodeMode
-from data.decode import BadImage, decode_part, read_header
+from data.crop_batch import decode_parts, groups, plan_crops, resize_parts
+from data.decode import BadImage, Header
 from data.order import Order
 from data.shards import Sample, ShardSet, open_shards
-from data.transforms import cut, random_crop, resize, shrink_of
+from data.transforms import Crop, random_crop
 from engine.randomness import stream
 
 MICRO_BATCH_SIZE = 64
@@ -83,14 +84,15 @@ def measure(shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode)
     stages = modes[decode]
     if not stages.images:
         raise ValueError(f"none of {stages.bad} images decodes; run `python data/main.py verify`")
+    total = stages.images + stages.bad
     modes[other].seconds["read"] = stages.seconds["read"]
     return {
         "images": stages.images,
         "bad_images": stages.bad,
         "size_px": size,
         "decode": decode,
-        "mean_image_kib": stages.image_bytes / stages.images / 1024,
-        "mean_image_megapixels": stages.pixels / stages.images / 1e6,
+        "mean_image_kib": stages.image_bytes / total / 1024,
+        "mean_image_megapixels": stages.pixels / total / 1e6,
         "images_per_s_per_core": stages.images_per_s,
         f"images_per_s_per_core_{other}": modes[other].images_per_s,
         "ms_per_image": {stage: 1e3 * stages.seconds[stage] / stages.images for stage in STAGES},
@@ -109,7 +111,8 @@ class _Stages:
     """What a builder does with a micro-batch, with a clock for each part."""
 
     def __init__(self, *, size: int, decode: DecodeMode) -> None:
-        self._size, self._decode = (size, size), decode
+        self._size = (size, size)
+        self._decode: DecodeMode = decode
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.images = self.image_bytes = self.pixels = self.bad = 0
 
@@ -127,30 +130,28 @@ class _Stages:
         self.seconds[stage] += now() - start
 
     def build(self, samples: list[Sample], *, step: int) -> None:
-        """Make one micro-batch."""
+        """Make one micro-batch, as builders do."""
+
+        def draw(sample: Sample, header: Header) -> Crop:
+            return random_crop(header.height, header.width, rng=stream(0, "crop", step, 0, sample.id, sample.repeat))
+
+        with self.clock("header"):
+            plans = plan_crops(samples, draw)
         images: list[np.ndarray] = []
-        for sample in samples:
-            try:
-                images.append(self._crop(sample, step=step))
-            except BadImage:
-                self.bad += 1
+        for group in groups(plans):
+            with self.clock("decode"):
+                parts = decode_parts(group, size=self._size, decode=self._decode)
+            with self.clock("resize"):
+                found = resize_parts(parts, size=self._size)
+            images += [result[0] for result in found if not isinstance(result, BadImage)]
         if images:
             with self.clock("collate"):
                 np.stack(images)
-
-    def _crop(self, sample: Sample, *, step: int) -> np.ndarray:
-        with self.clock("header"):
-            header = read_header(sample.image)
-            crop = random_crop(header.height, header.width, rng=stream(0, "crop", step, 0, sample.id, sample.repeat))
-        with self.clock("decode"):
-            shrink = shrink_of(crop, self._size) if self._decode == "scaled" else 1
-            pixels, shrink = decode_part(sample.image, header=header, bottom=crop.top + crop.height, shrink=shrink)
-        with self.clock("resize"):
-            result = resize(cut(pixels, crop, shrink=shrink), size=self._size, flip=crop.flip)
-        self.images += 1
-        self.image_bytes += len(sample.image)
-        self.pixels += header.height * header.width
-        return result
+        headers = [plan.header for plan in plans if not isinstance(plan, BadImage)]
+        self.images += len(images)
+        self.bad += len(samples) - len(images)
+        self.image_bytes += sum(len(sample.image) for sample in samples)
+        self.pixels += sum(header.height * header.width for header in headers)
 
 
 def _micro_batches(shards: ShardSet, *, num_images: int, read: _Stages) -> Iterator[list[Sample]]:

@@ -108,7 +108,19 @@ def decode_part(data: bytes, *, header: Header, bottom: int, shrink: int = 1) ->
 
 
 def decode_samples(samples: Sequence[Sample], decode: Callable[[Sample], T]) -> Decoded[T]:
-    """Apply ``decode`` to every sample; one that raises `BadImage` is replaced by the next one that does not.
+    """Apply ``decode`` to every sample; one that raises `BadImage` is replaced as in `replace_bad`."""
+
+    def attempt(sample: Sample) -> T | BadImage:
+        try:
+            return decode(sample)
+        except BadImage as error:
+            return error
+
+    return replace_bad(samples, lambda some: [attempt(sample) for sample in some])
+
+
+def replace_bad(samples: Sequence[Sample], decode: Callable[[Sequence[Sample]], Sequence[T | BadImage]]) -> Decoded[T]:
+    """Apply ``decode`` to all samples; one that comes back as `BadImage` is replaced by the next one that does not.
 
     The replacement carries a negative `repeat` of its own, so that what is drawn for it differs from what is drawn for
     the same sample at its own place.
@@ -119,25 +131,23 @@ def decode_samples(samples: Sequence[Sample], decode: Callable[[Sample], T]) -> 
     values: list[T] = []
     chosen: list[Sample] = []
     bad: list[tuple[int, str, str]] = []
-    for place, sample in enumerate(samples):
-        try:
-            values.append(decode(sample))
-            chosen.append(sample)
-        except BadImage as error:
-            bad.append((sample.id, sample.key, str(error)))
-            value, other = _replacement(samples, place=place, decode=decode)
-            values.append(value)
-            chosen.append(other)
+    for place, (sample, value) in enumerate(zip(samples, decode(samples), strict=True)):
+        if isinstance(value, BadImage):
+            bad.append((sample.id, sample.key, str(value)))
+            value, sample = _replacement(samples, place=place, decode=decode)
+        values.append(value)
+        chosen.append(sample)
     return Decoded(values=values, samples=chosen, bad=bad)
 
 
-def _replacement(samples: Sequence[Sample], *, place: int, decode: Callable[[Sample], T]) -> tuple[T, Sample]:
+def _replacement(
+    samples: Sequence[Sample], *, place: int, decode: Callable[[Sequence[Sample]], Sequence[T | BadImage]]
+) -> tuple[T, Sample]:
     for distance in range(1, len(samples)):
         other = replace(samples[(place + distance) % len(samples)], repeat=-1 - place)
-        try:
-            return decode(other), other
-        except BadImage:
-            continue
+        value = decode([other])[0]
+        if not isinstance(value, BadImage):
+            return value, other
     raise BadImage(f"none of the {len(samples)} samples of a micro-batch decodes; run `python data/main.py verify`")
 
 

@@ -1,5 +1,6 @@
 """Builds one micro-batch of labelled training images in a loader worker."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 
 from data.config import DecodeMode
-from data.decode import decode_samples, read_header
+from data.crop_batch import crop_batch
+from data.decode import BadImage, Header, Pixels, replace_bad
 from data.loader import Sample
-from data.transforms import Crop, crop_resize, random_crop
+from data.transforms import Crop, random_crop
 from engine.pixels import Statistics
 from engine.randomness import stream
 from finetune.augmentation import augment_image, image_transform
@@ -29,18 +31,17 @@ class TrainingBuilder:
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and labels, with the ids and crops for audits; an unreadable image is replaced."""
+        decoded = replace_bad(samples, lambda some: self._crops(some, step, micro_batch))
+        images = [pixels for pixels, _ in decoded.values]
         transform = image_transform(self.augment, img_size=self.img_size, mean=self.mean)
-
-        def decode(sample: Sample) -> tuple[np.ndarray, Crop]:
-            key = (step, micro_batch, sample.id, sample.repeat)
-            pixels, crop = self._crop(sample, key)
-            if transform is not None:
-                pixels = augment_image(pixels, transform, seed=self.seed, key=key)
-            return pixels, crop
-
-        decoded = decode_samples(samples, decode)
+        if transform is not None:
+            keys = [(step, micro_batch, sample.id, sample.repeat) for sample in decoded.samples]
+            images = [
+                augment_image(pixels, transform, seed=self.seed, key=key)
+                for pixels, key in zip(images, keys, strict=True)
+            ]
         return {
-            "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
+            "images": torch.from_numpy(np.stack(images)),
             "labels": torch.tensor([sample.label for sample in decoded.samples], dtype=torch.int64),
             "ids": torch.tensor([sample.id for sample in decoded.samples]),
             "repeats": torch.tensor([sample.repeat for sample in decoded.samples]),
@@ -48,22 +49,19 @@ class TrainingBuilder:
             "bad": decoded.bad,
         }
 
-    def _crop(self, sample: Sample, key: tuple[int, ...]) -> tuple[np.ndarray, Crop]:
-        header = read_header(sample.image, max_pixels=self.max_pixels)
-        crop = random_crop(
-            header.height,
-            header.width,
-            rng=stream(self.seed, "crop", *key),
-            scale=self.augment.scale,
-            ratio=self.augment.ratio,
-            flip_probability=self.augment.flip,
-        )
-        pixels = crop_resize(
-            sample.image,
-            crop,
+    def _crops(self, samples: Sequence[Sample], step: int, micro_batch: int) -> list[tuple[Pixels, Crop] | BadImage]:
+        augment = self.augment
+        box = {"scale": augment.scale, "ratio": augment.ratio, "flip_probability": augment.flip}
+
+        def draw(sample: Sample, header: Header) -> Crop:
+            rng = stream(self.seed, "crop", step, micro_batch, sample.id, sample.repeat)
+            return random_crop(header.height, header.width, rng=rng, **box)
+
+        return crop_batch(
+            samples,
+            draw,
             size=self.img_size,
-            interpolation=self.augment.interpolation,
+            interpolation=augment.interpolation,
             decode=self.decode,
-            header=header,
+            max_pixels=self.max_pixels,
         )
-        return pixels, crop

@@ -1,5 +1,6 @@
 """Builds one micro-batch in a loader worker: crops, flips, the mask, and what the mask means for the encoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 
 from backbones.visible import LayoutSpec, build_layout
 from data.config import DecodeMode
-from data.decode import decode_samples, read_header
+from data.crop_batch import crop_batch
+from data.decode import BadImage, Header, Pixels, replace_bad
 from data.shards import Sample
-from data.transforms import Crop, crop_resize, random_crop
+from data.transforms import Crop, random_crop
 from engine.randomness import stream
 from pretrain.config import AugmentConfig, MimConfig
 from pretrain.masking import UnitMask, unit_mask
@@ -29,9 +31,7 @@ class PretrainBuilder:
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
-        decoded = decode_samples(
-            samples, lambda sample: self._crop(sample, (step, micro_batch, sample.id, sample.repeat))
-        )
+        decoded = replace_bad(samples, lambda some: self._crops(some, step, micro_batch))
         mask = self.mask(step, micro_batch)
         return {
             "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
@@ -43,12 +43,16 @@ class PretrainBuilder:
             "layout": build_layout(self.spec, mask.visible, rule=self.mim.grouping),
         }
 
-    def _crop(self, sample: Sample, key: tuple[int, ...]) -> tuple[np.ndarray, Crop]:
-        header = read_header(sample.image, max_pixels=self.max_pixels)
-        augment, rng = self.augment, stream(self.seed, "crop", *key)
+    def _crops(self, samples: Sequence[Sample], step: int, micro_batch: int) -> list[tuple[Pixels, Crop] | BadImage]:
+        augment = self.augment
         box = {"scale": augment.scale, "ratio": augment.ratio, "flip_probability": augment.flip}
-        crop = random_crop(header.height, header.width, rng=rng, **box)
-        return crop_resize(sample.image, crop, size=self.spec.img_size, decode=self.decode, header=header), crop
+
+        def draw(sample: Sample, header: Header) -> Crop:
+            rng = stream(self.seed, "crop", step, micro_batch, sample.id, sample.repeat)
+            return random_crop(header.height, header.width, rng=rng, **box)
+
+        size = self.spec.img_size
+        return crop_batch(samples, draw, size=size, decode=self.decode, max_pixels=self.max_pixels)
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
         """Return the mask of one micro-batch."""
