@@ -61,6 +61,31 @@ def _convnext(sizes: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _xformer(sizes: dict[str, Any]) -> dict[str, Any]:
+    _refuse(sizes, "window_size", option="window", family="XFormer")
+    _refuse(sizes, "num_heads", option="num-heads", family="XFormer")
+    found = dict(sizes)
+    if "embed_dim" in found:
+        found |= _xformer_widths(found.pop("embed_dim"))
+    return found
+
+
+def _xformer_widths(width: int) -> dict[str, Any]:
+    """Return all widths in the proportions of the published network, which has 32 in the first stage."""
+    if width % 2:
+        raise ValueError(
+            f"backbone.embed-dim: XFormer's stem is half as wide as its first stage, got {width}; use even"
+        )
+    half = width // 2
+    return {
+        "stem_width": half,
+        "widths": tuple(width * i for i in (1, 2, 3, 4, 5)),
+        "embed_dims": tuple(half * i for i in (9, 12, 15)),
+        "qkv_dim": 3 * width,
+        "num_features": 20 * width,
+    }
+
+
 def _doubled(width: int) -> tuple[int, ...]:
     """Return the widths of stages that double from one to the next."""
     return tuple(width * 2**stage for stage in range(NUM_STAGES))
@@ -68,11 +93,12 @@ def _doubled(width: int) -> tuple[int, ...]:
 
 def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> None:
     if key in sizes:
-        raise ValueError(f"backbone.{option}: {family} has none, got {sizes[key]}; leave it out")
+        raise ValueError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
 
 _FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "vision_transformer": _vit,
     "twins": _twins,
     "convnext": _convnext,
+    "xformer": _xformer,
 }

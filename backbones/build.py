@@ -26,6 +26,8 @@ from backbones.twins import TWINS
 from backbones.visible import LayoutSpec, VisibleLayout
 from backbones.vit import VIT
 from backbones.window_attention import Implementation
+from backbones.xformer import XFormer
+from backbones.xformer_visible import XFORMER
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,
@@ -33,6 +35,7 @@ REGISTRY: dict[type[nn.Module], Pretrainable] = {
     VisionTransformer: VIT,
     Twins: TWINS,
     ConvNeXt: CONVNEXT,
+    XFormer: XFORMER,
     SecViT: SECVIT,
 }
 """The classes that can be pretrained, and how each runs on visible tokens."""

@@ -65,7 +65,7 @@ class XFormer(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        img_size: int | tuple[int, int] = REFERENCE_SIZE,
+        img_size: int | Sequence[int] = REFERENCE_SIZE,
         attention: Formula = "r1",
         stem_width: int = 16,
         widths: Sequence[int] = WIDTHS,
@@ -78,7 +78,7 @@ class XFormer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
         self.grad_checkpointing = False

@@ -14,6 +14,7 @@ SHAPED = (
     "backbones.window_attention",
     "backbones.xfa",
     "backbones.xformer",
+    "backbones.xformer_visible",
     "engine.probes",
     "pretrain.decoder",
     "pretrain.greenmim",
