@@ -66,7 +66,7 @@ class Audited:
 def main() -> None:
     """Run, kill, count and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="100 samples a run and 2 kills instead of 600 and 6")
+    parser.add_argument("--short", action="store_true", help="103 samples a run and 2 kills instead of 603 and 6")
     parser.add_argument("--seed", type=int, default=None, help="of the kill moments; random if not given")
     parser.add_argument("--no-goal", action="store_true", help="only measure")
     options = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
     rng, folder = random.Random(seed), Path(tempfile.mkdtemp(prefix="epoch-audit-"))
     figures: dict[str, Any] = {"machine": machine(), "epochs": EPOCHS, "kill_seed": seed}
     try:
-        for run in plan(folder, num_samples=100 if options.short else 600):
+        for run in plan(folder, num_samples=103 if options.short else 603):
             start = time.monotonic()
             config = config_of(run, folder=folder)
             killed_at = run_and_kill(run, config, num_kills=2 if options.short else 6, rng=rng)
@@ -96,7 +96,7 @@ def plan(folder: Path, *, num_samples: int) -> list[Audited]:
     """Write the shards and return the runs."""
     one, other, val = folder / "one", folder / "other", folder / "val"
     broken = write_uneven(one, num_samples=num_samples, num_broken=num_samples // 50, seed=0)
-    broken_others = write_uneven(other, num_samples=num_samples // 5, num_broken=2, seed=1)
+    broken_others = write_uneven(other, num_samples=num_samples // 5 + 3, num_broken=2, seed=1)
     write_uneven(val, num_samples=8, num_broken=0, seed=2)
     both = broken | {num_samples + number for number in broken_others}
     return [

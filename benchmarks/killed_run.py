@@ -122,6 +122,7 @@ class KilledRun:
 
 def _work(program: str, config: Any, numbers: dict[str, int], output: Path) -> None:
     """Be one process of the run."""
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as under a launcher
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
