@@ -42,7 +42,7 @@ def image_bombs(drill: Drill) -> str:
     ended = drill.pretrain(shards).expect_sound()
     _expect_replaced(drill, BOMBS)
     reasons = [line["reason"] for line in drill.trained().ledger]
-    expect(all("pixels are more than the" in reason for reason in reasons), f"refused for other reasons: {reasons}")
+    expect(all("pixels" in reason for reason in reasons), f"refused for other reasons: {reasons}")
     more = ended.peak_mib - drill.reference_mib
     expect(more < MOST_MORE_MIB, f"{more:.0f} MiB more memory than a sound run")
     expect(checked.peak_mib < drill.reference_mib, f"verify took {checked.peak_mib:.0f} MiB")

@@ -7,8 +7,6 @@ from typing import Literal
 
 from tests.unit.data.bad_server import BadServer
 
-ENDLESS_CHUNKS = 4096
-
 
 class FaultyServer(BadServer):
     """Serves ``folder``, well unless told otherwise.
@@ -39,12 +37,13 @@ class FaultyServer(BadServer):
             self.hanging = 1.0
         if self._lies is None or not request.path.endswith(".tar"):
             return super().answer(request)
+        self.requests.append((request.path, dict(request.headers)))
         content = (self.folder / request.path.strip("/")).read_bytes()
         claimed = len(content) + (1000 if self._lies == "size" else 0)
         headers: Mapping[str, str] = {} if self._lies == "endless" else {"Content-Length": str(claimed)}
         self._head(request, 200, headers)
         self._write(request, content[: len(content) // 2] if self._lies == "half" else content)
-        for _ in range(ENDLESS_CHUNKS if self._lies == "endless" else 0):
+        while self._lies == "endless" and not self.stopped.is_set():  # until the client closes the connection
             self._write(request, bytes(2**16))
         return None
 

@@ -63,10 +63,10 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]], *, links: Mappin
 
 
 def jpeg_bomb(picture: bytes, *, side: int = 20_000) -> bytes:
-    """Return a JPEG of a few hundred bytes that claims ``side`` x ``side`` pixels."""
-    place = picture.index(b"\xff\xc0")
+    """Return a JPEG of less than 1 KB that claims ``side`` x ``side`` pixels: sound headers, and the first of its codes."""
+    frame, scan = picture.index(b"\xff\xc0"), picture.index(b"\xff\xda")
     size = struct.pack(">HH", side, side)
-    return picture[: place + 5] + size + picture[place + 9 :][:400] + b"\xff\xd9"
+    return picture[: frame + 5] + size + picture[frame + 9 : scan + 50] + b"\xff\xd9"
 
 
 def png_bomb(_picture: bytes, *, side: int = 30_000) -> bytes:
