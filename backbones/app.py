@@ -1,4 +1,4 @@
-"""``python backbones/main.py list|show|import|export``: which backbones there are, and weights in and out."""
+"""``python backbones/main.py list|show|clusters|import|export``: which backbones there are, and weights in and out."""
 
 import logging
 from pathlib import Path
@@ -10,10 +10,12 @@ from rich.table import Table
 
 from backbones.catalogue import print_architecture, print_list
 from backbones.checkpoint_files import read_source
+from backbones.clusters import clusters_of, load_network, normalised
 from backbones.exporting import Layout, export_weights
 from backbones.handoff import CONFIG, read_backbone
 from backbones.importing import Imported, import_backbone
 from backbones.layouts import MergeOrder, to_timm
+from backbones.pictures import draw, random_layout, read_photograph
 from engine.errors import one_line_errors
 
 _SHOWN_NAMES = 5
@@ -23,7 +25,13 @@ _SHOWN_NAMES = 5
 def main() -> None:
     """Run the command that the first word names."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    commands = {"list": list_backbones, "show": show, "import": import_weights, "export": export}
+    commands = {
+        "list": list_backbones,
+        "show": show,
+        "clusters": clusters,
+        "import": import_weights,
+        "export": export,
+    }
     tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
@@ -50,6 +58,35 @@ def show(what: Annotated[str, tyro.conf.Positional], img_size: tuple[int, int] |
         _show_source(path)
     else:
         print_architecture(what, img_size)
+
+
+def clusters(
+    image: Annotated[Path, tyro.conf.Positional],
+    backbone: str = "secvit_tiny",
+    swin: str = "swin_tiny_patch4_window7_224",
+    img_size: tuple[int, int] = (224, 224),
+    mask_ratio: float = 0.75,
+    seed: int = 0,
+    out: Path = Path("clusters.png"),
+) -> None:
+    """Draw the clusters that SecViT's tokens attend in, and the groups of a masked Swin's windows, on a photograph.
+
+    Args:
+        image: Photograph.
+        backbone: Backbone folder of a network with SEC attention, or timm's name of one, with random weights.
+        swin: timm's name of a network with windows.
+        img_size: Height and width in pixels.
+        mask_ratio: Share of the mask units that are hidden.
+        seed: Of the mask, and of random weights.
+        out: PNG to write.
+    """
+    network = load_network(backbone, img_size=img_size, seed=seed)
+    photograph = read_photograph(image, img_size)
+    found = clusters_of(network, normalised(photograph, network))
+    layout = random_layout(swin, img_size=img_size, mask_ratio=mask_ratio, seed=seed)
+    weights = "" if Path(backbone).is_dir() else " with random weights"
+    draw(photograph, found, layout, title=f"{backbone}{weights}; {swin}, {mask_ratio:.0%} hidden", path=out)
+    Console().print(f"wrote {out}", soft_wrap=True, markup=False)
 
 
 def import_weights(

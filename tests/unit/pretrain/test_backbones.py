@@ -21,6 +21,7 @@ BACKBONES = {
     "xformer": {
         **WIDTHS,
         "name": "xformer",
+        "img_size": (96, 96),
         "embed_dim": 8,
         "depths": (1, 1, 1),
         "num_heads": None,
