@@ -162,7 +162,9 @@ def _jpeg_header(data: bytes) -> Header:
 def _decoders_size(data: bytes) -> tuple[int, int]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except Exception as error:  # a KeyError where the colour space is unknown
+    except KeyError as error:
+        raise BadImage("broken JPEG header: unknown colours or subsampling") from error
+    except Exception as error:
         raise BadImage(f"broken JPEG header: {error}") from error
     return int(height), int(width)
 
