@@ -89,8 +89,8 @@ def run_drills(drills: list[Callable[[Drill], str]], *, folder: Path) -> list[Ou
         place = Drill(folder=folder / name, sound=sound, reference=reference, reference_mib=reference_mib)
         try:
             kept, words = True, drill(place)
-        except Missed as missed:
-            kept, words = False, str(missed)
+        except Exception as error:  # what a program did not leave behind is missed in many ways
+            kept, words = False, str(error) if isinstance(error, Missed) else repr(error)
         outcomes.append(Outcome(name=name, kept=kept, words=words, seconds=time.monotonic() - start))
         sys.stdout.write(f"{name}, {outcomes[-1].seconds:.0f} s: {'kept' if kept else 'BROKEN'}, {words}\n")
         sys.stdout.flush()

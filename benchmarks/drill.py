@@ -121,14 +121,8 @@ class Drill:
 
     def pretrain(self, shards: Path | str, *words: str | Path, run: str = "run", prefix: Sequence[str] = ()) -> Ended:
         """Train on ``shards`` in the run folder ``run``."""
-        settings = [
-            "--optimizer.steps",
-            str(STEPS),
-            "--data.workers",
-            "1",
-            "--data.cache.folder",
-            self.folder / "cache",
-        ]
+        settings = ["--optimizer.steps", str(STEPS), "--data.workers", "1", "--data.window-samples", "1"]
+        settings += ["--data.cache.folder", str(self.folder / "cache")]
         places = ["--data.shards", shards, "--run.folder", self.folder / run]
         line = [ROOT / "pretrain" / "main.py", "--recipe", RECIPE, *settings, *places, *words]
         return self._run([str(word) for word in line], prefix=prefix)
