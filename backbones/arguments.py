@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 
-from backbones.config import BackboneConfig
+from backbones.config import BackboneConfig, SecConfig
 
 NUM_STAGES = 4
 
@@ -24,7 +24,17 @@ def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
         "num_heads": config.num_heads,
     }
     given = {key: value for key, value in sizes.items() if value is not None}
-    return _FAMILIES.get(_family(config.name), dict)(given)
+    family = _family(config.name)
+    return _FAMILIES.get(family, dict)(given) | _sec_options(config, family)
+
+
+def _sec_options(config: BackboneConfig, family: str) -> dict[str, Any]:
+    options = {key: value for key, value in vars(config.sec).items() if value is not None}
+    refused = sorted(options.keys() - _SEC_FAMILIES.get(family, frozenset()))
+    if refused:
+        names = ", ".join(f"backbone.sec.{key.replace('_', '-')}" for key in refused)
+        raise ValueError(f"{names}: {config.name} has no such option; leave it out")
+    return options
 
 
 def _family(name: str) -> str:
@@ -95,6 +105,11 @@ def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> Non
     if key in sizes:
         raise ValueError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
+
+_SEC_FAMILIES: dict[str, frozenset[str]] = {
+    "secvit": frozenset(vars(SecConfig())),
+}
+"""The options of `SecConfig` that a family has."""
 
 _FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "vision_transformer": _vit,

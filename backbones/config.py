@@ -1,7 +1,30 @@
 """Which backbone and where its weights come from. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecConfig:
+    """Options of the SEC backbones, for the papers' ablations; None keeps the architecture's own."""
+
+    version: Literal[1, 2] | None = None
+    """SecViT only. 2: the published code; 1: the article's listing, without rotary positions and the MLP's convolution."""
+    stem: Literal["conv", "patch"] | None = None
+    """SecViT only. Four 3x3 convolutions, or one 4x4 patch embedding."""
+    cpe: bool | None = None
+    """3x3 depthwise convolution at the start of each block."""
+    lce: bool | None = None
+    """5x5 depthwise convolution of the values beside attention."""
+    rope: bool | None = None
+    """Rotary positions of queries and keys."""
+    clusters: tuple[int, ...] | None = None
+    """Clusters of each stage whatever the image; None is 32, 8, 2 and 1 at 224 px and follows the image's size."""
+    global_token: Literal["k", "q"] | None = None
+    """What tokens are compared with: the mean key or the mean query."""
+    attention: Literal["sec", "window", "cswin"] | None = None
+    """SecViT only. Attention inside clusters, windows, or CSWin's stripes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +43,8 @@ class BackboneConfig:
     """Blocks per stage; None keeps the architecture's own."""
     num_heads: tuple[int, ...] | None = None
     """Heads per stage; None keeps the architecture's own."""
+    sec: SecConfig = field(default_factory=SecConfig)
+    """Options of SecViT and the other SEC backbones."""
     drop_path: float = 0.0
     """Highest stochastic-depth rate, rising linearly over the blocks."""
     init: Path | None = None

@@ -154,6 +154,9 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
     for change in resized:
         logger.info("%s: resized %s", folder, change)
     _check_complete(state, target, where=f"{folder} ({info.architecture}, {info.model_args}) as {kwargs}")
+    if kwargs.get("num_classes", info.num_classes) not in (0, info.num_classes):
+        held = {name.partition(".")[0] for name in target.state_dict() if is_classifier(name, target)}
+        logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(held)))
     model = timm.create_model(
         f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
     )

@@ -20,6 +20,12 @@ _SWIN_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
     (128, (2, 2, 18, 2)): "swin_base_patch4_window7_224",
     (192, (2, 2, 18, 2)): "swin_large_patch4_window7_224",
 }
+_SECVIT_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
+    (64, (2, 2, 9, 2)): "secvit_tiny",
+    (64, (3, 4, 18, 4)): "secvit_small",
+    (80, (4, 8, 26, 8)): "secvit_base",
+    (112, (4, 8, 26, 8)): "secvit_large",
+}
 _SOME_SWIN = "swin_tiny_patch4_window7_224"
 
 
@@ -114,11 +120,28 @@ def infer_swin(state: Mapping[str, Tensor], *, computed: Mapping[str, Tensor]) -
     return name, {**sizes, "embed_dim": embed_dim, "depths": depths, "num_heads": heads}
 
 
+def infer_secvit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Return the name and version of the SecViT whose weights these are.
+
+    Raises:
+        ValueError: no published SecViT has these widths and depths.
+    """
+    depths = tuple(_count(state, rf"layers\.{s}\.blocks\.(\d+)\.") for s in range(_count(state, r"layers\.(\d+)\.")))
+    embed_dim = state["layers.0.blocks.0.attn.out_proj.weight"].shape[0]
+    name = _SECVIT_NAMES.get((embed_dim, depths))
+    if name is None:
+        raise ValueError(f"no published SecViT has {embed_dim} channels and depths {depths}; give --architecture")
+    version = 2 if "layers.0.blocks.0.ffn.dwconv.weight" in state else 1
+    return name, {"version": version}
+
+
 def _architecture_of(read: Source, state: Mapping[str, Tensor], asked: str | None) -> tuple[str, dict[str, Any]]:
     if read.architecture and asked in (None, read.architecture):
         return read.architecture, dict(read.model_args or {})
     if asked:
         return asked, {}
+    if "layers.0.blocks.0.attn.out_proj.weight" in state:
+        return infer_secvit(state)
     return infer_swin(state, computed=read.state)
 
 

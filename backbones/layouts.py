@@ -3,6 +3,9 @@
 The published Swin, Swin V2, SimMIM and GreenMIM files share one layout ("microsoft" here): a stage merges 2x2 cells at its
 end, timm's at the start of the next one, and the classifier is ``head``, timm's ``head.fc``. Pretraining files wrap the
 network in ``encoder.``. Buffers that every model computes itself are dropped.
+
+SecViT's published files ("secvit"): a stage downsamples at its end, 1x1 convolutions where ours are linear layers, norms
+and scales with the shapes of maps.
 """
 
 import re
@@ -16,7 +19,8 @@ from torch import Tensor
 MergeOrder = Literal["swin", "official-2022"]
 """Channel order of merged 2x2 cells; official-2022: row by row, as in GreenMIM's code until January 2023."""
 
-COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+Layout = Literal["timm", "microsoft", "secvit"]
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "angle")
 _PRETRAINING = ("mask_token", "decoder")
 _CLASSIFIER = "the classifier"
 _CLASSIFIERS = ("head", "head.fc", "head_dist")
@@ -27,7 +31,7 @@ class Translated:
     """Weights under timm's names, and what of the file they are not."""
 
     state: dict[str, Tensor]
-    layout: Literal["timm", "microsoft"]
+    layout: Layout
     left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """Names by the reason for which they were left out."""
 
@@ -44,12 +48,14 @@ def to_timm(
             left_out.setdefault(reason, []).append(name)
         else:
             kept[name.removeprefix("encoder.")] = value
-    microsoft = any(name.startswith("layers.0.downsample.") for name in kept)
-    if microsoft:
+    layout = _layout_of(kept)
+    if layout == "microsoft":
         kept = {_moved_downsample(re.sub(r"^head\.", "head.fc.", name), by=1): value for name, value in kept.items()}
+    elif layout == "secvit":
+        kept = {_moved_downsample(_bare_norm(name), by=1): _linear(value) for name, value in kept.items()}
     if merge_order == "official-2022":
         kept = {name: _swap_merged_blocks(name, value) for name, value in kept.items()}
-    return Translated(state=kept, layout="microsoft" if microsoft else "timm", left_out=left_out)
+    return Translated(state=kept, layout=layout, left_out=left_out)
 
 
 def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,6 +67,24 @@ def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not any(name.startswith("layers.0.blocks.0.") for name in state):
         raise ValueError("microsoft's layout exists for Swin and Swin V2 only, these weights have no layers.0.blocks.0")
     return {_moved_downsample(name, by=-1).replace("head.fc.", "head."): value for name, value in state.items()}
+
+
+def _layout_of(state: Mapping[str, Tensor]) -> Layout:
+    if "layers.0.blocks.0.norm1.norm.weight" in state:
+        return "secvit"
+    return "microsoft" if any(name.startswith("layers.0.downsample.") for name in state) else "timm"
+
+
+def _bare_norm(name: str) -> str:
+    """Return SecViT's name of a norm without the wrapper that turns maps for it."""
+    return re.sub(r"\.(norm[12])\.norm\.", r".\1.", name)
+
+
+def _linear(value: Tensor) -> Tensor:
+    """Return a 1x1 convolution's weight as a matrix, a map's scale [1 c 1 1] as a vector, and anything else as it is."""
+    if value.ndim != 4 or value.shape[2:] != (1, 1):
+        return value
+    return value.flatten() if value.shape[0] == 1 else value.flatten(1)
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class SecBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid, turn: Tensor | None) -> Float[Tensor, "b n c"]:
         """Return the tokens of ``grid`` after this block; ``turn`` are their rotary positions."""
         if self.pos is not None:
-            x = x + depthwise(self.pos, x, grid)
+            x = depthwise(self.pos, x, grid, residual=True)
         x = x + self.drop_path(_scaled(self.attn(self.norm1(x), grid, turn), self.gamma_1))
         return x + self.drop_path(_scaled(self.ffn(self.norm2(x), grid), self.gamma_2))
 
@@ -96,7 +96,7 @@ class ConvMlp(nn.Module):
         """Return the MLP of the tokens of ``grid``."""
         x = F.gelu(self.fc1(x))
         if self.dwconv is not None:
-            x = x + depthwise(self.dwconv, x, grid)
+            x = depthwise(self.dwconv, x, grid, residual=True)
         return self.fc2(x)
 
 

@@ -61,7 +61,7 @@ class SecViT(nn.Module):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | Sequence[int] = 224,
         embed_dim: int | Sequence[int] = 64,
         depths: Sequence[int] = (2, 2, 9, 2),
         num_heads: Sequence[int] = (2, 4, 8, 16),
@@ -138,7 +138,7 @@ class SecViT(nn.Module):
     def forward_intermediates(
         self,
         x: Float[Tensor, "b 3 y x"],
-        indices: int | list[int] | None = None,
+        indices: int | Sequence[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -151,16 +151,16 @@ class SecViT(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"SecViT's maps have the format NCHW, got output_fmt {output_fmt!r}")
-        take, last = feature_take_indices(len(self.layers), indices)
+        take, last = feature_take_indices(len(self.layers), indices)  # pyright: ignore[reportArgumentType]
         maps = self._maps(x, num_stages=last + 1 if stop_early else None)
         found = [maps[i] for i in take]
         return found if intermediates_only else (maps[-1], found)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the maps ``indices`` do not need, and return their numbers."""
-        take, last = feature_take_indices(len(self.layers), indices)
+        take, last = feature_take_indices(len(self.layers), indices)  # pyright: ignore[reportArgumentType]
         self.layers = self.layers[: last + 1]
         self.num_features = self.feature_info[last]["num_chs"]
         if prune_head or last + 1 < len(self.feature_info):
@@ -188,7 +188,7 @@ class SecViT(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns of timm's layer groups."""
         stage = r"^layers\.(\d+)"
-        fine = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None), (r"^(?:proj|norm|head)", (99999,))]
+        fine = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None)]
         return {"stem": r"^patch_embed", "blocks": stage if coarse else fine}
 
     def no_weight_decay(self) -> set[str]:

@@ -20,11 +20,15 @@ _PIECE = 3
 """Side of the kernels whose weight gradient is fast on a CPU."""
 
 
-def depthwise(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
-    """Return a depthwise convolution with bias, of stride 1 and an odd square kernel, at every token."""
+def depthwise(
+    conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid, *, residual: bool = False
+) -> Float[Tensor, "b n c"]:
+    """Return a depthwise convolution, of stride 1 and an odd square kernel, at every token; ``residual`` adds ``x``."""
     dtype = _compute_dtype(x)
+    if residual and dtype.itemsize < torch.float32.itemsize:  # a weight plus 1 has to be a weight still
+        return x + depthwise(conv, x, grid)
     weight, bias = conv.weight.to(dtype), conv.bias if conv.bias is None else conv.bias.to(dtype)
-    out: Any = _Depthwise.apply(x.to(dtype), weight, bias, grid)
+    out: Any = _Depthwise.apply(x.to(dtype), weight, bias, grid, residual)
     return out
 
 
@@ -44,19 +48,22 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid, residual: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.grid, ctx.has_bias = grid, bias is not None
-        return _at_tokens(x, weight, bias, grid)
+        ctx.grid, ctx.residual = grid, residual
+        return _at_tokens(x, _with_identity(weight) if residual else weight, bias, grid)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (x, weight), grid, grad = ctx.saved_tensors, ctx.grid, grads[0].contiguous()
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        grad_x = _at_tokens(grad, weight.flip(2, 3), None, grid) if needs_x else None
-        grad_weight = _weight_gradient(x, grad, weight, grid) if needs_weight else None
-        grad_bias = grad.sum((0, 1)) if needs_bias and ctx.has_bias else None
-        return grad_x, grad_weight, grad_bias, None
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            flipped = (_with_identity(weight) if ctx.residual else weight).flip(2, 3)
+            grad_x = _at_tokens(grad, flipped, None, grid)
+        if needs_weight or needs_bias:
+            grad_weight, grad_bias = _parameter_gradients(x, grad, weight, grid)
+        return grad_x, grad_weight, grad_bias if needs_bias else None, None, None
 
 
 def _at_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) -> Float[Tensor, "b n c"]:
@@ -64,32 +71,41 @@ def _at_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) 
     return grid.tokens(F.conv2d(halo, weight, bias, padding=padding, groups=weight.shape[0]), len(x))
 
 
-def _weight_gradient(
+def _with_identity(weight: Float[Tensor, "c 1 s s"]) -> Float[Tensor, "c 1 s s"]:
+    """Return the kernel of the convolution plus its input: one more in the middle, instead of a pass over the tokens."""
+    middle = weight.shape[-1] // 2
+    weight = weight.clone()
+    weight[:, :, middle, middle] += 1
+    return weight
+
+
+def _parameter_gradients(
     x: Float[Tensor, "b n c"], grad: Float[Tensor, "b n c"], weight: Float[Tensor, "c 1 s s"], grid: TokenGrid
-) -> Float[Tensor, "c 1 s s"]:
-    """Return the sum over all tokens of what was read times the gradient of what came out."""
+) -> tuple[Float[Tensor, "c 1 s s"], Float[Tensor, " c"]]:
+    """Return the sums over all tokens of what was read times the gradient of what came out, and of that gradient."""
     side, maps = weight.shape[-1], grid.maps(grad)
     halo, padding = grid.halo(x, side // 2)
     if side <= _PIECE or halo.is_cuda:
-        return _plain_weight_gradient(halo, maps, side=side, padding=padding)
+        return _plain_gradients(halo, maps, side=side, padding=padding)
     halo = F.pad(halo, (padding,) * 4)
     height, width = maps.shape[2] + _PIECE - 1, maps.shape[3] + _PIECE - 1
     starts = [*range(0, side - _PIECE, _PIECE - 1), side - _PIECE]
-    total = torch.empty_like(weight)
+    total, bias = torch.empty_like(weight), None
     for row in starts:
         for col in starts:
             part = halo[:, :, row : row + height, col : col + width]
-            piece = _plain_weight_gradient(part, maps, side=_PIECE, padding=0)
+            piece, bias = _plain_gradients(part, maps, side=_PIECE, padding=0)
             total[:, :, row : row + _PIECE, col : col + _PIECE] = piece
-    return total
+    assert bias is not None
+    return total, bias
 
 
-def _plain_weight_gradient(
+def _plain_gradients(
     read: Float[Tensor, "bm c p q"], grad: Float[Tensor, "bm c h w"], *, side: int, padding: int
-) -> Float[Tensor, "c 1 s s"]:
+) -> tuple[Float[Tensor, "c 1 s s"], Float[Tensor, " c"]]:
     channels = grad.shape[1]
     weight = grad.new_empty(channels, 1, side, side)
     stride, dilation, output_padding = [1, 1], [1, 1], [0, 0]
     geometry: Any = (stride, [padding, padding], dilation, False, output_padding, channels)
-    only_weight = [False, True, False]
-    return torch.ops.aten.convolution_backward(grad, read, weight, None, *geometry, only_weight)[1]
+    weight_and_bias = [False, True, True]
+    return torch.ops.aten.convolution_backward(grad, read, weight, [channels], *geometry, weight_and_bias)[1:]

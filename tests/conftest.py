@@ -9,6 +9,12 @@ from jaxtyping import install_import_hook
 SHAPED = (
     "backbones.convnext",
     "backbones.positions",
+    "backbones.sec_attention",
+    "backbones.sec_stage",
+    "backbones.secvit",
+    "backbones.secvit_visible",
+    "backbones.submanifold",
+    "backbones.token_grid",
     "backbones.twins",
     "backbones.vit",
     "backbones.window_attention",

@@ -3,7 +3,7 @@
 import pytest
 
 from backbones.arguments import timm_arguments
-from backbones.config import BackboneConfig
+from backbones.config import BackboneConfig, SecConfig
 from backbones.handoff import skeleton
 
 SIZES = {
@@ -12,6 +12,7 @@ SIZES = {
     "twins_svt_small": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "window": 4},
     "convnext_tiny": {"embed_dim": 16, "depths": (1, 2, 1, 1)},
     "xformer": {"embed_dim": 16, "depths": (1, 2, 1)},
+    "secvit_tiny": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4), "window": 4},
 }
 
 
@@ -23,7 +24,7 @@ def test_timm_makes_the_sizes_asked_for(name):
     attentions = [module for path, module in model.named_modules() if path.endswith("attn")]
     if "num_heads" in sizes:
         assert {attn.num_heads for attn in attentions} == set(sizes["num_heads"])
-    if "vit" in name:
+    if name.startswith("vit"):
         assert len(model.blocks) == 3
 
 
@@ -46,3 +47,17 @@ def test_xformers_widths_keep_the_published_proportions():
 def test_sizes_that_a_family_has_not_are_refused(name, sizes, message):
     with pytest.raises(ValueError, match=message):
         timm_arguments(BackboneConfig(name=name, **sizes))
+
+
+def test_options_of_sec_reach_secvit_and_are_refused_elsewhere():
+    options = SecConfig(version=1, cpe=False, clusters=(4, 2, 1, 1), attention="cswin")
+    found = timm_arguments(BackboneConfig(name="secvit_tiny", sec=options))
+    assert found == {
+        "img_size": (224, 224),
+        "version": 1,
+        "cpe": False,
+        "clusters": (4, 2, 1, 1),
+        "attention": "cswin",
+    }
+    with pytest.raises(ValueError, match=r"backbone.sec.global-token: swin_tiny_\S+ has no such option; leave it out"):
+        timm_arguments(BackboneConfig(name="swin_tiny_patch4_window7_224", sec=SecConfig(global_token="q")))

@@ -1,0 +1,105 @@
+"""SecViT in and out of files: a backbone folder loads after `import backbones`, published checkpoints of both versions import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from backbones.handoff import load_backbone, read_backbone, write_backbone
+from backbones.importing import import_backbone
+from benchmarks.plain_secvit import PlainSecViT
+from tests.unit.backbones.test_secvit import SMALL, images, small
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+def hand_off(folder, model, **model_args):
+    write_backbone(
+        folder,
+        architecture="secvit_tiny",
+        model_args={**SMALL, "img_size": (64, 96), **model_args},
+        state=model.state_dict(),
+        mean=MEAN,
+        std=STD,
+        provenance={},
+    )
+
+
+FRESH = """
+import sys, timm, torch
+folder, images, out = sys.argv[1:]
+try:
+    timm.create_model("local-dir:" + folder, pretrained=True)
+except RuntimeError:
+    pass
+else:
+    raise SystemExit("timm alone knows SecViT")
+import backbones
+x = torch.load(images)
+with torch.no_grad():
+    model = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+    maps = timm.create_model("local-dir:" + folder, pretrained=True, features_only=True).eval()
+    head = timm.create_model("local-dir:" + folder, pretrained=True, num_classes=10).eval()
+    torch.save([model.forward_features(x), maps(x)[-1], head.forward_features(x), head(x)], out)
+"""
+
+
+def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path):
+    model = small(img_size=(64, 96)).float()
+    hand_off(tmp_path / "backbone", model)
+    x = images(64, 96).float()
+    torch.save(x, tmp_path / "x.pt")
+    command = [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("backbone", "x.pt", "out.pt"))]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr + done.stdout
+    *features, logits = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        expected = model.forward_features(x)
+    assert all(torch.equal(found, expected) for found in features)
+    assert logits.shape == (2, 10)
+
+
+def test_the_head_of_a_pretrained_folder_is_new_and_said_and_nothing_else_may_lack(tmp_path, caplog):
+    model = small()
+    hand_off(tmp_path / "backbone", model)
+    with caplog.at_level("INFO"):
+        fresh = load_backbone(tmp_path / "backbone", num_classes=5)
+    assert "backbone: new, with random weights: head, norm, proj" in caplog.text
+    assert torch.equal(fresh.layers[0].blocks[0].attn.qkv.weight, model.layers[0].blocks[0].attn.qkv.weight.float())
+    assert fresh.proj.weight.shape == (1024, 128)
+    with pytest.raises(ValueError, match=r"lacks layers\.2\.blocks\.2"):
+        load_backbone(tmp_path / "backbone", depths=(2, 2, 3, 2))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_published_checkpoints_of_both_versions_import(tmp_path, version):
+    torch.manual_seed(0)
+    ours = timm.create_model("secvit_tiny", version=version)
+    state = PlainSecViT(ours).state_dict()
+    if version == 1:
+        state = {n: v for n, v in state.items() if not n.startswith("proj") and "dwconv" not in n and "RoPE" not in n}
+        state |= {f"norm.{name}": value for name, value in ours.norm.state_dict().items()}
+        state["head.weight"] = torch.randn(1000, 512, 1, 1)
+    torch.save({"model": state}, tmp_path / "secvit_t.pth")
+    found = import_backbone(tmp_path / "secvit_t.pth", tmp_path / "backbone")
+    assert (found.architecture, found.model_args) == ("secvit_tiny", {"version": version})
+    assert (found.missing, found.unexpected) == ([], [])
+    loaded = load_backbone(tmp_path / "backbone").eval()
+    assert read_backbone(tmp_path / "backbone").model_args == {"version": version}
+    assert torch.equal(
+        loaded.layers[1].blocks[0].attn.qkv.weight, state["layers.1.blocks.0.attn.qkv.weight"].flatten(1)
+    )
+    assert torch.equal(loaded.layers[1].downsample.reduction.weight, state["layers.0.downsample.reduction.weight"])
+
+
+def test_scales_of_the_larger_models_import_as_vectors(tmp_path):
+    model = timm.create_model("secvit_base", depths=(1, 1, 1, 1), num_classes=0)
+    state = PlainSecViT(model).state_dict()
+    torch.save({"model": state}, tmp_path / "some.pth")
+    with pytest.raises(
+        ValueError, match=r"no published SecViT has 80 channels and depths \(1, 1, 1, 1\); give --archi"
+    ):
+        import_backbone(tmp_path / "some.pth", tmp_path / "backbone")
