@@ -9,6 +9,7 @@ from typing import Any
 from backbones.build import architecture, layout_spec
 from backbones.handoff import write_backbone
 from data.loader import ShardSet, open_shards, training_batches
+from data.locations import check_location
 from data.mixing import training_order
 from data.order import TrainingOrder
 from engine.distributed import Engine
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 def train(config: PretrainConfig) -> None:
     """Pretrain to the end, or to where a stop is asked for; resumes what the run folder holds."""
+    for location in (*config.data.shards, config.probe.train_shards, config.probe.val_shards):
+        check_location(location or "")  # before the recipe is written down, and with it what may be a secret
     engine = Engine(config.distributed)
     try:
         with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -86,6 +87,16 @@ def test_kept_checkpoints_come_with_a_backbone(micro, tmp_path):
     train(micro(run={"folder": tmp_path / "kept", "keep_every_steps": 4, "keep_last": 1}))
     assert (tmp_path / "kept" / "backbone-step-000000004" / "model.safetensors").exists()
     assert sorted(p.name for p in (tmp_path / "kept" / "checkpoints").iterdir()) == ["step-000000004", "step-000000006"]
+
+
+@pytest.mark.parametrize("section", ["data", "probe"])
+def test_a_url_with_a_password_is_refused_before_anything_is_written(micro, tmp_path, section):
+    url = "https://me:hunter2@host/shards"
+    fields = {"shards": (url,)} if section == "data" else {"train_shards": Path(url), "val_shards": Path(url)}
+    with pytest.raises(ValueError, match="the URL of host holds a user name or password") as caught:
+        train(micro(**{section: fields}))
+    assert "hunter2" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_recipe_is_refused_on_resume_with_both_values(micro, whole):
