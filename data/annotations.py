@@ -23,6 +23,7 @@ from data.decode import BadImage
 
 MAX_MASK_PIXELS = 2**30
 MAX_COORDINATE = 1e6
+MAX_RUN_BITS = 40
 
 Mask = npt.NDArray[np.bool_]
 
@@ -138,6 +139,8 @@ def _unpacked(text: str) -> list[int]:
     value = shift = 0
     for character in text.encode():
         bits = character - 48
+        if shift > MAX_RUN_BITS:  # numbers that grow without end would take time by their square
+            raise ValueError("a compressed mask with a run that does not end")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -169,6 +170,13 @@ def test_polygons_and_both_kinds_of_rle_are_read():
     counts = [13, 3, 3, 3, 3, 3, 20]
     np.testing.assert_array_equal(mask_of({"size": [6, 8], "counts": counts}, size=(6, 8)), square)
     np.testing.assert_array_equal(mask_of({"size": [6, 8], "counts": "=33000a0"}, size=(6, 8)), square)
+
+
+def test_a_compressed_mask_whose_run_does_not_end_is_refused_at_once():
+    start = time.process_time()
+    with pytest.raises(ValueError, match="a run that does not end"):
+        mask_of({"size": [6, 8], "counts": "o" * 1_000_000}, size=(6, 8))
+    assert time.process_time() - start < 1
 
 
 def test_pictures_without_objects_have_none():
