@@ -252,9 +252,11 @@ def _try_lock(path: Path) -> int | None:
 def _remove_unless_held(path: Path) -> bool:
     """Remove a file that nobody reads or writes; return whether it is gone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS gives a lock of one's own only to who may write
     except FileNotFoundError:
         return True
+    except PermissionError:  # another user's: theirs to remove
+        return False
     free = _lock(descriptor, fcntl.LOCK_EX)
     if free:
         path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The cache of shards: whole files only, within its limit, whoever shares it and whenever they are killed."""
 
 import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -90,6 +91,21 @@ def test_a_file_in_use_is_never_evicted_and_the_limit_holds(tmp_path, shard):
             assert os.fstat(descriptor).st_nlink == 1
             assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= cache.config.limit_bytes
     assert names(cache) == sorted([files[0].name, files[3].name])
+
+
+def test_files_are_evicted_where_only_who_may_write_gets_a_lock_alone(tmp_path, shard, monkeypatch):
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor, kind):
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, kind)
+
+    monkeypatch.setattr("fcntl.flock", flock_of_nfs)
+    cache, files = make_cache(tmp_path, files=1), [shard(number) for number in range(2)]
+    for file in files:
+        read(cache, file)
+    assert names(cache) == [files[1].name]
 
 
 def test_a_cache_that_is_too_small_says_what_it_needs(tmp_path, shard):
