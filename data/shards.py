@@ -4,11 +4,11 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ SHARDS_AT_ONCE = 64  # whose reads are announced before the first of them is rea
 INDEXES_AT_ONCE = 8
 READ_ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +215,19 @@ class ShardSet:
             return self._open[number]
         if len(self._open) >= MAX_OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
-        self._open[number] = OpenShard(self.folder, info=self.manifest.shards[number], cache=self.cache)
-        return self._open[number]
+        info = self.manifest.shards[number]
+        opened = self._retried(number, lambda: OpenShard(self.folder, info=info, cache=self.cache))
+        self._open[number] = opened
+        return opened
 
     def _read_members(self, shard: int, members: Sequence[Member]) -> list[bytes]:
+        return self._retried(shard, lambda: self._shard(shard).read(members, counters=self._counters))
+
+    def _retried(self, shard: int, read: Callable[[], T]) -> T:
+        """Open or read a shard, again after a while where the file system fails."""
         for attempt in range(1, READ_ATTEMPTS + 1):
             try:
-                return self._shard(shard).read(members, counters=self._counters)
+                return read()
             except OSError as error:
                 if attempt == READ_ATTEMPTS or isinstance(error, GaveUpError):
                     raise

@@ -250,6 +250,23 @@ def test_a_read_that_fails_once_is_tried_again_and_then_stops_the_run(write, mon
         shards.read(1, 0)
 
 
+def test_opening_a_shard_that_fails_once_is_tried_again_and_then_stops_the_run(write, monkeypatch):
+    monkeypatch.setattr("data.shards.RETRY_DELAY_S", 0.0)
+    shards, failures, opened = write(), [OSError(5, "stale")], os.open
+
+    def failing(path, *options, **more):
+        if failures and str(path).endswith(".tar"):
+            raise failures.pop()
+        return opened(path, *options, **more)
+
+    monkeypatch.setattr("os.open", failing)
+    assert shards.read(1, 0).id == 5
+    assert not failures
+    failures += [OSError(5, "stale")] * 30
+    with pytest.raises(OSError, match="stale"):
+        shards.read(2, 0)
+
+
 def test_missing_and_changed_shards_are_named(write, tmp_path):
     write()
     folder = tmp_path / "shards"
