@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import Positional
 
+from data.cache_config import CacheConfig
 from data.config import DecodeMode
 from data.crop_batch import decode_parts, groups, plan_crops, resize_parts
 from data.decode import BadImage, Header
@@ -36,8 +38,8 @@ STAGES = {
 class Bench:
     """Measure on one core how fast these shards become random resized crops, and where the time goes."""
 
-    shards: Path
-    """Folder with the manifest."""
+    shards: Positional[str]
+    """Folder with the manifest, or its URL."""
     images: int = 1024
     """How many images, in training order; those of small data sets come again."""
     size: int = 224
@@ -48,6 +50,8 @@ class Bench:
     """Images a second that a GPU trains on: says how many cores feed it."""
     json_out: Path | None = None
     """Also write the figures to this file."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Remote shards."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -59,7 +63,8 @@ class Bench:
 
 def run_bench(options: Bench, *, console: Console) -> None:
     """Measure, and say it."""
-    figures = measure(open_shards(options.shards), num_images=options.images, size=options.size, decode=options.decode)
+    shards = open_shards(options.shards, cache=options.cache)
+    figures = measure(shards, num_images=options.images, size=options.size, decode=options.decode)
     figures |= cores_needed(figures, gpu_images_per_s=options.gpu_images_per_s)
     if options.json_out is not None:
         options.json_out.write_text(json.dumps(figures, indent=1))

@@ -66,6 +66,11 @@ def test_scenes_are_written_checked_and_shown(run, tmp_path):
         assert sheet.format == "PNG"
 
 
+def test_shards_are_measured_as_the_page_on_data_says(run, write):
+    said = run("bench", write(4).folder, "--images", 4, "--size", 24)
+    assert "images/s per core to 24 px" in said.out
+
+
 def test_without_a_held_out_share_the_folder_itself_holds_the_shards(run, tmp_path, picture):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(picture(0))
