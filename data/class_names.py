@@ -33,7 +33,7 @@ def read_class_names(path: Path) -> list[str]:
 def _from_json(text: str, *, path: Path) -> list[str]:
     try:
         tree: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if isinstance(tree, dict) and isinstance(tree.get("classes"), list | dict):
         tree = tree["classes"]

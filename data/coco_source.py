@@ -118,7 +118,7 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Annot
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures]
         names = [str(picture["file_name"]) for picture in pictures]
         classes = tuple(str(category["name"]) for category in categories)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is no COCO instances file: {type(error).__name__}: {error}") from error
     folder = images or _image_folder(path, first=names[0])
     return AnnotatedImages(

@@ -72,6 +72,8 @@ def find_tars(source: Path, *, pattern: str) -> list[Path]:
     """Return the tars of a folder in the order of their names."""
     if not source.is_dir():
         raise ValueError(f"expected a folder with tar shards, but {source} is no folder")
+    if Path(pattern).is_absolute():
+        raise ValueError(f"--pattern is of names in {source}, such as 'train-*.tar', got {pattern!r}")
     tars = sorted(path for path in source.glob(pattern) if path.is_file())
     if not tars:
         others = sorted(path.name for path in source.iterdir())[:5]

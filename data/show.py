@@ -21,6 +21,8 @@ def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: in
         raise ValueError(
             f"a contact sheet needs at least one picture, column and pixel; got {count}, {columns}, {tile_px}"
         )
+    if not shards.num_samples:
+        raise ValueError(f"the manifest of {shards.folder} names no sample to show")
     samples = _random_samples(shards, count=count, seed=seed)
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)

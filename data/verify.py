@@ -93,6 +93,8 @@ def verify(
     checked = in_order(_file_problem, manifest.shards, state=state, processes=min(processes, len(manifest.shards)))
     problems = list(checked)
     findings.problems += [problem for problem in problems if problem]
+    if not manifest.num_samples:
+        findings.problems.append("the manifest names no sample")
     sound = [number for number, problem in enumerate(problems) if problem is None]
     findings.num_digests = len(sound) if digests else 0
     sound = [number for number in sound if _opens(shards, number, findings)]

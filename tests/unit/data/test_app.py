@@ -66,6 +66,25 @@ def test_scenes_are_written_checked_and_shown(run, tmp_path):
         assert sheet.format == "PNG"
 
 
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_a_manifest_without_samples_is_an_error(run, tmp_path, command):
+    (tmp_path / "manifest.json").write_text('{"format": 1, "classes": null, "shards": []}')
+    assert "names no sample" in run(command, "--shards", tmp_path, code=1).err
+
+
+def test_json_that_nests_without_end_and_patterns_elsewhere_are_one_line(run, tmp_path, picture):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "list.csv").write_text("path,label\na.jpg,0\n")
+    out = ("--out", tmp_path / "out")
+    said = run("write", "--source", tmp_path / "deep.json", *out, code=1)
+    assert "deep.json is no COCO instances file" in said.err
+    said = run("write", "--source", tmp_path / "list.csv", "--classes", tmp_path / "deep.json", *out, code=1)
+    assert "deep.json is no JSON" in said.err
+    said = run("index", "--source", tmp_path, "--pattern", "/etc/*", *out, code=1)
+    assert "--pattern is of names in" in said.err
+
+
 def test_shards_are_measured_as_the_page_on_data_says(run, write):
     said = run("bench", write(4).folder, "--images", 4, "--size", 24)
     assert "images/s per core to 24 px" in said.out
