@@ -155,8 +155,9 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
         logger.info("%s: resized %s", folder, change)
     _check_complete(state, target, where=f"{folder} ({info.architecture}, {info.model_args}) as {kwargs}")
     if kwargs.get("num_classes", info.num_classes) not in (0, info.num_classes):
-        held = {name.partition(".")[0] for name in target.state_dict() if is_classifier(name, target)}
-        logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(held)))
+        head = {name.rpartition(".")[0] for name in target.state_dict() if is_classifier(name, target)}
+        new = [layer for layer in head if layer in classifiers(target) or f"{layer}.weight" not in state]
+        logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(new)))
     model = timm.create_model(
         f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
     )
@@ -202,8 +203,8 @@ def classifiers(model: nn.Module) -> tuple[str, ...]:
 
 
 def is_classifier(name: str, model: nn.Module) -> bool:
-    """Return whether the tensor ``name`` belongs to a classification layer."""
-    return any(name.startswith(layer + ".") for layer in classifiers(model))
+    """Return whether the tensor ``name`` belongs to a classification layer, or to one that is there for its sake."""
+    return any(name.startswith(layer + ".") for layer in (*classifiers(model), *getattr(model, "head_layers", ())))
 
 
 def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> dict[str, Tensor]:

@@ -55,6 +55,9 @@ class SecViT(nn.Module):
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
     """
 
+    head_layers = ("proj", "norm")
+    """Layers that exist for the classifier only: without one they go, with a new one they start anew."""
+
     def __init__(
         self,
         *,
@@ -261,7 +264,7 @@ default_cfgs = generate_default_cfgs(
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "first_conv": "patch_embed.proj.0",
-            "classifier": ("proj", "norm", "head"),
+            "classifier": "head",
         }
         for name in _VARIANTS
     }

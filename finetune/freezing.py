@@ -5,11 +5,11 @@ from typing import Any, Literal, cast
 from timm.models import group_parameters
 from torch import nn
 
-from finetune.head import classifier_name
+from backbones.handoff import is_classifier
 
 
 def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> None:
-    """Freeze nothing, all but the classifier, or the stem and the first ``what`` stages.
+    """Freeze nothing, all but the head, or the stem and the first ``what`` stages.
 
     Stages are what timm's ``group_matcher`` counts; for networks without stages these are blocks.
 
@@ -18,15 +18,14 @@ def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> No
     """
     if what == "none":
         return
-    head = classifier_name(network)
     stages = stage_numbers(network)
-    last = max((n for name, n in stages.items() if not name.startswith(f"{head}.")), default=0)
+    last = max((n for name, n in stages.items() if not is_classifier(name, network)), default=0)
     if isinstance(what, int) and what >= last:
         raise ValueError(
             f"task.freeze asks for {what} stages, {type(network).__name__} has {last - 1}; use backbone for all"
         )
     for name, parameter in network.named_parameters():
-        in_backbone = not name.startswith(f"{head}.")
+        in_backbone = not is_classifier(name, network)
         if in_backbone and (what == "backbone" or stages[name] <= what):
             parameter.requires_grad_(False)
 

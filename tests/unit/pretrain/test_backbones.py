@@ -18,6 +18,7 @@ BACKBONES = {
     "vit": {"name": "vit_tiny_patch16_224", "embed_dim": 32, "depths": (2,), "num_heads": (2,), "window": None},
     "twins": {**WIDTHS, "name": "twins_svt_small", "depths": (2, 2, 2, 2), "window": 2},
     "convnext": {**WIDTHS, "name": "convnext_tiny", "num_heads": None},
+    "secvit": {**WIDTHS, "name": "secvit_tiny"},
     "xformer": {
         **WIDTHS,
         "name": "xformer",
