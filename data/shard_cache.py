@@ -98,7 +98,7 @@ class ShardCache:
             return True
         try:
             self._fetch(file, wait_s=0)
-        except _HeldByAnotherError:
+        except HeldByAnotherError:
             return False
         return True
 
@@ -129,7 +129,7 @@ class ShardCache:
         while not _lock(descriptor, fcntl.LOCK_SH):
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                raise _HeldByAnotherError(f"another process of this node holds {self.path(file)}")
+                raise HeldByAnotherError(f"another process of this node holds {self.path(file)}")
             time.sleep(POLL_S)
 
     def _fetch(self, file: CachedFile, *, wait_s: float) -> None:
@@ -221,7 +221,7 @@ class ShardCache:
             ) from error
 
 
-class _HeldByAnotherError(GaveUpError):
+class HeldByAnotherError(GaveUpError):
     """A lock that another process holds."""
 
 
@@ -231,7 +231,10 @@ def _held(path: Path, *, wait_s: float, what: str, keep: bool = False) -> Iterat
     deadline = time.monotonic() + wait_s
     while (descriptor := _try_lock(path)) is None:
         if time.monotonic() >= deadline:
-            raise _HeldByAnotherError(f"another process of this node has been at {what} for {wait_s:.0f} s ({path})")
+            raise HeldByAnotherError(
+                f"another process of this node has been at {what} for {wait_s:.0f} s without an end; gave up after that time "
+                f"(data.cache.give-up-s is the limit, {path} the lock): see whether the server answers and the disk is well"
+            )
         time.sleep(POLL_S)
     try:
         yield
