@@ -8,6 +8,7 @@ outlive its program. A table, then one JSON line; exit code 1 where a promise is
 """
 
 import argparse
+import resource
 import shutil
 import sys
 import tempfile
@@ -70,7 +71,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(outcomes)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures: dict[str, Any] = {"machine": machine(), "seconds": round(time.monotonic() - start, 1)}
+    figures["cpu_seconds"] = round(used.ru_utime + used.ru_stime, 1)
     figures["drills"] = {
         outcome.name: {"kept": outcome.kept, "seconds": round(outcome.seconds, 1), "words": outcome.words}
         for outcome in outcomes

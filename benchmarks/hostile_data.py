@@ -57,7 +57,7 @@ def pipe_url(drill: Drill) -> str:
     drill.data("verify", "--shards", words).expect_error("pipe: cannot be read")
     drill.data("write", "--source", words, "--out", drill.folder / "written").expect_error("pipe:")
     shards = _rename_shards(drill, words)
-    drill.pretrain(shards).expect_error("pipe: cannot be read")
+    drill.data("bench", shards).expect_error("pipe: cannot be read")
     with FaultyServer(shards) as server:
         drill.data("verify", "--shards", server.url, "--cache.folder", drill.folder / "cache").expect_error(
             "pipe: cannot be read"
