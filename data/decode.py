@@ -17,12 +17,13 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from data.jpeg import START, Frame, decode_upper, exif_orientation, read_segments
+from data.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards import Sample
 
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
+MAX_SCANS = 100  # progressive JPEGs have about ten; a scan of 31 bytes costs a pass over all pixels
 PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 T = TypeVar("T")
@@ -152,7 +153,9 @@ def _replacement(
 
 
 def _jpeg_header(data: bytes) -> Header:
-    frame, orientation = read_segments(data)
+    frame, orientation, one_scan = read_segments(data)
+    if not one_scan and (scans := num_scans(data)) > MAX_SCANS:
+        raise BadImage(f"JPEG of {scans} scans, of which {MAX_SCANS} are decoded at most")
     height, width = (frame.height, frame.width) if frame is not None else _decoders_size(data)
     if orientation >= 5:
         height, width = width, height

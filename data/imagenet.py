@@ -9,6 +9,7 @@ Class numbers are ranks of the wnids in sorted order, which is what timm and tor
 
 import csv
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from data.preparation import Preparation
 from data.reshard import StoredSamples, stored_samples
 from data.shard_scan import describe_shard, scan_tar
 from data.sources import Source
+
+logger = logging.getLogger(__name__)
 
 KAGGLE_LIST = "LOC_val_solution.csv"
 LEVELS_ABOVE = 4  # the folder that holds it also holds ILSVRC/Data/CLS-LOC/val
@@ -152,5 +155,8 @@ def _from_tars(
 
 def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
     tar, label = labelled
-    entries = [dataclasses.replace(entry, label=label) for entry in scan_tar(tar).entries]
+    scan = scan_tar(tar)
+    for reason, count in scan.ignored.most_common(3):
+        logger.warning("%s: passed over %d x %s", tar.name, count, reason)
+    entries = [dataclasses.replace(entry, label=label) for entry in scan.entries]
     return describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)

@@ -182,10 +182,20 @@ def _sound_lines(out: Path) -> Iterator[dict[str, Any]]:
 def _lock_empty(out: Path) -> int:
     """Make the folder and lock it, unless it holds what no killed writer can have left."""
     out.mkdir(parents=True, exist_ok=True)
+    _refuse_finished(out)
+    _refuse_strangers(out)
+    descriptor = _lock(out)
+    try:
+        _refuse_finished(out)  # by a writer that held the lock until now
+    except ValueError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_finished(out: Path) -> None:
     if (out / MANIFEST_NAME).exists():
         raise ValueError(f"{out} already holds shards; delete it or choose another --out")
-    _refuse_strangers(out)
-    return _lock(out)
 
 
 def _refuse_strangers(out: Path) -> None:

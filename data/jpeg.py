@@ -19,6 +19,7 @@ END = b"\xff\xd9"
 ORIENTATION_TAG = 0x0112
 
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all with Huffman codes
+_PROGRESSIVE = 0xC2
 _SCAN = 0xDA
 _WITHOUT_SIZE = (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # stuffing, restart, start and end markers
 _BITS = 8
@@ -43,6 +44,8 @@ class Segments(NamedTuple):
     """None where it is not of a kind that can be cut short."""
     orientation: int
     """EXIF orientation, 1 (upright) to 8."""
+    one_scan: bool
+    """Whether a decoder certainly goes through the coded data once only."""
 
 
 def read_segments(data: bytes) -> Segments:
@@ -51,7 +54,7 @@ def read_segments(data: bytes) -> Segments:
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == _SCAN:
-            return Segments(frame=frame, orientation=orientation)
+            return Segments(frame=frame, orientation=orientation, one_scan=_is_one_scan(data, frame, scan=place))
         if marker in _WITHOUT_SIZE or size < 2:
             break
         if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
@@ -59,7 +62,12 @@ def read_segments(data: bytes) -> Segments:
         elif marker in _FRAMES:
             frame = _frame(data, place=place + 5, end=place + 2 + size)
         place += 2 + size
-    return Segments(frame=None, orientation=orientation)
+    return Segments(frame=None, orientation=orientation, one_scan=False)
+
+
+def num_scans(data: bytes) -> int:
+    """Return how many scans a JPEG may hold, each of which costs a pass over all its pixels."""
+    return data.count(b"\xff\xda")
 
 
 def exif_orientation(segment: bytes) -> int:
@@ -90,6 +98,11 @@ def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> 
         )
     except Exception:  # its errors on hostile bytes are not only ValueErrors
         return None
+
+
+def _is_one_scan(data: bytes, frame: Frame | None, *, scan: int) -> bool:
+    """Return whether the frame is not progressive and the scan at ``scan`` holds all its components."""
+    return frame is not None and data[frame.place - 4] != _PROGRESSIVE and data[scan + 4] == data[frame.place + 4]
 
 
 def _frame(data: bytes, *, place: int, end: int) -> Frame | None:

@@ -34,9 +34,7 @@ def prefetching(shards: ShardSet, upcoming: Iterable[IntArray], *, ahead: int) -
         yield lambda: 0
         return
     permits, fetched = multiprocessing.Semaphore(ahead), multiprocessing.RawValue("Q", 0)
-    process = multiprocessing.Process(
-        target=_fetch_ahead, args=(shards, upcoming, permits, fetched, os.getpid()), daemon=True
-    )
+    process = multiprocessing.Process(target=_fetch_ahead, args=(shards, upcoming, permits, fetched), daemon=True)
     process.start()
     said = 0
 
@@ -53,14 +51,21 @@ def prefetching(shards: ShardSet, upcoming: Iterable[IntArray], *, ahead: int) -
         process.join()
 
 
-def _fetch_ahead(shards: ShardSet, upcoming: Iterable[IntArray], permits: Any, fetched: Any, parent: int) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # those are the trainer's; SIGTERM may end this
+def _fetch_ahead(shards: ShardSet, upcoming: Iterable[IntArray], permits: Any, fetched: Any) -> None:
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ):  # the trainer's: it ends this with SIGKILL
         signal.signal(number, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
     asked: dict[int, Future[None]] = {}
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         for rows in upcoming:
             while not permits.acquire(timeout=PARENT_CHECK_S):
-                if os.getppid() != parent:
+                if not trainer.is_alive():
                     os._exit(0)
             fetched.value = shards.cache.fetched_bytes
             for shard in dict.fromkeys(rows[:, 0].tolist()):

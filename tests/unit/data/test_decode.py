@@ -97,6 +97,21 @@ def test_image_bombs_are_refused_from_their_header(picture):
         decode_rgb(picture(0), max_pixels=2000)
 
 
+@pytest.mark.parametrize("progressive", [True, False])
+def test_jpegs_of_very_many_scans_are_refused_before_decoding(progressive):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", progressive=progressive)
+    data = file.getvalue()
+    assert decode_rgb(data).shape == (64, 64, 3)
+    bomb = data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 200 + data[-2:]
+    if not progressive:  # a decoder stops after the one scan that holds all components, unless the first lacks some
+        scan = data.index(b"\xff\xda")
+        bomb = bomb[: scan + 4] + b"\x01" + bomb[scan + 5 :]
+    with pytest.raises(BadImage, match=r"JPEG of 2\d\d scans, of which 100 are decoded at most"):
+        decode_rgb(bomb)
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_bad(picture, format):  # noqa: A002
     data = picture(2, format=format)
