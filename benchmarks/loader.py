@@ -57,6 +57,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"machine": machine() | _versions(), "load": os.getloadavg()[0], "count": options.count}
+    figures["parts_not_run"] = [part for part in PARTS if part not in options.parts]
     goals: list[Goal] = []
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: _files(options.data / folder / "images") for name, (folder, _) in SETS.items()}
@@ -188,7 +189,7 @@ def _clocked(batches: Iterator[Any]) -> float:
 def _speed_goals(name: str, figures: dict[str, Any], *, goal: float) -> list[Goal]:
     goals: list[Goal] = []
     ratios = figures.get("times_as_long_as_ours", {})
-    for rival in ("torchvision", "webdataset"):
+    for rival in ("torchvision", "webdataset", "torchvision bilinear", "webdataset bilinear"):
         if rival in ratios:
             goals.append(Goal(name=f"ours over {rival}, {name}", value=ratios[rival], at_least=goal))
     if "by_workers_images_per_s" in figures:
