@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from backbones.handoff import CONFIG, load_backbone, skeleton
-from backbones.sec_attention import SecAttention, cluster_slots, num_clusters_for, similarity
+from backbones.sec_attention import SecAttention, cluster_slots, num_clusters_for, rotate, similarity
 from backbones.token_grid import TokenGrid
 
 
@@ -81,15 +81,9 @@ def _clusters(attn: SecAttention, x: Tensor, grid: TokenGrid, turn: Tensor | Non
         return None
     q, k, _ = attn.qkv(x[:1]).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
     if turn is not None:
-        q, k = _turned(q, turn), _turned(k, turn)
+        q, k = rotate(q, turn), rotate(k, turn)
     order = similarity(q, k, global_token=attn.global_token).argsort(dim=-1, stable=True)[0]
     slots = cluster_slots(x.shape[1], number, device=x.device)
     of_rank = slots.slot // (slots.rank.numel() // number)
     cluster = torch.empty_like(order).scatter_(1, order, of_rank.expand_as(order))
     return Clusters(cluster=cluster.unflatten(1, grid.tile).cpu().numpy(), number=number)
-
-
-def _turned(x: Float[Tensor, "b n h d"], turn: Tensor) -> Float[Tensor, "b n h d"]:
-    """Give queries or keys their rotary positions."""
-    pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn[:, None]).flatten(-2)

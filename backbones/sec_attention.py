@@ -187,7 +187,7 @@ class _Turned(torch.autograd.Function):
         ctx.save_for_backward(turn)
         ctx.dtype = qkv.dtype
         q, k, v = qkv.unbind(2)
-        return _rotate(q, turn), _rotate(k, turn), v.contiguous()
+        return rotate(q, turn), rotate(k, turn), v.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -195,11 +195,12 @@ class _Turned(torch.autograd.Function):
         grad_q, grad_k, grad_v = grads
         batch, tokens, heads, dim = grad_v.shape
         grad = grad_v.new_empty(batch, tokens, 3, heads, dim, dtype=ctx.dtype)
-        grad[:, :, 0], grad[:, :, 1], grad[:, :, 2] = _rotate(grad_q, turn.conj()), _rotate(grad_k, turn.conj()), grad_v
+        grad[:, :, 0], grad[:, :, 1], grad[:, :, 2] = rotate(grad_q, turn.conj()), rotate(grad_k, turn.conj()), grad_v
         return grad, None
 
 
-def _rotate(x: Float[Tensor, "b n h d"], turn: Tensor) -> Float[Tensor, "b n h d"]:
+def rotate(x: Float[Tensor, "b n h d"], turn: Tensor) -> Float[Tensor, "b n h d"]:
+    """Return queries or keys with their pairs of features turned, in fp32 or better."""
     pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
 

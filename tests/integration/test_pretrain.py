@@ -32,12 +32,12 @@ def start(*command: str, timeout_s: int = 150) -> subprocess.CompletedProcess[st
     )
 
 
-def launch(*words: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(*words: str, processes: int = 2, timeout_s: int = 150) -> subprocess.CompletedProcess[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     more = ("--num_processes", str(processes), "--main_process_port", port)
-    return start(*ACCELERATE, *more, "pretrain/main.py", *words)
+    return start(*ACCELERATE, *more, "pretrain/main.py", *words, timeout_s=timeout_s)
 
 
 @pytest.fixture(scope="module")
