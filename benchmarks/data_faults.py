@@ -10,6 +10,7 @@ outlive its program. A table, then one JSON line; exit code 1 where a promise is
 import argparse
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=list(names), metavar="DRILL", help=", ".join(names))
     parser.add_argument("--no-goal", action="store_true", help="only measure")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that what was mounted and started is put away
     folder = Path(tempfile.mkdtemp(prefix="data-faults-"))
     start = time.monotonic()
     try:

@@ -1,5 +1,6 @@
 """One fault drill: a folder of its own, programs run in it as a user runs them, and what they must have left behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -151,7 +152,12 @@ class Drill:
                 stderr=errors,
                 start_new_session=True,
             )
-            code, peak_mib = self._wait(process)
+            try:
+                code, peak_mib = self._wait(process)
+            except BaseException:
+                _kill_session(process.pid)
+                process.wait()
+                raise
         seconds = time.monotonic() - start
         self._expect_no_process_left(process.pid)
         expect(not self.canary.exists(), "code of the data was run")
@@ -166,9 +172,6 @@ class Drill:
                 process.returncode = os.waitstatus_to_exitcode(status)
                 return process.returncode, usage.ru_maxrss / 2**10
             time.sleep(POLL_S)
-        for left in _session(process.pid):
-            os.kill(left, signal.SIGKILL)
-        process.wait()
         said = (self.folder / "stderr").read_text()[-2000:]
         raise Missed(f"it did not end within the {LIMIT_S:.0f} s of a drill: {said}")
 
@@ -176,8 +179,7 @@ class Drill:
         deadline = time.monotonic() + GRACE_S
         while left := _session(session):
             if time.monotonic() > deadline:
-                for pid in left:
-                    os.kill(pid, signal.SIGKILL)
+                _kill_session(session)
                 raise Missed(f"{len(left)} processes outlived the program")
             time.sleep(POLL_S)
 
@@ -190,6 +192,13 @@ def expect(holds: bool, otherwise: str) -> None:
     """
     if not holds:
         raise Missed(otherwise)
+
+
+def _kill_session(number: int) -> None:
+    """Kill the processes of a session that this program started."""
+    for pid in _session(number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _session(number: int) -> list[int]:
