@@ -1,4 +1,4 @@
-"""What do SecViT and its visible tokens cost? ``python benchmarks/backbones.py``.
+"""What do SecViT and its visible tokens cost? ``python benchmarks/secvit.py``.
 
 Ours is compared with a straightforward implementation of the published listing (``plain_secvit.py``), inference and
 training step; the step on visible tokens with the dense one, beside the ceiling by multiply-accumulates and the ratio
@@ -219,3 +219,7 @@ def _macs(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(images)
     return counter.get_total_flops() // 2
+
+
+if __name__ == "__main__":
+    main()
