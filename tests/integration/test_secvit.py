@@ -41,9 +41,7 @@ def test_two_processes_under_deepspeed_learn_from_photographs(words, tmp_path):
 
 def test_two_processes_equal_one(words, tmp_path):
     few = ("--optimizer.steps", "3", "--report.every-steps", "1", "--optimizer.warmup-steps", "1")
-    one = start(
-        sys.executable, "pretrain/main.py", *words, *few, "--run.folder", str(tmp_path / "one"), timeout_s=600
-    )
+    one = start(sys.executable, "pretrain/main.py", *words, *few, "--run.folder", str(tmp_path / "one"), timeout_s=600)
     assert one.returncode == 0, one.stderr[-3000:]
     two = launch(*words, *few, "--run.folder", str(tmp_path / "two"), timeout_s=600)
     assert two.returncode == 0, two.stderr[-3000:]

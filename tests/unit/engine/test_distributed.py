@@ -15,7 +15,6 @@ from engine.deepspeed_zero import zero_config
 from engine.distributed import Engine
 from engine.ownership import share_evenly
 
-
 EPS = 1e-3  # a bias before BatchNorm has no gradient but rounding, which a small epsilon would blow up to whole steps
 
 
