@@ -96,6 +96,11 @@ def _xformer_widths(width: int) -> dict[str, Any]:
     }
 
 
+def _without_windows(sizes: dict[str, Any]) -> dict[str, Any]:
+    _refuse(sizes, "window_size", option="window", family="a backbone with attention in clusters")
+    return sizes
+
+
 def _doubled(width: int) -> tuple[int, ...]:
     """Return the widths of stages that double from one to the next."""
     return tuple(width * 2**stage for stage in range(NUM_STAGES))
@@ -106,8 +111,11 @@ def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> Non
         raise ValueError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
 
+_SEC_PARTS = frozenset({"cpe", "lce", "rope", "clusters", "global_token"})
 _SEC_FAMILIES: dict[str, frozenset[str]] = {
     "secvit": frozenset(vars(SecConfig())),
+    "sec_swin": _SEC_PARTS,
+    "faster_vit": _SEC_PARTS,
 }
 """The options of `SecConfig` that a family has."""
 
@@ -116,4 +124,6 @@ _FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "twins": _twins,
     "convnext": _convnext,
     "xformer": _xformer,
+    "sec_swin": _without_windows,
+    "faster_vit": _without_windows,
 }

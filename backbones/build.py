@@ -18,8 +18,8 @@ from backbones.convnext import CONVNEXT
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.secvit import SecViT
-from backbones.secvit_visible import SECVIT
+from backbones.sec_network import SecNetwork
+from backbones.sec_visible import SEC
 from backbones.swin import SWIN
 from backbones.swin_v2 import SWIN_V2
 from backbones.twins import TWINS
@@ -36,7 +36,7 @@ REGISTRY: dict[type[nn.Module], Pretrainable] = {
     Twins: TWINS,
     ConvNeXt: CONVNEXT,
     XFormer: XFORMER,
-    SecViT: SECVIT,
+    SecNetwork: SEC,
 }
 """The classes that can be pretrained, and how each runs on visible tokens."""
 

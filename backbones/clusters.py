@@ -69,7 +69,7 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
     for hook in hooks:
         hook.remove()
     if not found:
-        raise ValueError(f"{type(model).__name__} has no attention in clusters; choose a network such as secvit_tiny")
+        raise ValueError("this network has no attention in clusters; choose a network such as secvit_tiny")
     return list(found.values())
 
 

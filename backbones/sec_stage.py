@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.sec_attention import SecAttention, rotation
-from backbones.submanifold import convolution, depthwise
+from backbones.submanifold import depthwise, normed_convolution
 from backbones.token_grid import TokenGrid
 
 NORM_EPS = 1e-6
@@ -22,14 +22,21 @@ LAYER_SCALE = 1e-6
 
 
 class SecStage(nn.Module):
-    """Downsampling, but in the first stage, and blocks."""
+    """Downsampling, but in the first stage, and blocks; ``block`` are further arguments of these."""
 
     def __init__(
-        self, dim: int, *, in_dim: int | None, num_heads: int, drop_paths: Sequence[float], rope: bool, **block: Any
+        self,
+        dim: int,
+        *,
+        downsample: nn.Module | None,
+        num_heads: int,
+        drop_paths: Sequence[float],
+        rope: bool,
+        **block: Any,
     ) -> None:
         super().__init__()
         self.head_dim, self.rope = dim // num_heads, rope
-        self.downsample = Downsample(in_dim, dim) if in_dim is not None else None
+        self.downsample = downsample
         self.blocks = nn.ModuleList(SecBlock(dim, num_heads=num_heads, drop_path=rate, **block) for rate in drop_paths)
 
     def forward(
@@ -62,13 +69,14 @@ class SecBlock(nn.Module):
         mlp_ratio: float,
         mlp_conv: bool,
         scaled: bool,
+        norm_eps: float = NORM_EPS,
         **attention: Any,
     ) -> None:
         super().__init__()
         self.pos = _depthwise3(dim) if cpe else None
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = SecAttention(dim, num_heads=num_heads, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.ffn = ConvMlp(dim, int(dim * mlp_ratio), conv=mlp_conv)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.gamma_1, self.gamma_2 = (
@@ -100,7 +108,7 @@ class ConvMlp(nn.Module):
         return self.fc2(x)
 
 
-class Downsample(nn.Module):
+class ConvDownsample(nn.Module):
     """3x3 convolution of stride 2 and a norm."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
@@ -110,7 +118,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
         """Return the tokens of ``grid``, of half the resolution of ``above``."""
-        return grid.tokens(self.norm(convolution(self.reduction, x, above)), len(x))
+        return grid.tokens(normed_convolution(self.reduction, self.norm, x, above), len(x))
 
 
 class ConvStem(nn.Module):
@@ -131,11 +139,11 @@ class ConvStem(nn.Module):
     def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
         """Return the tokens of the third level, from the pixels of the first."""
         whole, half, quarter = levels[:3]
-        x = pixels
+        x, proj = pixels, list(self.proj)
         for i, (above, below) in enumerate(((whole, half), (half, half), (half, half), (half, quarter))):
-            conv, *rest = self.proj[3 * i : 3 * i + 3]
-            maps = convolution(conv, x, above)  # pyright: ignore[reportArgumentType]
-            x = below.tokens(nn.Sequential(*rest)(maps), len(x))
+            conv, norm, *act = proj[3 * i : 3 * i + 3]
+            maps = normed_convolution(conv, norm, x, above)  # pyright: ignore[reportArgumentType]
+            x = below.tokens(act[0](maps) if act else maps, len(x))
         return x
 
 
@@ -152,13 +160,28 @@ class PatchStem(nn.Module):
         Raises:
             ValueError: the image's sides are no multiples of 4.
         """
-        height, width = levels[0].tile
-        if height % 4 or width % 4:
-            raise ValueError(f"a stem of 4x4 patches takes images of multiples of 4 pixels, got {height}x{width}")
+        check_patches(levels[0])
         return levels[2].tokens(self.proj(levels[0].maps(pixels)), len(pixels))
 
 
 STEMS: dict[str, Any] = {"conv": ConvStem, "patch": PatchStem}
+
+
+def check_patches(pixels: TokenGrid) -> None:
+    """Refuse images that patches of 4x4 pixels do not divide.
+
+    Raises:
+        ValueError: they do not.
+    """
+    height, width = pixels.tile
+    if height % 4 or width % 4:
+        raise ValueError(f"a stem of 4x4 patches takes images of multiples of 4 pixels, got {height}x{width}")
+
+
+def rising(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return the stochastic depth of the blocks of each stage, rising linearly from 0 to ``last``."""
+    rates = iter(last * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
+    return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def _depthwise3(dim: int) -> nn.Conv2d:

@@ -39,6 +39,23 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
     return F.conv2d(halo, conv.weight, conv.bias, stride=stride, padding=padding, groups=conv.groups)
 
 
+def normed_convolution(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Float[Tensor, "b n c"], grid: TokenGrid
+) -> Float[Tensor, "bm d p q"]:
+    """Return :func:`convolution` and its BatchNorm, over the places that there are; in evaluation as one convolution."""
+    if norm.training:
+        return norm(convolution(conv, x, grid))
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    bias = 0 if conv.bias is None else conv.bias
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    halo, padding = grid.halo(x, conv.kernel_size[0] // 2)
+    weight, bias = conv.weight * scale[:, None, None, None], norm.bias + (bias - mean) * scale
+    stride: Any = conv.stride
+    return F.conv2d(halo, weight, bias, stride=stride, padding=padding, groups=conv.groups)
+
+
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     if device == "meta":  # where sizes are counted, and nothing is computed

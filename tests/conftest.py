@@ -8,11 +8,14 @@ from jaxtyping import install_import_hook
 
 SHAPED = (
     "backbones.convnext",
+    "backbones.faster_vit",
     "backbones.positions",
     "backbones.sec_attention",
+    "backbones.sec_network",
     "backbones.sec_stage",
+    "backbones.sec_swin",
+    "backbones.sec_visible",
     "backbones.secvit",
-    "backbones.secvit_visible",
     "backbones.submanifold",
     "backbones.token_grid",
     "backbones.twins",

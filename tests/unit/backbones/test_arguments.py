@@ -12,6 +12,8 @@ SIZES = {
     "twins_svt_small": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 8), "window": 4},
     "convnext_tiny": {"embed_dim": 16, "depths": (1, 2, 1, 1)},
     "xformer": {"embed_dim": 16, "depths": (1, 2, 1)},
+    "sec_swin_tiny": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4)},
+    "sec_faster_vit_0": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4)},
     "secvit_tiny": {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4), "window": 4},
 }
 
@@ -23,7 +25,9 @@ def test_timm_makes_the_sizes_asked_for(name):
     assert model.feature_info[0]["num_chs"] == sizes["embed_dim"]
     attentions = [module for path, module in model.named_modules() if path.endswith("attn")]
     if "num_heads" in sizes:
-        assert {attn.num_heads for attn in attentions} == set(sizes["num_heads"])
+        assert {attn.num_heads for attn in attentions} == set(
+            sizes["num_heads"][-2:] if "faster" in name else sizes["num_heads"]
+        )
     if name.startswith("vit"):
         assert len(model.blocks) == 3
 
@@ -61,3 +65,5 @@ def test_options_of_sec_reach_secvit_and_are_refused_elsewhere():
     }
     with pytest.raises(ValueError, match=r"backbone.sec.global-token: swin_tiny_\S+ has no such option; leave it out"):
         timm_arguments(BackboneConfig(name="swin_tiny_patch4_window7_224", sec=SecConfig(global_token="q")))
+    with pytest.raises(ValueError, match=r"backbone.sec.stem, backbone.sec.version: sec_swin_tiny has no such option"):
+        timm_arguments(BackboneConfig(name="sec_swin_tiny", sec=SecConfig(version=2, stem="conv", rope=True)))

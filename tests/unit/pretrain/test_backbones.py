@@ -19,6 +19,8 @@ BACKBONES = {
     "twins": {**WIDTHS, "name": "twins_svt_small", "depths": (2, 2, 2, 2), "window": 2},
     "convnext": {**WIDTHS, "name": "convnext_tiny", "num_heads": None},
     "secvit": {**WIDTHS, "name": "secvit_tiny"},
+    "sec_swin": {**WIDTHS, "name": "sec_swin_tiny"},
+    "sec_faster_vit": {**WIDTHS, "name": "sec_faster_vit_0"},
     "xformer": {
         **WIDTHS,
         "name": "xformer",

@@ -1,4 +1,4 @@
-"""Proofs that any backbone on visible tokens must pass, for SecViT; in float64, where near-ties cannot break a sort."""
+"""Proofs that any backbone on visible tokens must pass, for the SEC backbones; in float64, where near-ties cannot break a sort."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from backbones.visible import build_layout
 from engine.batch_norm import commit_step_statistics, step_batch_norm
 from tests.unit.backbones.test_secvit import ABLATIONS, images, small
 
+NAMES = ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"]
 SIZES = [(64, 64), (96, 160), (160, 64)]
 
 
@@ -81,10 +82,11 @@ def _dense_block(block, x, keep, *, rope):
     return x + maps(block.ffn.fc2(tokens(y)))
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("training", [False, True])
-def test_everything_visible_equals_the_dense_forward_and_its_gradient(size, training):
-    model = small(img_size=size).train(training)
+def test_everything_visible_equals_the_dense_forward_and_its_gradient(name, size, training):
+    model = small(name, img_size=size).train(training)
     layout, _ = layout_for(model, np.ones(layout_spec(model).units, dtype=bool))
     found = []
     for forward in (lambda x: model.forward_features(x).flatten(2).mT, lambda x: forward_visible(model, x, layout)):
@@ -113,11 +115,16 @@ def test_masked_forward_and_gradient_equal_dense_maps_without_the_masked_tokens(
         assert (g - e).abs().max() <= 1e-10 * max(1, e.abs().max()), name
 
 
-@pytest.mark.parametrize("options", [{}, *ABLATIONS.values()], ids=["as published", *ABLATIONS])
+OPTIONS = [("secvit_tiny", options) for options in ABLATIONS.values()] + [
+    (name, options) for name in NAMES for options in ({}, {"lce": True, "cpe": True, "rope": True})
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("ratio", [0.5, 0.75])
-def test_masked_pixels_change_exactly_nothing(options, ratio):
+def test_masked_pixels_change_exactly_nothing(name, options, ratio):
     """Not even where they are no numbers, and not through the stem, whose last layer reads 7 pixels over a unit's edge."""
-    model = small(img_size=(96, 160), **options).float().train()
+    model = small(name, img_size=(96, 160), **options).float().train()
     layout, visible = layout_for(model, ratio=ratio)
     x = images(96, 160).float()
     pixels = visible.repeat_interleave(32, 0).repeat_interleave(32, 1)
@@ -163,8 +170,9 @@ def test_recomputing_blocks_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_dense_way_sees_no_masked_pixel_and_all_units():
-    model = small(img_size=(64, 96))
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_way_sees_no_masked_pixel_and_all_units(name):
+    model = small(name, img_size=(64, 96))
     visible = torch.tensor([[True, False, True], [False, False, True]])
     token = torch.randn(1, 1, 1, mask_token_dim(model), dtype=torch.float64)
     x = images(64, 96)

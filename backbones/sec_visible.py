@@ -1,4 +1,4 @@
-"""SecViT on visible tokens only: the same modules, on grids whose tiles are the visible mask units.
+"""The SEC backbones on visible tokens only: the same modules, on grids whose tiles are the visible mask units.
 
 Only the pixels of visible units enter. Convolutions are submanifold in every layer, the stem's too: what is masked
 counts as zero, like what lies outside the image. BatchNorm sees visible positions, clusters are of visible tokens.
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.secvit import SecViT, dense_levels
+from backbones.sec_network import SecNetwork, dense_levels, dense_pixels
 from backbones.token_grid import UNIT, GridSpec, tile_levels
 from backbones.visible import LayoutSpec, VisibleLayout
 from backbones.visible_tokens import token_map
@@ -20,8 +20,8 @@ STEM_REACH, STAGE_REACH = 1, 2
 """Tokens around a tile that 3x3 and 5x5 convolutions read."""
 
 
-def secvit_spec(model: SecViT) -> LayoutSpec:
-    """Return the sizes that the layouts of a SecViT follow from: pixels, the stem's half resolution and the stages."""
+def sec_spec(model: SecNetwork) -> LayoutSpec:
+    """Return the sizes that the layouts of a SEC backbone follow from: pixels, the stem's half resolution and the stages."""
     height, width = model.img_size
     dims = [info["num_chs"] for info in model.feature_info]
     channels = (3, dims[0] // 2, *dims)
@@ -32,13 +32,12 @@ def secvit_spec(model: SecViT) -> LayoutSpec:
     return LayoutSpec(img_size=(height, width), patch=(4, 4), unit=(UNIT, UNIT), stages=levels, build=tile_levels)
 
 
-def forward_visible_secvit(
-    model: SecViT, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: str = "auto"
+def forward_visible_sec(
+    model: SecNetwork, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: str = "auto"
 ) -> Float[Tensor, "b k c"]:
     """Return the last stage's tokens of the visible units, in raster order; ``attention`` has one implementation here."""
     del attention
-    tokens = model.patch_embed(visible_pixels(images, layout), layout.stages)
-    return model.stage_tokens(tokens, layout.stages)[-1]
+    return model.features(visible_pixels(images, layout), layout.stages)
 
 
 def visible_pixels(images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b n 3"]:
@@ -50,23 +49,23 @@ def visible_pixels(images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> F
 
 
 def _forward_masked(
-    model: SecViT,
+    model: SecNetwork,
     images: Float[Tensor, "b 3 h w"],
     visible: Bool[Tensor, "rows cols"],
     mask_token: Float[Tensor, "1 1 1 e"],
 ) -> Float[Tensor, "b l c"]:
     """Run everything, without the masked pixels, and with the mask token after the stem."""
     levels = dense_levels(images)
-    pixels = torch.where(token_map(visible, levels[0].tile), images, 0).permute(0, 2, 3, 1).flatten(1, 2)
-    tokens = model.patch_embed(pixels, levels)
+    pixels = torch.where(token_map(visible, levels[0].tile), images, 0)
+    tokens = model.patch_embed(dense_pixels(pixels), levels)
     seen = token_map(visible, levels[2].tile).flatten()[:, None]
     tokens = torch.where(seen, tokens, mask_token.flatten(1, 2).to(tokens.dtype))
-    return model.stage_tokens(tokens, levels)[-1]
+    return model.final(model.stage_tokens(tokens, levels)[-1])
 
 
-SECVIT = Pretrainable(
-    spec=secvit_spec,
-    forward=forward_visible_secvit,
+SEC = Pretrainable(
+    spec=sec_spec,
+    forward=forward_visible_sec,
     dense=DenseWay(token_dim=lambda model: model.feature_info[0]["num_chs"], forward=_forward_masked),
     normed=False,
 )
