@@ -5,7 +5,7 @@ from typing import Any
 
 import timm
 
-from backbones.config import BackboneConfig, SecConfig
+from engine.backbone_config import BackboneConfig, SecConfig
 
 NUM_STAGES = 4
 

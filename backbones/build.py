@@ -13,7 +13,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.arguments import timm_arguments
-from backbones.config import BackboneConfig
 from backbones.convnext import CONVNEXT
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
@@ -28,6 +27,7 @@ from backbones.vit import VIT
 from backbones.window_attention import Implementation
 from backbones.xformer import XFormer
 from backbones.xformer_visible import XFORMER
+from engine.backbone_config import BackboneConfig
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from backbones.config import BackboneConfig
 from benchmarks.audited_shards import write_uneven
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.killed_run import KilledRun, Layout
@@ -37,6 +36,7 @@ from data.config import DataConfig
 from data.mixing import training_order
 from data.order import TrainingOrder
 from data.shards import open_shards
+from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
 from pretrain.config import MimConfig, PretrainConfig

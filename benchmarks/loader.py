@@ -48,7 +48,7 @@ from data.shards import open_shards
 SETS = {"coco": ("coco_instances", 2.0), "small": ("imagenet_samples_1k", 1.3)}
 PARTS = ("speed", "decoder", "stages", "workers", "restart")
 WORKERS_GOAL, RESTART_GOAL_S = 1.8, 2.0
-EPOCHS_BY_WORKERS = 6
+EPOCHS_BY_WORKERS = 18
 FIRST_BATCHES = 6  # until the workers' head start is used up
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from backbones.build import layout_spec
-from backbones.config import BackboneConfig
 from backbones.visible import build_layout
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
+from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
 from pretrain.masking import unit_mask

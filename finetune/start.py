@@ -11,9 +11,9 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from backbones.build import architecture
-from backbones.config import BackboneConfig
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
+from engine.backbone_config import BackboneConfig
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from finetune.config import StartConfig

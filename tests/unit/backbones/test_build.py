@@ -7,7 +7,7 @@ import timm
 import torch
 
 from backbones.build import architecture, build, feature_dim, layout_spec
-from backbones.config import BackboneConfig
+from engine.backbone_config import BackboneConfig
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
 TINY = "swin_tiny_patch4_window7_224"

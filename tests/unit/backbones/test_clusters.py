@@ -45,7 +45,9 @@ def test_clusters_are_of_equal_size_and_those_that_the_attention_computes(rope, 
 
 def test_network_without_clusters_is_refused():
     model = timm.create_model("secvit_tiny", attention="window", **NARROW)
-    with pytest.raises(ValueError, match="this network has no attention in clusters; choose a network such as secvit_tiny"):
+    with pytest.raises(
+        ValueError, match="this network has no attention in clusters; choose a network such as secvit_tiny"
+    ):
         clusters_of(model, torch.randn(1, 3, 224, 224))
 
 

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import numpy as np, torch
 from backbones.build import build, forward_visible, layout_spec
-from backbones.config import BackboneConfig
+from engine.backbone_config import BackboneConfig
 from backbones.visible import build_layout
 
 name, window = {name!r}, 7
