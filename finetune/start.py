@@ -109,8 +109,8 @@ def _from_scratch(config: StartConfig) -> Start:
         num_heads=config.num_heads,
     )
     name, args = architecture(backbone)
-    args.pop("img_size")
-    if config.img_size is not None:
+    sized = args.pop("img_size", None) is not None  # a ConvNeXt takes any size and no such argument
+    if sized and config.img_size is not None:
         args["img_size"] = config.img_size
     skeleton(name, **args)  # refuses what timm does not know
     return Start(
