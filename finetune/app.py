@@ -1,4 +1,4 @@
-"""The classification program: fine-tunes, or measures what ``--eval-only`` names; ``status RUN`` and ``results RUN`` only look."""
+"""The fine-tuning program: classifies, detects or segments; trains, or measures what ``--eval-only`` names; ``status RUN`` and ``results RUN`` only look."""
 
 import json
 import logging
@@ -13,10 +13,8 @@ from rich.console import Console
 from engine.errors import one_line_errors
 from engine.recipe import parse
 from engine.status import status
-from finetune.config import FinetuneConfig
-from finetune.eval_only import measure
-from finetune.results import FILE_NAME, results_table
-from finetune.trainer import train
+from finetune.results import FILE_NAME
+from finetune.tasks import choose_task, option_values, task_of_run
 
 
 @one_line_errors
@@ -28,10 +26,11 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    config = parse(FinetuneConfig, with_own_recipe(with_shards(sys.argv[1:])))
-    results = measure(config) if config.eval_only else train(config)
+    task, words = choose_task(with_own_recipe(with_shards(sys.argv[1:])))
+    config = parse(task.config, words)
+    results = task.measure(config) if config.eval_only else task.train(config)
     if results and on_main:
-        Console().print(results_table(results, title=config.eval_only or str(config.run.folder)))
+        Console().print(task.table(results, title=config.eval_only or str(config.run.folder)))
 
 
 def with_shards(words: list[str]) -> list[str]:
@@ -52,12 +51,7 @@ def with_own_recipe(words: list[str]) -> list[str]:
 
 
 def _value(words: list[str], option: str) -> str | None:
-    spelled = {option, option.replace("-", "_").replace("__", "--", 1)}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in spelled:
-            return value if equals else following
-    return None
+    return next(option_values(words, option), None)
 
 
 def _status(words: list[str]) -> None:
@@ -70,7 +64,8 @@ def _results(words: list[str]) -> None:
     path = _run_folder(words, "results") / FILE_NAME
     if not path.is_file():
         raise ValueError(f"{path} is not there yet: a run writes it at its end")
-    Console().print(results_table(json.loads(path.read_text())["results"], title=str(path.parent)))
+    table = task_of_run(path.parent).table
+    Console().print(table(json.loads(path.read_text())["results"], title=str(path.parent)))
 
 
 def _run_folder(words: list[str], command: str) -> Path:

@@ -1,0 +1,39 @@
+"""Which task a command line means."""
+
+import pytest
+
+from finetune import tasks
+from finetune.tasks import TASKS, choose_task
+
+
+def test_without_a_word_it_is_classification():
+    words = ["--data.shards", "x", "--task.method", "linear"]
+    assert choose_task(words) == (TASKS["classify"], words)
+
+
+@pytest.mark.parametrize("spelled", [["--task", "classify"], ["--task=classify"]])
+def test_the_option_is_taken_out_of_the_words(spelled):
+    assert choose_task(["--run.folder", "x", *spelled, "--val-shards", "y"]) == (
+        TASKS["classify"],
+        ["--run.folder", "x", "--val-shards", "y"],
+    )
+
+
+def test_each_task_with_a_section_is_chosen_by_a_recipe_or_an_option_that_has_it(tmp_path):
+    sections = {task.section: task for task in tasks.TASKS.values() if task.section is not None}
+    for section, task in sections.items():
+        (tmp_path / "recipe.yaml").write_text(f"{section}: {{}}\n")
+        words = ["--recipe", str(tmp_path / "recipe.yaml")]
+        assert choose_task(words) == (task, words)
+        assert choose_task([f"--{section}.x", "1"])[0] is task
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"--task takes classify.*got 'detekt'"):
+        choose_task(["--task", "detekt"])
+
+
+def test_a_recipe_that_cannot_be_read_is_left_to_the_parser(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [")
+    words = ["--recipe", str(tmp_path / "broken.yaml"), "--recipe", "missing.yaml"]
+    assert choose_task(words) == (TASKS["classify"], words)
