@@ -8,13 +8,18 @@ runs/x/
 ├── bad_samples.jsonl    each image that could not be decoded, once
 ├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
 ├── lock.json            who runs here now
+├── stopped.json         of a run that ended early, as asked: its step, who asked and when; gone once it goes on
+├── launch/              jobs on a cluster, made by launch/main.py
 └── STOP                 made by the user: save and end
+
+A folder that is made here is open to its owner and, for reading, to the owner's group.
 """
 
 import contextlib
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +34,9 @@ from engine.run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
+PRIVATE = 0o750
+"""Permissions of a new run folder: recipes and logs may name data that others must not see."""
+
 
 class RunFolder:
     """Paths and rules of a run folder; ``with RunFolder.open(...)`` holds it against other runs."""
@@ -42,6 +50,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
+        self.stopped = path / "stopped.json"
         self._stop = path / "STOP"
         self._lock: RunLock | None = None
         self._obeyed = False
@@ -59,10 +68,12 @@ class RunFolder:
         run = cls(path)
         if rank == 0:
             try:
-                run.checkpoints.mkdir(parents=True, exist_ok=True)
+                make_private(path)
+                run.checkpoints.mkdir(exist_ok=True)
                 run._lock = RunLock(path)
                 run._lock.acquire()
                 run._record(config)
+                run.stopped.unlink(missing_ok=True)
             except OSError as error:
                 run.close()
                 raise ValueError(f"run folder {path} cannot be used: {error.strerror}; check --run.folder") from None
@@ -101,6 +112,14 @@ class RunFolder:
             self._obeyed = True
         return self._obeyed
 
+    def note_stopped(self, step: int, *, reason: str, asked: float | None) -> None:
+        """Write down that the run ended early and is saved, so that whoever started it knows it is not finished.
+
+        ``asked`` is the time of the signal, in seconds since 1970, if this process got one.
+        """
+        content = {"step": step, "reason": reason, "asked": asked, "saved": time.time()}
+        write_durably(self.stopped, json.dumps(content).encode())
+
     def cut_metrics(self, step: int) -> None:
         """Move the metrics of steps past ``step``, and a line cut short by a kill, to ``metrics.cut.jsonl``."""
         if not self.metrics.exists():
@@ -130,6 +149,17 @@ class RunFolder:
         with contextlib.suppress(OSError, ValueError):
             starts = json.loads(self.environment.read_text())
         write_durably(self.environment, json.dumps([*starts, describe_environment()], indent=1).encode())
+
+
+def make_private(path: Path, *, mode: int = PRIVATE) -> None:
+    """Make the folder ``path`` with these permissions, whatever the umask; one that exists keeps its own."""
+    try:
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)
 
 
 def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:

@@ -136,6 +136,7 @@ class Training:
         self._reading: Cost | None = None
         self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
+        self._stop_asked: float | None = None
         self.stopped = False
         self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
 
@@ -207,6 +208,8 @@ class Training:
             if self.step != self._saved_step:
                 self.save()
             self.store.wait()
+            if self.stopped and self.engine.is_main:
+                self.folder.note_stopped(self.step, reason=self._stop_reason, asked=self._stop_asked)
 
     def fetch(self, batches: Iterator[dict[str, Any]], *, key: tuple[int, int]) -> dict[str, Any]:
         """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device."""
@@ -294,6 +297,11 @@ class Training:
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name
+        self._stop_asked = self._stop_asked or time.time()
+
+    @property
+    def _stop_reason(self) -> str:
+        return self._stop_signal or "the STOP file"
 
     def _stop_if_asked(self) -> None:
         """Agree among the processes on stopping, about every ``STOP_CHECK_S`` seconds.
@@ -305,25 +313,29 @@ class Training:
         asked = self._stop_signal is not None or (self.engine.is_main and self.folder.stop_requested())
         if self.engine.any(asked):
             self.stopped = True
-            logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_signal or "the STOP file")
+            logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_reason)
         per_step = (time.monotonic() - self._started) / (self.step - self._first_step)
         self._next_stop_check = self.engine.broadcast_object(self.step + max(1, int(STOP_CHECK_S / per_step)))
 
 
 class _stop_signals:  # noqa: N801
-    """Within it, SIGINT and SIGTERM only ask for a stop; a second SIGINT interrupts as usual."""
+    """Within it, SIGINT, SIGTERM and SIGUSR2 only ask for a stop; a second SIGINT interrupts as usual.
+
+    Schedulers send SIGUSR2 (NCCL takes SIGUSR1) and SIGTERM, often more than once.
+    """
 
     def __init__(self, note: Callable[[int, FrameType | None], None]) -> None:
         self._note = note
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._note(number, frame)
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -148,3 +148,29 @@ def test_no_metrics_need_no_cut(tmp_path):
     run = start(tmp_path)
     run.cut_metrics(3)
     assert not run.metrics.exists()
+
+
+def test_a_new_run_folder_is_closed_to_others_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        start(tmp_path / "runs" / "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "runs" / "x").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_folder_that_exists_keeps_its_permissions(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    start(tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o777
+
+
+def test_that_a_run_was_stopped_stands_there_until_it_goes_on(tmp_path):
+    with RunFolder.open(tmp_path, config=Config()) as run:
+        run.note_stopped(7, reason="SIGUSR2", asked=1.5)
+    content = json.loads(run.stopped.read_text())
+    assert (content["step"], content["reason"], content["asked"]) == (7, "SIGUSR2", 1.5)
+    assert content["saved"] > 1.5
+    with RunFolder.open(tmp_path, config=Config()):
+        assert not run.stopped.exists()
