@@ -75,7 +75,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and half-cosine decay, stepped every iteration."""
+    """AdamW with linear warm-up and half-cosine, polynomial or stepwise decay, stepped every iteration."""
 
     base_lr: float = 1.5e-4
     """Learning rate for a batch of `lr_batch_size`; the peak is base_lr * batch_size / lr_batch_size."""
@@ -93,6 +93,14 @@ class OptimizerConfig:
     """Length of the run in optimizer steps."""
     warmup_steps: int | None = None
     """Linear warm-up in optimizer steps."""
+    decay: Literal["cosine", "poly", "steps"] = "cosine"
+    """How the rate falls after the warm-up: half a cosine, (1 - progress) ** `poly_power`, or by `decay_factor` at each of `decay_at`."""
+    poly_power: float = 1.0
+    """Exponent of the polynomial decay; 1 is a straight line."""
+    decay_at: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Shares of the run after which `steps` decays: COCO's epochs 8 and 11 of 12."""
+    decay_factor: float = 0.1
+    """What `steps` multiplies the rate by, each time."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW moment decay rates."""
     eps: float = 1e-8
@@ -101,6 +109,8 @@ class OptimizerConfig:
     """Decoupled weight decay; none for 1-D tensors, bias tables, LayerScale and tokens."""
     layer_decay: float = 1.0
     """Factor on the learning rate from one layer group to the one below; 1 is off."""
+    head_lr_scale: float = 1.0
+    """Factor on the learning rate of what lies outside the backbone, such as a detector or segmentation head."""
     clip_grad_norm: float | None = None
     """Clip the global gradient norm at this."""
     ema_decay: float | None = None
@@ -109,6 +119,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optimizer.layer-decay must lie in (0, 1], got {self.layer_decay}")
+        if self.head_lr_scale <= 0 or self.poly_power <= 0:
+            raise ValueError(
+                f"optimizer.head-lr-scale and optimizer.poly-power must be positive, got {self.head_lr_scale} and "
+                f"{self.poly_power}"
+            )
         if self.base_lr <= 0:
             raise ValueError(f"optimizer.base-lr must be positive, got {self.base_lr}")
         if self.steps is not None and self.steps < 1:
@@ -124,6 +139,10 @@ class OptimizerConfig:
             )
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(f"optimizer.clip-grad-norm must be positive, got {self.clip_grad_norm}")
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(f"optimizer.decay-factor must lie in (0, 1], got {self.decay_factor}")
+        if list(self.decay_at) != sorted(self.decay_at) or not all(0 < share <= 1 for share in self.decay_at):
+            raise ValueError(f"optimizer.decay-at takes rising shares of the run in (0, 1], got {self.decay_at}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
 

@@ -71,14 +71,24 @@ def layer_ids(backbone: nn.Module) -> dict[str, int]:
 
 
 def param_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0, backbone_prefix: str | None = None
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_lr_scale: float = 1.0,
+    backbone_prefix: str | None = None,
 ) -> list[Group]:
     """Return AdamW's groups, lowest layer first: ``params``, ``names``, ``weight_decay``, ``lr_scale``, ``name``.
 
     ``lr_scale`` is ``layer_decay ** (highest layer id - layer id)``; what lies outside the backbone (a decoder, a
-    head) gets 1. Frozen parameters are left out.
+    head) gets ``head_lr_scale``. Frozen parameters are left out.
+
+    Raises:
+        ValueError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is no one backbone with something outside it.
     """
-    scales, own_rule = _scales(model, layer_decay=layer_decay, backbone_prefix=backbone_prefix)
+    scales, own_rule = _scales(
+        model, layer_decay=layer_decay, head_lr_scale=head_lr_scale, backbone_prefix=backbone_prefix
+    )
     members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -88,13 +98,13 @@ def param_groups(
     groups: list[Group] = []
     for layer, decay in sorted(members, key=lambda key: (key[0], not key[1])):
         named = members[layer, decay]
-        place = "all" if layer_decay == 1 else "outside" if layer == _OUTSIDE else f"layer_{layer:02d}"
+        place = "all" if not scales else "outside" if layer == _OUTSIDE else f"layer_{layer:02d}"
         groups.append(
             {
                 "params": [parameter for _, parameter in named],
                 "names": [name for name, _ in named],
                 "weight_decay": weight_decay if decay else 0.0,
-                "lr_scale": scale_of.get(layer, 1.0),
+                "lr_scale": scale_of.get(layer, head_lr_scale),
                 "name": f"{place}_{'decay' if decay else 'no_decay'}",
             }
         )
@@ -105,16 +115,22 @@ _OUTSIDE = 1_000_000
 
 
 def _scales(
-    model: nn.Module, *, layer_decay: float, backbone_prefix: str | None
+    model: nn.Module, *, layer_decay: float, head_lr_scale: float, backbone_prefix: str | None
 ) -> tuple[dict[str, tuple[int, float]], set[str]]:
     """Return (layer id, scale) by parameter name, and the names that the backbone itself excludes from decay."""
-    if backbone_prefix is None and layer_decay == 1 and not any(hasattr(m, "group_matcher") for m in model.modules()):
+    as_one = layer_decay == head_lr_scale == 1
+    if backbone_prefix is None and as_one and not any(hasattr(m, "group_matcher") for m in model.modules()):
         return {}, set()
     prefix = find_backbone(model) if backbone_prefix is None else backbone_prefix
     backbone = model.get_submodule(prefix.rstrip("."))
     own_rule = {prefix + name for name in getattr(backbone, "no_weight_decay", set[str])()}
-    if layer_decay == 1:
+    if as_one:
         return {}, own_rule
+    if head_lr_scale != 1 and not prefix:
+        raise ValueError(
+            f"optimizer.head-lr-scale {head_lr_scale:g} is for heads outside the backbone, and {type(model).__name__} has "
+            "none; set it to 1"
+        )
     ids = layer_ids(backbone)
     top = max(ids.values())
     return {prefix + name: (i, layer_decay ** (top - i)) for name, i in ids.items()}, own_rule
@@ -144,6 +160,7 @@ def build_optimizer(
         model,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
+        head_lr_scale=config.head_lr_scale,
         backbone_prefix=backbone_prefix,
     )
     for group in groups:
@@ -153,7 +170,7 @@ def build_optimizer(
 
 
 class Schedule:
-    """Linear warm-up, then half a cosine, per optimizer step; steps count from 0.
+    """Linear warm-up, then half a cosine, a polynomial or steps, per optimizer step; steps count from 0.
 
     Args:
         config: rates and lengths.
@@ -189,8 +206,14 @@ class Schedule:
         first, peak, last = (factor * x for x in (self.config.warmup_lr, self.config.base_lr, self.config.min_lr))
         if step < self.warmup_steps:
             return first + (peak - first) * step / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if self.config.decay == "steps":
+            return peak * self.config.decay_factor ** sum(
+                step >= round(x * self.total_steps) for x in self.config.decay_at
+            )
+        progress = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+        if self.config.decay == "poly":
+            return last + (peak - last) * (1 - progress) ** self.config.poly_power
+        return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def lrs(self, optimizer: torch.optim.Optimizer, step: int) -> list[float]:
         """Return each group's learning rate at ``step``."""

@@ -222,3 +222,45 @@ def test_the_optimizer_is_adamw_as_configured():
     model(torch.ones(1, 3, 32, 32)).sum().backward()
     optimizer.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_polynomial_decay_falls_from_the_peak_to_the_end_after_the_warmup():
+    config = OptimizerConfig(
+        base_lr=1.0, lr_batch_size=1, min_lr=0.1, steps=12, warmup_steps=2, decay="poly", poly_power=2
+    )
+    schedule = Schedule(config, batch_size=1, steps_per_epoch=1)
+    assert [schedule.lr(step) for step in (0, 1, 2)] == [0.0, 0.5, 1.0]
+    assert schedule.lr(7) == pytest.approx(0.1 + 0.9 * 0.25)
+    assert schedule.lr(12) == pytest.approx(0.1)
+
+
+def test_a_stepwise_rate_falls_at_its_shares_of_the_run():
+    """COCO's 1x: 12 epochs, a tenth after 8 and again after 11."""
+    config = OptimizerConfig(base_lr=1.0, lr_batch_size=1, epochs=12, warmup_steps=5, decay="steps")
+    schedule = Schedule(config, batch_size=1, steps_per_epoch=10)
+    assert [schedule.lr(step) for step in (5, 79, 80, 109, 110, 119)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    with pytest.raises(ValueError, match=r"decay-at takes rising shares of the run in \(0, 1\], got"):
+        OptimizerConfig(decay="steps", decay_at=(0.9, 0.5))
+
+
+class WithHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2, num_classes=0)
+        self.head = nn.Linear(32, 3)
+
+
+def test_what_lies_outside_the_backbone_gets_its_own_learning_rate():
+    model = WithHead()
+    groups = param_groups(model, weight_decay=0.1, head_lr_scale=10.0)
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert {name for name, scale in scales.items() if scale == 10} == {"head.weight", "head.bias"}
+    assert len(scales) == len(list(model.named_parameters()))
+    with_decay = param_groups(model, weight_decay=0.1, head_lr_scale=10.0, layer_decay=0.5)
+    scales = {name: group["lr_scale"] for group in with_decay for name in group["names"]}
+    assert scales["encoder.blocks.0.attn.qkv.weight"] < scales["encoder.norm.weight"] == 1 < scales["head.weight"]
+
+
+def test_a_learning_rate_for_heads_is_refused_where_the_classifier_is_inside_the_backbone():
+    with pytest.raises(ValueError, match=r"head-lr-scale 10 is for heads outside the backbone"):
+        param_groups(WithHead().encoder, weight_decay=0.1, head_lr_scale=10.0)
