@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from data.cache_config import CacheConfig
 from data.config import DecodeMode
 from data.crop_batch import decode_parts, groups, plan_crops, resize_parts
-from data.decode import BadImage, Header
+from data.decode import MAX_PIXELS, BadImage, Header
 from data.order import Order
 from data.shards import Sample, ShardSet, open_shards
 from data.transforms import Crop, random_crop
@@ -46,6 +46,8 @@ class Bench:
     """Side of the crops in pixels."""
     decode: DecodeMode = "exact"
     """As data.decode in recipes; the other one is measured as well."""
+    max_pixels: int = MAX_PIXELS
+    """As data.max-pixels in recipes: larger images count as ones that do not decode."""
     gpu_images_per_s: float | None = None
     """Images a second that a GPU trains on: says how many cores feed it."""
     json_out: Path | None = None
@@ -64,14 +66,18 @@ class Bench:
 def run_bench(options: Bench, *, console: Console) -> None:
     """Measure, and say it."""
     shards = open_shards(options.shards, cache=options.cache)
-    figures = measure(shards, num_images=options.images, size=options.size, decode=options.decode)
+    figures = measure(
+        shards, num_images=options.images, size=options.size, decode=options.decode, max_pixels=options.max_pixels
+    )
     figures |= cores_needed(figures, gpu_images_per_s=options.gpu_images_per_s)
     if options.json_out is not None:
         options.json_out.write_text(json.dumps(figures, indent=1))
     _say(figures, console=console)
 
 
-def measure(shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode) -> dict[str, Any]:
+def measure(
+    shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode, max_pixels: int = MAX_PIXELS
+) -> dict[str, Any]:
     """Return images a second on one core and milliseconds an image by stage.
 
     Reading is measured by the clock, everything else by the process's CPU time, so other programs disturb it little.
@@ -80,7 +86,7 @@ def measure(shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        modes = {mode: _Stages(size=size, decode=mode) for mode in (decode, other)}
+        modes = {mode: _Stages(size=size, decode=mode, max_pixels=max_pixels) for mode in (decode, other)}
         for number, samples in enumerate(_micro_batches(shards, num_images=num_images, read=modes[decode])):
             for stages in modes.values():
                 stages.build(samples, step=number)
@@ -115,8 +121,8 @@ def cores_needed(figures: dict[str, Any], *, gpu_images_per_s: float | None) -> 
 class _Stages:
     """What a builder does with a micro-batch, with a clock for each part."""
 
-    def __init__(self, *, size: int, decode: DecodeMode) -> None:
-        self._size = (size, size)
+    def __init__(self, *, size: int, decode: DecodeMode, max_pixels: int) -> None:
+        self._size, self._max_pixels = (size, size), max_pixels
         self._decode: DecodeMode = decode
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.images = self.image_bytes = self.pixels = self.bad = 0
@@ -141,7 +147,7 @@ class _Stages:
             return random_crop(header.height, header.width, rng=stream(0, "crop", step, 0, sample.id, sample.repeat))
 
         with self.clock("header"):
-            plans = plan_crops(samples, draw)
+            plans = plan_crops(samples, draw, max_pixels=self._max_pixels)
         images: list[np.ndarray] = []
         for group in groups(plans):
             with self.clock("decode"):
@@ -163,7 +169,9 @@ def _micro_batches(shards: ShardSet, *, num_images: int, read: _Stages) -> Itera
     """Yield samples in training order, after one micro-batch that is not counted."""
     together = min(MICRO_BATCH_SIZE, shards.num_samples, num_images)
     order = Order(shards.sizes, batch_size=together, micro_batch_size=together, seed=0)
-    _Stages(size=32, decode="exact").build(shards.read_many(order.micro_batch(0, 0).tolist()), step=0)
+    _Stages(size=32, decode="exact", max_pixels=MAX_PIXELS).build(
+        shards.read_many(order.micro_batch(0, 0).tolist()), step=0
+    )
     for step in range(math.ceil(num_images / together)):
         with read.clock("read"):
             samples = shards.read_many(order.micro_batch(step, 0).tolist())

@@ -175,6 +175,7 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
             rows = self.picks(step, micro_batch).tolist()
             samples = self.shards.read_many(rows, extensions=getattr(self.builder, "extensions", ()))
             content = self.builder(samples, step=step, micro_batch=micro_batch)
+            self.shards.confirm(sample_id for sample_id, _, _ in content.get("bad", ()))
             content["reading"] = self.shards.counters.since(before)
         except (ValueError, OSError) as error:
             message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"

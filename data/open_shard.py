@@ -1,5 +1,7 @@
 """One shard, open for reading: a local tar through a descriptor that stays open, a remote one through the cache."""
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +56,27 @@ class OpenShard:
                 return read_members(descriptor, members, counters=counters)
         except EOFError:
             raise ValueError(f"{self.path} ends inside a member; run `python data/main.py verify`") from None
+
+    def confirm(self) -> None:
+        """Read the whole tar and compare it with the manifest.
+
+        Raises:
+            ValueError: it is not what it was when the manifest was made.
+        """
+        with contextlib.ExitStack() as stack:
+            descriptor = self._descriptor
+            if descriptor is None:
+                assert self._tar is not None
+                descriptor = stack.enter_context(self._cache.open(self._tar))
+            with open(os.dup(descriptor), "rb") as file:  # noqa: PTH123 - a descriptor has no path
+                file.seek(0)
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._info.sha256:
+            where = self.path if self._tar is None else f"{self.path} (its copy {self._cache.path(self._tar)})"
+            raise ValueError(
+                f"{where} has changed since its manifest was made: sha256 {found[:12]}…, the manifest says "
+                f"{self._info.sha256[:12]}…; copy it again, or run `python data/main.py index` if it was changed on purpose"
+            )
 
     def _check(self, members: Sequence[Member]) -> None:
         if any(member.offset + member.size > self._info.size_bytes for member in members):

@@ -124,11 +124,18 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
         urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
+        _Redirect,
         urllib.request.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())
     return opener
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("http://", "https://")):
+            raise ValueError(f"{req.full_url} leads to {newurl}, which is neither http:// nor https://")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _request(url: str, *, start: int) -> urllib.request.Request:
@@ -196,6 +203,9 @@ def _object_store(scheme: str, *, timeout_s: float) -> Any:
     if scheme == "s3":
         limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
         options = {"config_kwargs": limits, "use_listings_cache": False}
+    if scheme == "gs":
+        options = {"requests_timeout": timeout_s}
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gRPC's threads do not survive a fork
     try:
         store: Any = fsspec.filesystem(scheme, **options)
     except ImportError as error:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _OURS = re.compile(
     r"[0-9a-f]{64}\.(tar|idx)(\.(?P<host>.+)-\d+-[0-9a-f]+\.partial)?"
@@ -272,6 +273,13 @@ def _lock(descriptor: int, kind: int) -> bool:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        place = Path(f"/proc/self/fd/{descriptor}").readlink().parent
+        raise ValueError(
+            f"the file system of data.cache.folder {place} has no locks ({error.strerror}): set data.cache.folder to a disk of the node"
+        ) from error
     return True
 
 

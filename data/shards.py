@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ class ShardSet:
         self._counters = ReadingCounters()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
+        self._confirmed: set[int] = set()
         self.folder = folder
         self.manifest = manifest
         self.parts = parts or (range(len(manifest.shards)),)
@@ -175,8 +176,23 @@ class ShardSet:
 
     def shard_of(self, sample_id: int) -> str:
         """Return where the shard of a sample, by its global number, lies."""
-        number = int(np.searchsorted(self._starts, sample_id, side="right")) - 1
-        return join(self.folder, self.manifest.shards[number].name)
+        return join(self.folder, self.manifest.shards[self._number_of(sample_id)].name)
+
+    def confirm(self, sample_ids: Iterable[int]) -> None:
+        """Compare the shards of samples that do not decode with the manifest, each once in a process.
+
+        A sample whose bytes are the manifest's will never decode, and another takes its place for good; one that was damaged
+        since may be whole again when the run resumes, and the replacement would not happen again.
+
+        Raises:
+            ValueError: a shard has changed.
+        """
+        for number in {self._number_of(sample_id) for sample_id in sample_ids} - self._confirmed:
+            self._retried(number, lambda n=number: self._shard(n).confirm())
+            self._confirmed.add(number)
+
+    def _number_of(self, sample_id: int) -> int:
+        return int(np.searchsorted(self._starts, sample_id, side="right")) - 1
 
     def entries(self, shard: int) -> ShardIndex:
         """Return the index of one shard."""

@@ -121,11 +121,6 @@ def split_off(source: Source, *, fraction: float, seed: int, shuffle: bool = Tru
     )
 
 
-def shuffled(source: Source, *, seed: int) -> Selection:
-    """Return all samples of a source in a random order."""
-    return split_off(source, fraction=0.0, seed=seed)[0]
-
-
 def prepared(selection: Selection, *, processes: int, start: int = 0) -> Iterator[NewSample | Rejected]:
     """Yield the samples in the selection's order from ``start`` on, prepared by ``processes`` at a time; a few wait ready."""
     numbers: list[int] = selection.numbers[start:].tolist()

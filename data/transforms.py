@@ -89,23 +89,6 @@ def crops_resize(
     ]
 
 
-def random_resized_crop_flip(
-    data: bytes,
-    *,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: Interpolation = "bicubic",
-    decode: DecodeMode = "exact",
-    max_pixels: int = MAX_PIXELS,
-) -> Pixels:
-    """Return a random resized crop, flipped half of the time; `random_crop` then `crop_resize` give the box as well."""
-    header = read_header(data, max_pixels=max_pixels)
-    crop = random_crop(header.height, header.width, rng=rng, scale=scale, ratio=ratio)
-    return crop_resize(data, crop, size=size, interpolation=interpolation, decode=decode, header=header)
-
-
 def resize_center_crop(
     data: bytes,
     *,

@@ -55,7 +55,7 @@ def audit_of(run, config, lines):
     replaced = sum(len(line["bad"]) for line in lines)
     (folder / "metrics.jsonl").write_text(json.dumps({"bad_samples": replaced}) + "\n")
     found = audit(run, config)
-    return {name: found[name] for name in COUNTS if found[name]}
+    return {name: found[name] for name in COUNTS if found.get(name)}
 
 
 @pytest.mark.parametrize("name", RUNS)

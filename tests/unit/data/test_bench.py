@@ -23,6 +23,11 @@ def test_images_that_do_not_decode_are_counted_and_not_measured(write):
     assert found["bad_images"] == 2
 
 
+def test_images_above_the_pixel_limit_count_as_bad(write):
+    with pytest.raises(ValueError, match="none of 20 images decodes"):
+        measure(write(20), num_images=20, size=32, decode="exact", max_pixels=10)
+
+
 def test_cores_are_rounded_up():
     speed = {"images_per_s_per_core": 400.0}
     assert cores_needed(speed, gpu_images_per_s=1601)["cores_needed"] == 5

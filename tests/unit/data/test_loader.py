@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.decode import decode_samples
+from data.cache_config import CacheConfig
+from data.decode import decode_samples, read_header
 from data.loader import LoadingError, evaluation_batches, open_shards, training_batches
 from data.order import Order
-from data.transforms import random_resized_crop_flip
+from data.transforms import crop_resize, random_crop
 from engine.randomness import stream
 
 
@@ -32,7 +33,8 @@ class Crops:
     def __call__(self, samples, *, step, micro_batch):
         def crop(sample):
             rng = stream(0, "crop", step, micro_batch, sample.id, sample.repeat)
-            return random_resized_crop_flip(sample.image, size=(16, 16), rng=rng)
+            header = read_header(sample.image)
+            return crop_resize(sample.image, random_crop(header.height, header.width, rng=rng), size=(16, 16))
 
         decoded = decode_samples(samples, crop)
         return {
@@ -119,6 +121,25 @@ def test_a_bad_sample_is_replaced_the_same_way_every_time(write):
     assert {number for number, _, _ in bad} == {3, 4, 11}
     assert all("JPEG" in reason and key == f"{number:06d}" for number, key, reason in bad)
     assert not {3, 4, 11} & {number for ids, _ in first for number in ids}
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_was_damaged_later_stops_the_run_and_is_not_replaced(write, tmp_path, workers, local):
+    shards = write()
+    shards = open_shards(shards.folder, cache=CacheConfig(folder=tmp_path / "cache", gib=1, local=local))
+    shard, position, _ = Order(shards.sizes, batch_size=4, micro_batch_size=2, seed=5).micro_batch(2, 0)[0].tolist()
+    list(batches(shards, last=6))  # into the cache
+    path = shards.folder / shards.manifest.shards[shard].name
+    path = shards.cache.path(shards.cached_tar(shard)) if local else path
+    content = bytearray(path.read_bytes())
+    content[shards.entries(shard)[position].image.offset] ^= 1
+    path.write_bytes(content)
+    found = batches(shards, workers=workers)
+    for _ in range(4):
+        next(found)
+    with pytest.raises(LoadingError, match=rf"micro-batch 0 of step 2: .*{path.name}.* has changed since its manifest"):
+        next(found)
 
 
 def test_a_micro_batch_without_a_good_sample_says_so(write):

@@ -14,7 +14,7 @@ from data.new_sample import NewSample, Rejected
 from data.preparation import Preparation
 from data.reshard import find_shards, is_plain_key, stored_samples
 from data.shard_scan import index_shards
-from data.sources import prepared, shuffled
+from data.sources import prepared, split_off
 from data.writer import ShardLimits, write_shards
 
 IMAGENETTE = Path(__file__).resolve().parents[4] / "shared" / "data" / "imagenette_128_shards"
@@ -62,7 +62,10 @@ def test_keys_that_are_used_twice_or_leave_the_folder_are_replaced_by_numbers(fo
     source = find(foreign(("1.jpg", picture(2)), name="b.tar"))
     assert [source.prepare(n).key for n in range(2)] == [None, None]
     write_shards(
-        prepared(shuffled(source, seed=0), processes=1), out=tmp_path / "o", classes=None, limits=ShardLimits()
+        prepared(split_off(source, fraction=0.0, seed=0)[0], processes=1),
+        out=tmp_path / "o",
+        classes=None,
+        limits=ShardLimits(),
     )
     assert [open_shards(tmp_path / "o").entries(0)[n].key for n in range(2)] == ["000000", "000001"]
 
@@ -163,7 +166,7 @@ def test_real_shards_hold_the_same_samples_after_resharding(find, tmp_path):
         IMAGENETTE, pattern="val-*.tar", names=None, preparation=Preparation(check="header"), index_folder=tmp_path
     )
     out = tmp_path / "out"
-    selection = shuffled(source, seed=5)
+    selection = split_off(source, fraction=0.0, seed=5)[0]
     write_shards(prepared(selection, processes=1), out=out, classes=source.classes, limits=ShardLimits(samples=700))
     before = with_webdataset([IMAGENETTE / "val-000000.tar"])
     after = with_webdataset(sorted(out.glob("*.tar")))

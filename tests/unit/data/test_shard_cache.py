@@ -108,6 +108,16 @@ def test_files_are_evicted_where_only_who_may_write_gets_a_lock_alone(tmp_path, 
     assert names(cache) == [files[1].name]
 
 
+def test_a_file_system_without_locks_is_refused_and_named(tmp_path, shard, monkeypatch):
+    def no_locks(_descriptor, _kind):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    cache = make_cache(tmp_path, files=1)
+    with pytest.raises(ValueError, match=rf"file system of data.cache.folder {cache.folder} has no locks \(No locks"):
+        read(cache, shard(0))
+
+
 def test_a_cache_that_is_too_small_says_what_it_needs(tmp_path, shard):
     with pytest.raises(ValueError, match=r"1.tar needs 0.2 MiB in the cache .*, which is limited to 0.1 MiB; raise"):
         read(make_cache(tmp_path, files=1), shard(1, size=2 * SIZE))

@@ -9,7 +9,7 @@ from data.decode import decode_rgb
 from data.image_folder import find_images
 from data.new_sample import NewSample, Rejected
 from data.preparation import Preparation
-from data.sources import Scenes, prepared, shuffled, split_off
+from data.sources import Scenes, prepared, split_off
 
 
 @pytest.fixture
@@ -127,19 +127,19 @@ def test_without_shuffling_the_order_is_the_sources_and_the_same_samples_are_hel
 
 def test_a_selections_digest_tells_other_files_labels_and_orders_apart(folder):
     source = find(folder("a/1.jpg", "b/2.jpg"))["train"]
-    selection = shuffled(source, seed=1)
+    selection = split_off(source, fraction=0.0, seed=1)[0]
     others = [
-        shuffled(dataclasses.replace(source, labels=(1, 0)), seed=1),
-        shuffled(dataclasses.replace(source, paths=("x", "y")), seed=1),
-        shuffled(dataclasses.replace(source, classes=("a", "c")), seed=1),
+        dataclasses.replace(selection, source=dataclasses.replace(source, labels=(1, 0))),
+        dataclasses.replace(selection, source=dataclasses.replace(source, paths=("x", "y"))),
+        dataclasses.replace(selection, source=dataclasses.replace(source, classes=("a", "c"))),
         dataclasses.replace(selection, numbers=selection.numbers[::-1]),
     ]
-    assert selection.digest() == shuffled(source, seed=1).digest()
+    assert selection.digest() == split_off(source, fraction=0.0, seed=1)[0].digest()
     assert len({selection.digest(), *(other.digest() for other in others)}) == 5
 
 
 def test_the_number_of_processes_changes_nothing():
-    selection = shuffled(Scenes(seed=0, first=5, count=40, size=32), seed=1)
+    selection = split_off(Scenes(seed=0, first=5, count=40, size=32), fraction=0.0, seed=1)[0]
     alone = list(prepared(selection, processes=1))
     assert [dataclasses.asdict(sample) for sample in prepared(selection, processes=2)] == [
         dataclasses.asdict(sample) for sample in alone

@@ -16,7 +16,6 @@ from data.transforms import (
     crop_resize,
     crops_resize,
     random_crop,
-    random_resized_crop_flip,
     resize,
     resize_center_crop,
 )
@@ -112,23 +111,6 @@ def test_several_crops_come_from_one_decoding_as_they_do_alone(picture):
     found = crops_resize(data, crops, sizes=sizes, header=read_header(data))
     for pixels, crop, size in zip(found, crops, sizes, strict=True):
         np.testing.assert_array_equal(pixels, crop_resize(data, crop, size=size))
-
-
-def test_the_same_key_gives_the_same_pixels(picture):
-    def crop(key):
-        return random_resized_crop_flip(picture(0), size=(24, 32), rng=stream(1, "crop", key))
-
-    np.testing.assert_array_equal(crop(5), crop(5))
-    assert not np.array_equal(crop(5), crop(6))
-
-
-def test_the_two_steps_equal_the_one():
-    content = io.BytesIO()
-    Image.effect_noise((70, 50), 60).save(content, "PNG")
-    data = content.getvalue()
-    crop = random_crop(50, 70, rng=stream(0, "crop"), scale=(0.5, 1.0))
-    found = random_resized_crop_flip(data, size=(32, 32), rng=stream(0, "crop"), scale=(0.5, 1.0))
-    np.testing.assert_array_equal(found, crop_resize(data, crop, size=(32, 32)))
 
 
 def test_crops_of_turned_photographs_are_upright(picture):
