@@ -117,13 +117,9 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights with this decay per step; None keeps none."""
 
     def __post_init__(self) -> None:
+        self._check_decay()
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optimizer.layer-decay must lie in (0, 1], got {self.layer_decay}")
-        if self.head_lr_scale <= 0 or self.poly_power <= 0:
-            raise ValueError(
-                f"optimizer.head-lr-scale and optimizer.poly-power must be positive, got {self.head_lr_scale} and "
-                f"{self.poly_power}"
-            )
         if self.base_lr <= 0:
             raise ValueError(f"optimizer.base-lr must be positive, got {self.base_lr}")
         if self.steps is not None and self.steps < 1:
@@ -139,12 +135,19 @@ class OptimizerConfig:
             )
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(f"optimizer.clip-grad-norm must be positive, got {self.clip_grad_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
+
+    def _check_decay(self) -> None:
+        if self.head_lr_scale <= 0 or self.poly_power <= 0:
+            raise ValueError(
+                f"optimizer.head-lr-scale and optimizer.poly-power must be positive, got {self.head_lr_scale} and "
+                f"{self.poly_power}"
+            )
         if not 0 < self.decay_factor <= 1:
             raise ValueError(f"optimizer.decay-factor must lie in (0, 1], got {self.decay_factor}")
         if list(self.decay_at) != sorted(self.decay_at) or not all(0 < share <= 1 for share in self.decay_at):
             raise ValueError(f"optimizer.decay-at takes rising shares of the run in (0, 1], got {self.decay_at}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
 
 
 def micro_batches_of(rank: int, *, world_size: int, batch_size: int, micro_batch_size: int) -> range:
