@@ -33,9 +33,11 @@ class AccuracyLog:
     Args:
         folder: the run folder.
         step: steps done so far; lines past them are forgotten.
+        figure: name of the figure that makes weights the best, such as top1 or miou; higher is better.
     """
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    def __init__(self, folder: Path, *, step: int, figure: str = "top1") -> None:
+        self._figure = figure
         self._file = folder / "accuracy.jsonl"
         self._best = folder / "best"
         self._checkpoints = folder / "checkpoints"
@@ -54,9 +56,9 @@ class AccuracyLog:
         return self.best_step(weights) != before
 
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
-        """Return the step of the best top-1 of one kind of weights, of those measured until a step."""
+        """Return the step of the best figure of one kind of weights, of those measured until a step."""
         measured = [
-            (-line["top1"], line["step"])
+            (-line[self._figure], line["step"])
             for line in self.lines
             if line["weights"] == weights and (until is None or line["step"] <= until)
         ]
