@@ -1,0 +1,13 @@
+"""Entry point: ``python launch/main.py pretrain --recipe ... --cluster a100`` or ``python -m launch.main ...``."""
+
+import os
+import sys
+
+if not __package__:  # started as a script: search the repository root, not this folder
+    _here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [os.path.dirname(_here), *(entry for entry in sys.path if entry != _here)]
+
+from launch.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What runs on every node of a job: starts its training processes, hands signals on, and says how they ended.
+
+Slurm signals every process of a step. Launchers and loader workers must not end of it, and training processes that are still
+starting cannot obey it yet; so all are born deaf to it, and the training processes get it from here, again and again, until
+they have ended.
+"""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from submitit import JobEnvironment
+
+from launch import slurm_queue
+from launch.job_folder import Job, JobFolder
+from launch.processes import master_host, place_of, process_environment, start_command
+from launch.settle import conclude, speak
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+REPEAT_S = 2.0
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+LOCAL_REQUEUE = 144
+"""Exit code by which submitit's local executor knows that it shall start the task again."""
+
+
+class NodeJob:
+    """The function that submitit calls on each node; all it needs is read from the run folder when it starts."""
+
+    def __init__(self, *runs: Path) -> None:
+        self.runs = runs
+
+    def __call__(self) -> str:
+        """Run the training processes of this node to their end; of several runs, one after the other.
+
+        Raises:
+            SystemExit: they failed, with their exit code; Slurm then ends those of the other nodes.
+        """
+        speak()
+        code = 0
+        with _Signals() as signals:
+            for run in self.runs:
+                folder = JobFolder(run)
+                job = folder.read()
+                os.chdir(job.cwd)
+                if job.cluster.scheduler == "slurm":
+                    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+                    code = _attempt(folder, job, signals=signals, restarts=restarts)
+                elif signals.first is None:
+                    code = _on_this_machine(folder, job, signals=signals) or code
+        if code:
+            sys.exit(code if code > 0 else 1)
+        return "ended"
+
+
+@dataclass
+class _Signals:
+    """The stop signals that arrived, from ``with`` on."""
+
+    first: signal.Signals | None = None
+    at: float = 0.0
+    _before: dict[int, object] = field(default_factory=dict)
+
+    def __enter__(self) -> "_Signals":
+        for number in STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.first is None or (number == signal.SIGUSR2 and self.first != signal.SIGUSR2):
+            self.first, self.at = signal.Signals(number), time.time()
+
+
+def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -> int:
+    """Start this node's processes once and wait for their end; return the exit code."""
+    environment = JobEnvironment()
+    place = place_of(
+        job.cluster,
+        node=environment.node,
+        nodes=environment.num_nodes,
+        host=master_host(environment.hostnames, os.environ),
+        job_number=int(environment.raw_job_id),
+        restarts=restarts,
+    )
+    is_first = place.node == 0
+    if is_first:
+        (folder.run / "stopped.json").unlink(missing_ok=True)
+        hosts = list(environment.hostnames)
+        folder.note("start", step=folder.newest_step(), restarts=restarts, job=environment.job_id, hosts=hosts)
+    python = [*shlex.split(job.cluster.container), "python"] if job.cluster.container else [sys.executable]
+    call = job.call
+    command = start_command(
+        folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
+    )
+    logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
+    environ = {**os.environ, **process_environment(job.cluster)}
+    stop_with = signal.SIGTERM if call.program == "data" else signal.SIGUSR2
+    processes = _Processes(command, environ, stop_with=stop_with, is_training=call.starter == "python")
+    requeue_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
+    noted = requeued = False
+    while (code := processes.poll()) is None:
+        time.sleep(POLL_S)
+        if signals.first is None:
+            continue
+        processes.stop()
+        if not noted:
+            noted = True
+            logger.info("%s: the training processes save and end", signals.first.name)
+            if is_first:
+                folder.note("signal", name=signals.first.name)
+        late = signals.first == signal.SIGUSR2 and time.time() > signals.at + requeue_s
+        if late and is_first and not requeued and job.cluster.scheduler == "slurm":
+            requeued = True
+            logger.warning(
+                "not saved %.0f s after the warning: back into the queue, to go on from the last checkpoint", requeue_s
+            )
+            folder.note("late", seconds=requeue_s)
+            slurm_queue.requeue(environment.raw_job_id, wait_s=1)
+    logger.info("the training processes of node %d ended with exit code %d", place.node, code)
+    return code
+
+
+def _on_this_machine(folder: JobFolder, job: Job, *, signals: _Signals) -> int:
+    """Run, and run again after failures: here nobody else does."""
+    restarts = 0
+    while True:
+        code = _attempt(folder, job, signals=signals, restarts=restarts)
+        decision = conclude(folder, job, exit_code=code)
+        if signals.first == signal.SIGUSR2 and decision.go_on:
+            sys.exit(LOCAL_REQUEUE)
+        if not decision.go_on or signals.first is not None:
+            return code
+        deadline = time.monotonic() + decision.wait_s
+        while time.monotonic() < deadline and signals.first is None:
+            time.sleep(POLL_S)
+        if signals.first is not None:
+            return code
+        restarts += 1
+
+
+class _Processes:
+    """A launcher and the training processes that it starts."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, stop_with: signal.Signals, is_training: bool
+    ) -> None:
+        self._stop_with, self._is_training = stop_with, is_training
+        self._launcher = subprocess.Popen(command, env=environment, preexec_fn=_ignore_warnings)
+        self._seen: dict[int, psutil.Process] = {}
+        self._next_look = self._next_stop = 0.0
+
+    def poll(self) -> int | None:
+        """Return the launcher's exit code once it has ended; what it left behind is killed."""
+        code = self._launcher.poll()
+        if code is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 1.0
+            self._look()
+        if code is not None:
+            self._kill_rest()
+        return code
+
+    def stop(self) -> None:
+        """Ask the training processes to save and end; may be called any number of times."""
+        if time.monotonic() < self._next_stop:
+            return
+        self._next_stop = time.monotonic() + REPEAT_S
+        self._look()
+        if self._is_training:
+            self._launcher.send_signal(self._stop_with)
+            return
+        for process in self._seen.values():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running() and _has_rank(process):
+                    process.send_signal(self._stop_with)
+
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._launcher.pid).children(recursive=True):
+                self._seen.setdefault(process.pid, process)
+
+    def _kill_rest(self) -> None:
+        for process in self._seen.values():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running():
+                    process.kill()
+
+
+def _has_rank(process: psutil.Process) -> bool:
+    """Return whether a launcher made this a training process; its loader workers have its rank, too, and ignore signals."""
+    return "RANK" in process.environ()
+
+
+def _ignore_warnings() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -1,0 +1,168 @@
+"""The programs that can be submitted, and what is checked of their command lines before anything is queued. Imports no torch."""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data.locations import check_location, is_remote
+from engine.config import micro_batches_of
+from engine.recipe import dump, parse
+from engine.run_folder import changed_fields
+from engine.run_lock import describe, find_holder
+from pretrain.config import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+Starter = Literal["accelerate", "torchrun", "python"]
+RECIPE = "RECIPE"
+"""Stands in a call's words for the file with its resolved recipe."""
+TASKS = {
+    "classify": (None, "finetune.config", "FinetuneConfig"),
+    "detect": ("detector", "finetune.detection.config", "DetectConfig"),
+    "segment": ("segmenter", "finetune.segmentation.config", "SegmentConfig"),
+}
+"""The section that only a task's recipes have, and its config class. Written again from `finetune/tasks.py`, which imports torch."""
+STARTERS: dict[str, Starter] = {
+    "auto": "accelerate",
+    "deepspeed": "accelerate",
+    "ddp": "torchrun",
+    "single": "python",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One checked command line of a program."""
+
+    program: str
+    """`pretrain`, `finetune` or `data`."""
+    words: tuple[str, ...]
+    """What follows `main.py` in the job; RECIPE stands for the resolved recipe's file."""
+    folder: Path
+    """The run folder."""
+    recipe: str
+    """The resolved recipe, as YAML; empty for programs without."""
+    starter: Starter
+    """How its processes start."""
+    zero_stage: int
+    """What accelerate is told of DeepSpeed."""
+
+    @property
+    def script(self) -> Path:
+        """The program's file."""
+        return ROOT / self.program / "main.py"
+
+
+def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Call:
+    """Return the call that a command line means, after every check that needs neither torch nor a GPU.
+
+    Raises:
+        ValueError: what the program itself would refuse: processes that do not divide the micro-batches, shards that are
+            not there, another recipe than the one that made the checkpoints in the run folder, or a run folder in use.
+        SystemExit: the options do not parse; what is wrong has been printed.
+    """
+    task, rest = _without_task(words)
+    config = parse(config_class(program, task, rest), rest)
+    micro_batches_of(
+        0, world_size=num_processes, batch_size=config.data.batch_size, micro_batch_size=config.data.micro_batch_size
+    )
+    for location in _shards(config):
+        _check_shards(location)
+    _check_run_folder(config)
+    return Call(
+        program=program,
+        words=("--recipe", RECIPE),
+        folder=config.run.folder,
+        recipe=dump(config),
+        starter=STARTERS[config.distributed.engine],
+        zero_stage=config.distributed.zero_stage,
+    )
+
+
+def config_class(program: str, task: str | None, words: Sequence[str]) -> type[Any]:
+    """Return the class that a program's options fill; the tasks of fine-tuning have one each.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if program == "pretrain":
+        return PretrainConfig
+    held = sorted(name for name, (section, _, _) in TASKS.items() if section in _sections(words))
+    name = task or (held[0] if held else "classify")
+    if name not in TASKS:
+        raise ValueError(f"--task takes {', '.join(TASKS)}, got {name!r}")
+    _, module, config = TASKS[name]
+    return getattr(importlib.import_module(module), config)
+
+
+def _sections(words: Sequence[str]) -> set[str]:
+    """Return the top-level sections that options and recipes name; a recipe that cannot be read is refused later."""
+    sections = {word.removeprefix("--").partition(".")[0] for word in words if word.startswith("--")}
+    for path in _values(words, "--recipe"):
+        try:
+            tree = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError):
+            continue
+        sections |= {str(key) for key in tree} if isinstance(tree, dict) else set()
+    return sections
+
+
+def _values(words: Sequence[str], option: str) -> Iterator[str]:
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            yield value if equals else following
+
+
+def _without_task(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    task, rest, left = None, [], iter(words)
+    for word in left:
+        name, equals, inside = word.partition("=")
+        if name == "--task":
+            task = inside if equals else next(left, "")
+        else:
+            rest.append(word)
+    return task, rest
+
+
+def _shards(config: Any) -> Iterator[str]:
+    """Yield where the labelled and unlabelled shards of a config lie."""
+    yield from config.data.shards
+    probe = getattr(config, "probe", None)
+    for location in (
+        getattr(config, "val_shards", None),
+        *(() if probe is None else (probe.train_shards, probe.val_shards)),
+    ):
+        if location is not None:
+            yield str(location)
+
+
+def _check_shards(location: str) -> None:
+    """Refuse a folder without shards and a URL that holds a secret."""
+    location = check_location(location)
+    if not is_remote(location) and not (Path(location) / "manifest.json").is_file():
+        raise ValueError(
+            f"{location} holds no shards: expected manifest.json in it, which `data/main.py write` or `index` makes; the "
+            f"folder must lie on a file system that this machine and the nodes share"
+        )
+
+
+def _check_run_folder(config: Any) -> None:
+    """Refuse a run folder that somebody runs in, or whose checkpoints another recipe made."""
+    folder: Path = config.run.folder
+    holder = find_holder(folder)
+    if holder is not None:
+        raise ValueError(
+            f"run folder {folder} is in use by {describe(holder)}; wait, stop it (touch {folder / 'STOP'}), or choose "
+            f"another --run.folder"
+        )
+    if any((folder / "checkpoints").glob("step-*[0-9]")) and (folder / "config.yaml").is_file():
+        changes = changed_fields(config, stored=yaml.safe_load((folder / "config.yaml").read_text()) or {})
+        if changes:
+            raise ValueError(
+                f"{folder / 'config.yaml'} made the checkpoints in this folder and differs from what is asked: "
+                f"{'; '.join(changes)}. Use the stored values, another --run.folder, or --run.branch-from CHECKPOINT"
+            )

@@ -1,0 +1,88 @@
+"""What happens once the processes of a job have ended: judge how, write it down, and put the job back into the queue if it shall go on."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from launch import slurm_queue
+from launch.job_folder import Job, JobFolder
+from launch.restart import Decision, Outcome, decide
+
+logger = logging.getLogger(__name__)
+
+BY_THE_USER = ("the STOP file", "SIGINT")
+
+
+def conclude(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
+    """Write down how an attempt ended and what follows."""
+    outcome = outcome_of(folder, exit_code=exit_code)
+    stopped = folder.stopped() or {}
+    folder.note("end", outcome=outcome, code=exit_code, step=folder.newest_step(), saved=stopped.get("saved"))
+    decision = decide(folder.events(), outcome, limits=job.cluster.restart)
+    folder.note("decision", go_on=decision.go_on, wait_s=decision.wait_s, reason=decision.reason)
+    logger.info("%s: %s", outcome, decision.reason)
+    return decision
+
+
+def outcome_of(folder: JobFolder, *, exit_code: int) -> Outcome:
+    """Return how the last attempt ended.
+
+    Exit code 0 is not enough: a run that was stopped ends with it, too, and says so in its folder. A launcher may end with
+    another one although the run was saved, when the scheduler's signals reached it first.
+    """
+    stopped = folder.stopped()
+    if folder.cancelled.exists() or (stopped is not None and stopped["reason"] in BY_THE_USER):
+        return "ended by the user"
+    if stopped is not None:
+        return "stopped"
+    if exit_code == 0:
+        return "finished"
+    return "stopped" if _was_warned(folder) else "failed"
+
+
+def settle(words: list[str]) -> None:
+    """``settle EXIT_CODE RUN...``: the last line of a job's script; of an array, the job's own RUN is chosen by its number.
+
+    Raises:
+        SystemExit: always, with the job's exit code.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # they come with the requeue below
+        signal.signal(number, signal.SIG_IGN)
+    speak()
+    exit_code, runs = int(words[0]), words[1:]
+    folder = JobFolder(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0]))
+    decision = conclude(folder, folder.read(), exit_code=exit_code)
+    if not decision.go_on:
+        sys.exit(exit_code if decision.reason.startswith("failed") else 0)
+    job_id = os.environ["SLURM_JOB_ID"]
+    queued = slurm_queue.find(job_id)
+    if (
+        queued is None or queued.state != "RUNNING"
+    ):  # Slurm requeues a preempted job itself, and a cancelled one stays so
+        logger.info("job %s is %s: left to Slurm", job_id, queued.state if queued else "gone")
+        sys.exit(exit_code)
+    slurm_queue.requeue(job_id, wait_s=decision.wait_s)
+    sys.exit(0)
+
+
+def speak() -> None:
+    """Let the launcher's own lines into the job's log, marked, and each once beside submitit's."""
+    ours = logging.getLogger("launch")
+    if not ours.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("launch: %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+
+
+def _was_warned(folder: JobFolder) -> bool:
+    """Return whether the time limit came before the last attempt could save."""
+    for event in reversed(folder.events()):
+        if event["event"] == "start":
+            return False
+        if event["event"] == "signal" and event["name"] == "SIGUSR2":
+            return True
+    return False

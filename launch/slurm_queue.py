@@ -1,0 +1,74 @@
+"""What Slurm's own commands say and do: squeue, scontrol, scancel."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """A job that Slurm still knows to be waiting, running or ending."""
+
+    state: str
+    """PENDING, RUNNING, COMPLETING, ..."""
+    reason: str
+    """Why it waits, or `None`."""
+    nodes: str
+    """Where it runs."""
+    starts: str
+    """When it is expected to start, or has."""
+
+
+def find(job_id: str) -> Queued | None:
+    """Return the job's place in the queue; None where it is not in it any more."""
+    done = _run("squeue", "--noheader", "--jobs", job_id, "--states", "all", "--format", "%T|%r|%N|%S", check=False)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode or not lines:
+        return None
+    state, reason, nodes, starts = lines[0].strip().split("|")
+    queued = Queued(state=state, reason=reason, nodes=nodes, starts=starts)
+    return queued if queued.state in WAITING or queued.state in ACTIVE else None
+
+
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD", "REQUEUE_FED")
+ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+
+def requeue(job_id: str, *, wait_s: int) -> None:
+    """Put a running job, which this ends, back into the queue, to start ``wait_s`` from now at the earliest."""
+    _run("scontrol", "requeue", job_id)
+    # without this it waits for its credentials to expire, about two minutes
+    _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{wait_s}", check=False)
+
+
+def signal_job(job_id: str, name: str) -> None:
+    """Send a signal to all processes of a job's steps."""
+    _run("scancel", "--signal", name, job_id)
+
+
+def cancel(job_id: str) -> None:
+    """Take a job out of the queue; what runs is ended."""
+    _run("scancel", job_id)
+
+
+def check_installed() -> None:
+    """Refuse to go on where Slurm's commands are not.
+
+    Raises:
+        ValueError: sbatch is not found.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError(
+            "sbatch is not found: submit on a login node of the cluster, or take --cluster local to run on this machine"
+        )
+
+
+def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if check and done.returncode:
+        raise ValueError(
+            f"`{' '.join(command)}` failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}"
+        )
+    return done

@@ -1,0 +1,126 @@
+"""Submitting through submitit: what Slurm is asked for, and what it is shown to be asked for."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.slurm import slurm
+
+from launch import slurm_queue
+from launch.job_folder import Job, JobFolder
+from launch.node import NodeJob
+from launch.programs import ROOT
+
+
+def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list[str]:
+    """Submit one job, or an array of them; return their numbers. ``base`` is the folder that keeps submitit's files."""
+    if jobs[0].cluster.scheduler == "slurm":
+        slurm_queue.check_installed()
+    store = JobFolder(base)
+    for folder in (store, *(JobFolder(job.call.folder) for job in jobs)):
+        folder.make()
+    for job in jobs:
+        folder = JobFolder(job.call.folder)
+        folder.cancelled.unlink(missing_ok=True)
+        folder.write(job)
+        folder.note("submit", nodes=job.nodes)
+    ids = _hand_over(jobs, store=store, name=name, parallel=parallel)
+    for job, number in zip(jobs, ids, strict=True):
+        JobFolder(job.call.folder).add_id(number)
+    return ids
+
+
+def script(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> str:
+    """Return the script that sbatch would be given."""
+    parameters = slurm_parameters(jobs, name=name, parallel=parallel)
+    if len(jobs) > 1:
+        parameters["map_count"] = len(jobs)
+    jobs_folder = JobFolder(base).jobs.absolute()
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(jobs_folder))}"
+    return slurm._make_sbatch_string(command=command, folder=jobs_folder, **parameters)  # pyright: ignore[reportPrivateUsage]
+
+
+def slurm_parameters(jobs: Sequence[Job], *, name: str, parallel: int) -> dict[str, Any]:
+    """Return what submitit makes sbatch options and the script of."""
+    job, cluster = jobs[0], jobs[0].cluster
+    more: dict[str, Any] = {"requeue": True, "chdir": job.cwd}
+    srun = ["--kill-on-bad-exit=1"]
+    if cluster.memory_gib is not None:
+        more["mem"] = f"{cluster.memory_gib}G" if cluster.memory_gib else "0"
+    if cluster.cpus_per_node is not None:
+        srun.append(f"--cpus-per-task={cluster.cpus_per_node}")
+    runs = " ".join(shlex.quote(str(other.call.folder)) for other in jobs)
+    settle = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'launch' / 'main.py'))} settle"
+    asked = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "cpus_per_task": cluster.cpus_per_node,
+        "exclusive": True if cluster.exclusive else None,
+        "array_parallelism": parallel if len(jobs) > 1 else None,
+    }
+    return {
+        "job_name": name,
+        "nodes": job.nodes,
+        "ntasks_per_node": 1,
+        "time": cluster.time_limit_min,
+        "signal_delay_s": cluster.warning_s,
+        "stderr_to_stdout": True,
+        "setup": [
+            "trap : TERM USR2  # what follows srun must run, whatever ends it",
+            f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *cluster.setup,
+        ],
+        "teardown": [f"{settle} $? {runs}"],
+        "srun_args": srun,
+        "additional_parameters": more,
+        **{option: value for option, value in asked.items() if value is not None},
+    }
+
+
+def _hand_over(jobs: Sequence[Job], *, store: JobFolder, name: str, parallel: int) -> list[str]:
+    job = jobs[0]
+    runs = [one.call.folder.absolute() for one in jobs]
+    if job.cluster.scheduler == "local":
+        return [_start_here(job, runs=runs, store=store)] * len(jobs)
+    executor = SlurmExecutor(folder=store.jobs.absolute())
+    executor.update_parameters(**slurm_parameters(jobs, name=name, parallel=parallel))
+    return [str(submitted.job_id) for submitted in executor.submit_array([NodeJob(run) for run in runs])]
+
+
+def _start_here(job: Job, *, runs: Sequence[Path], store: JobFolder) -> str:
+    executor = LocalExecutor(folder=store.jobs.absolute())
+    executor.update_parameters(
+        timeout_min=job.cluster.time_limit_min,
+        signal_delay_s=job.cluster.warning_s,
+        stderr_to_stdout=True,
+        gpus_per_node=job.cluster.gpus_per_node or 0,
+        setup=list(job.cluster.setup),
+    )
+    with _silent():
+        return str(executor.submit(NodeJob(*runs)).job_id)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Start children without this program's output, which whoever reads it would wait for until they end."""
+    sys.stdout.flush()
+    kept = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for number, copy in enumerate(kept, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)

@@ -1,0 +1,148 @@
+"""Looking after jobs that were submitted: how they stand, what they say, and ending them."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from rich.table import Table
+
+from engine.status import status as run_status
+from launch import slurm_queue
+from launch.job_folder import Job, JobFolder
+
+LAST_EVENTS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What a job said."""
+
+    node: int = 0
+    """Of this node."""
+    lines: int = 40
+    """How many lines from the end."""
+    follow: bool = False
+    """Go on until interrupted."""
+
+
+def status(folder: JobFolder) -> list[Table]:
+    """Return tables that say how the job stands in the queue, what happened to it, and how far the run is."""
+    job = folder.read()
+    table = Table(title=f"jobs of {folder.run}", show_header=False)
+    table.add_row("job", job.ids[-1] if job.ids else "not submitted")
+    table.add_row("state", state(job))
+    for event in folder.events()[-LAST_EVENTS:]:
+        at = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "seconds")
+        said = ", ".join(
+            f"{key} {value}" for key, value in event.items() if key not in ("event", "time") and value is not None
+        )
+        table.add_row(at, f"{event['event']}: {said}")
+    return [table, *([run_status(folder.run)] if (folder.run / "config.yaml").exists() else [])]
+
+
+def state(job: Job) -> str:
+    """Return how the newest job stands, in words."""
+    if not job.ids:
+        return "not submitted"
+    if job.cluster.scheduler == "local":
+        return "running here" if _process(job) else "ended"
+    queued = slurm_queue.find(job.ids[-1])
+    if queued is None:
+        return "ended"
+    if queued.state in slurm_queue.WAITING:
+        return f"{queued.state} ({queued.reason}), expected to start {queued.starts}"
+    return f"{queued.state} on {queued.nodes} since {queued.starts}"
+
+
+def check_not_queued(folder: JobFolder) -> None:
+    """Refuse a second job for the same run.
+
+    Raises:
+        ValueError: the last one still waits or runs.
+    """
+    if not folder.exists():
+        return
+    job = folder.read()
+    if job.ids and state(job) != "ended":
+        raise ValueError(
+            f"job {job.ids[-1]} of {folder.run} is still {state(job)}; wait, or end it with "
+            f"`python launch/main.py cancel {folder.run}`"
+        )
+
+
+def logs(folder: JobFolder, options: LogOptions) -> None:
+    """Print the end of a node's log, and what is added to it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = log_file(folder, node=options.node)
+    with path.open() as file:
+        sys.stdout.writelines(deque(file, options.lines))
+        with contextlib.suppress(KeyboardInterrupt):
+            while options.follow:
+                sys.stdout.flush()
+                text = file.read()
+                sys.stdout.write(text)
+                if not text:
+                    time.sleep(0.5)
+
+
+def log_file(folder: JobFolder, *, node: int) -> Path:
+    """Return the log of a node of the newest job.
+
+    Raises:
+        ValueError: there is none.
+    """
+    job = folder.read()
+    number = job.ids[-1] if job.ids else "?"
+    for base in (folder, JobFolder(folder.run.parent)):  # those of a sweep lie above
+        path = base.jobs / f"{number}_{node}_log.out"
+        if path.is_file():
+            return path
+    raise ValueError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {state(job)}")
+
+
+def cancel(folder: JobFolder, *, now: bool) -> str:
+    """End the newest job: saved at the next step, or at once; return what was done."""
+    job = folder.read()
+    if state(job) in ("ended", "not submitted"):
+        return f"nothing to cancel: the job of {folder.run} is {state(job)}"
+    folder.cancelled.touch()
+    number = job.ids[-1]
+    if job.cluster.scheduler == "local":
+        process = _process(job)
+        if process is not None:
+            _end_here(process, now=now)
+    elif now or (queued := slurm_queue.find(number)) is None or queued.state != "RUNNING":
+        slurm_queue.cancel(number)
+        return f"job {number} is cancelled; it goes on from the last checkpoint with `resume`"
+    else:
+        slurm_queue.signal_job(number, "USR2")
+    return f"job {number} ends" + ("" if now else " after its step, saved") + "; `resume` goes on"
+
+
+def _end_here(process: psutil.Process, *, now: bool) -> None:
+    if not now:
+        process.send_signal(signal.SIGTERM)
+        return
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def _process(job: Job) -> psutil.Process | None:
+    """Return submitit's process of a job on this machine, if it still runs."""
+    try:
+        process = psutil.Process(int(job.ids[-1]))
+        ours = "submitit.local._local" in process.cmdline() and process.uids().real == os.getuid()
+        return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
