@@ -11,7 +11,7 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -25,7 +25,16 @@ from data.prefetch import prefetching
 from data.shards import Sample, ShardSet, open_shards
 from data.working_set import check_cache
 
-__all__ = ["Builder", "LoadingError", "Sample", "ShardSet", "evaluation_batches", "open_shards", "training_batches"]
+__all__ = [
+    "Builder",
+    "LoadingError",
+    "Sample",
+    "ShardSet",
+    "TrainingBatches",
+    "evaluation_batches",
+    "open_shards",
+    "training_batches",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +58,31 @@ class LoadingError(ValueError):
     """Samples that could not be read or built; the message names step and micro-batch."""
 
 
+class TrainingBatches(Iterator[dict[str, Any]]):
+    """Micro-batches in their order; each is a function of its key, so they can begin again anywhere."""
+
+    def __init__(
+        self,
+        begin: Callable[[int, frozenset[Key]], Iterator[dict[str, Any]]],
+        *,
+        first_step: int,
+        skip: frozenset[Key],
+    ) -> None:
+        self._begin, self._iterator = begin, begin(first_step, skip)
+
+    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+        """Go on with ``first_step``, leaving out the micro-batches (step, number) of ``skip``."""
+        self.close()
+        self._iterator = self._begin(first_step, frozenset(skip))
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        getattr(self._iterator, "close", lambda: None)()
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._iterator)
+
+
 def training_batches(
     shards: ShardSet,
     order: TrainingOrder,
@@ -60,7 +94,7 @@ def training_batches(
     workers: int,
     pin: bool = False,
     skip: Collection[Key] = (),
-) -> Iterator[dict[str, Any]]:
+) -> TrainingBatches:
     """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip.
 
     ``"reading"`` in each says what reading it cost (`ReadingCounters`).
@@ -69,10 +103,14 @@ def training_batches(
         ValueError: the cache of remote shards is too small; says so before anything is read.
     """
     check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
-    keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=frozenset(skip))
     dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
     ahead = shards.cache.config.prefetch_steps * len(micro_batches)
-    return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=ahead)
+
+    def begin(first_step: int, skip: frozenset[Key]) -> Iterator[dict[str, Any]]:
+        keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=skip)
+        return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=ahead)
+
+    return TrainingBatches(begin, first_step=first_step, skip=frozenset(skip))
 
 
 def evaluation_batches(
@@ -177,6 +215,7 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
             content = self.builder(samples, step=step, micro_batch=micro_batch)
             self.shards.confirm(sample_id for sample_id, _, _ in content.get("bad", ()))
             content["reading"] = self.shards.counters.since(before)
+            content["keys"] = tuple(sample.key for sample in samples)
         except (ValueError, OSError) as error:
             message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"
             return _Failure(message=message, trace=traceback.format_exc())

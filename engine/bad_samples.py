@@ -13,10 +13,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from engine.distributed import Engine
 from engine.durable import write_durably
@@ -89,7 +85,8 @@ class BadSamples:
         """
         if not self._engine.any(bool(self._found)):
             return 0
-        found = sorted(_gather(self._found, engine=self._engine), key=lambda bad: (bad.step, bad.micro_batch))
+        lines = self._engine.gather_lines([dataclasses.asdict(bad) for bad in self._found])
+        found = sorted((BadSample(**line) for line in lines), key=lambda bad: (bad.step, bad.micro_batch))
         self._found = []
         self.total += len(found)
         if self._engine.is_main:
@@ -124,11 +121,3 @@ class BadSamples:
             logger.warning("%s of %s was replaced: %s", bad.key, bad.shard, bad.reason)
         if len(new) > MOST_WARNINGS:
             logger.warning("%d more were replaced: see %s", len(new) - MOST_WARNINGS, self._path)
-
-
-def _gather(found: list[BadSample], *, engine: Engine) -> list[BadSample]:
-    """Return what all processes found; it travels as the bytes of JSON lines."""
-    words = "".join(json.dumps(dataclasses.asdict(bad)) + "\n" for bad in found).encode()
-    everything = engine.gather(torch.from_numpy(np.frombuffer(words, np.uint8).copy()))
-    lines: list[dict[str, Any]] = [json.loads(line) for line in bytes(everything.tolist()).splitlines()]
-    return [BadSample(**line) for line in lines]

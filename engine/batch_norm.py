@@ -7,6 +7,7 @@ processes keeps the same buffers.
 Legend: c channels.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -53,8 +54,11 @@ def step_batch_norm(module: M) -> M:
 
 
 @torch.no_grad()
-def commit_step_statistics(module: nn.Module, *, world_size: int) -> None:
-    """Move all running statistics by the mean over the step's micro-batches; one collective, no wait for the device."""
+def commit_step_statistics(module: nn.Module, *, world_size: int, skipped: Sequence[int] = ()) -> None:
+    """Move all running statistics by the mean over the step's micro-batches; one collective, no wait for the device.
+
+    ``skipped`` are the numbers of those that do not count, over all processes.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, StepStatistics) and layer.step_records]
     if not layers:
         return
@@ -66,7 +70,12 @@ def commit_step_statistics(module: nn.Module, *, world_size: int) -> None:
         everyone[0] = records
     sizes = [len(layer.step_records) * 2 * layer.running_mean.numel() for layer in layers]
     for layer, values in zip(layers, everyone.split(sizes, dim=1), strict=True):
-        means, variances = values.reshape(-1, 2, layer.running_mean.numel()).mean(0)
+        records = values.reshape(-1, 2, layer.running_mean.numel())
+        if skipped:
+            counted = torch.ones(len(records), dtype=torch.bool)
+            counted[list(skipped)] = False
+            records = records[counted.to(records.device)]
+        means, variances = records.mean(0)
         _move(layer, means, variances)
         layer.step_records.clear()
 

@@ -29,8 +29,16 @@ class RunConfig:
     """Also keep every checkpoint whose step is a multiple of this."""
     branch_from: Path | None = may_change(None)
     """Checkpoint folder of another run to start this new run from."""
+    max_rewinds: int = may_change(5)
+    """How often the run may go back to its last checkpoint to leave out a micro-batch that is not finite; then it stops."""
+    stall_timeout_s: float | None = may_change(600.0)
+    """Seconds without progress in a step after which the run dumps its stacks and ends; 6 times that outside; None: never."""
 
     def __post_init__(self) -> None:
+        if self.max_rewinds < 0:
+            raise ValueError(f"run.max-rewinds must not be negative, got {self.max_rewinds}; 0 stops at the first one")
+        if self.stall_timeout_s is not None and self.stall_timeout_s <= 0:
+            raise ValueError(f"run.stall-timeout-s must be positive, or None for no limit, got {self.stall_timeout_s}")
         if self.save_every_steps < 1:
             raise ValueError(f"run.save-every-steps must be at least 1, got {self.save_every_steps}")
         if self.keep_last < 1:

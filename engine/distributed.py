@@ -9,6 +9,7 @@ ZeRO-3 itself waits for.
 import contextlib
 import datetime
 import inspect
+import json
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -123,8 +125,11 @@ class Engine:
         with contextlib.nullcontext() if last or self.kind == "single" else self._wrapped.no_sync():
             loss.backward()
 
-    def step(self, lrs: Sequence[float]) -> Tensor:
-        """Clip, update with one learning rate per param group, forget the gradients; return their norm, a 0-d tensor."""
+    def step(self, lrs: Sequence[float], *, skipped: Sequence[int] = ()) -> Tensor:
+        """Clip, update with one learning rate per param group, forget the gradients; return their norm, a 0-d tensor.
+
+        ``skipped`` are the numbers of the step's micro-batches, over all processes, whose BatchNorm statistics do not count.
+        """
         for group, lr in zip(self._groups, lrs, strict=True):
             group["lr"] = lr
         norm = clip_gradients(self._layout, max_norm=self._clip_grad_norm, device=self.device)
@@ -133,7 +138,7 @@ class Engine:
         else:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        commit_step_statistics(self._module, world_size=self.world_size)
+        commit_step_statistics(self._module, world_size=self.world_size, skipped=skipped)
         return norm
 
     def owned_runs(self) -> list[OwnedRun]:
@@ -157,7 +162,7 @@ class Engine:
             where = {"name": run.name, "shape": run.shape, "offset": run.offset}
             slices += [Slice(kind=kind, values=x, **where) for kind, x in kinds.items() if x is not None]
         if self.is_main:
-            for name, buffer in _saved_buffers(self._module).items():
+            for name, buffer in self.buffers().items():
                 values = buffer.detach().reshape(-1)
                 slices.append(Slice(kind="buffer", name=name, shape=tuple(buffer.shape), offset=0, values=values))
         return slices
@@ -174,6 +179,20 @@ class Engine:
             step.fill_(optimizer_steps)
 
     @torch.no_grad()
+    def load_state(self, read: Read, *, optimizer_steps: int) -> None:
+        """Put weights, buffers and the optimizer of a prepared model back to what was saved (collective)."""
+        for run in self._layout.runs:
+            run.weight.copy_(read("weight", run.name, run.offset, run.weight.numel()))
+        self._layout.publish()
+        for name, buffer in self.buffers().items():
+            buffer.copy_(read("buffer", name, 0, buffer.numel()).view(buffer.shape))
+        self.load_optimizer(read, optimizer_steps=optimizer_steps)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the buffers that belong to the model's state, by name; the same on every process."""
+        return _saved_buffers(self._module)
+
+    @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor]:
         """Return CPU copies of all weights and buffers on rank 0 and nothing elsewhere, gathering one at a time (collective)."""
         weights: dict[str, Tensor] = {}
@@ -182,22 +201,23 @@ class Engine:
                 if self.is_main:
                     weights[name] = parameter.detach().to("cpu", copy=True)
         if self.is_main:
-            buffers = _saved_buffers(self._module)
-            weights |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in buffers.items()}
+            weights |= {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.buffers().items()}
         return weights
 
     def average(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Return the mean of each value over the processes (collective; waits for the device)."""
-        numbers = [
-            torch.as_tensor(value, dtype=torch.float64, device=self.device).detach() for value in values.values()
-        ]
-        if not numbers:
-            return {}
-        means = torch.stack(numbers)
+        return self.collect(values, own=0.0)[0] if values else {}
+
+    def collect(self, values: Mapping[str, Tensor | float], *, own: float) -> tuple[dict[str, float], list[float]]:
+        """Return the mean of each value over the processes, and every process's ``own`` (one collective; waits for the device)."""
+        numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
+        each = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
+        each[self.rank] = own
+        sums = torch.cat([*(number.detach().view(1) for number in numbers), each])
         if self.world_size > 1:
-            dist.all_reduce(means)
-            means /= self.world_size
-        return dict(zip(values, means.tolist(), strict=True))
+            dist.all_reduce(sums)
+        means, every = (sums[: len(numbers)] / self.world_size).tolist(), sums[len(numbers) :].tolist()
+        return dict(zip(values, means, strict=True)), every
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the processes' tensors joined along the first axis, whose length may differ among them (collective)."""
@@ -211,6 +231,12 @@ class Engine:
         everyone = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(everyone, padded)
         return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+
+    def gather_lines(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return all processes' lines of JSON values, in the order of the processes (collective)."""
+        words = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        everything = self.gather(torch.from_numpy(np.frombuffer(words, np.uint8).copy()))
+        return [json.loads(line) for line in bytes(everything.tolist()).splitlines()]
 
     def any(self, flag: bool) -> bool:
         """Return whether any process says yes (collective; waits for the device)."""

@@ -3,7 +3,9 @@
 A line of ``metrics.jsonl`` has ``step`` (steps done), ``total_steps``, ``time`` (Unix seconds), ``images_per_s``,
 ``peak_memory_bytes``, ``energy_j`` (main process's GPU; absent without one), ``seconds`` since the line before,
 ``seconds_data``, ``seconds_transfer``, ``seconds_compute``, ``seconds_communication`` of them (of the main process, as
-its host sees it: nothing synchronises the device to measure), and the trainer's own metrics. What is not finite is null.
+its host sees it: nothing synchronises the device to measure), and the trainer's own metrics. With several processes also
+``seconds_busy_median`` and ``seconds_busy_max``, the processes' seconds without communication, and ``slowest_process``
+with ``slowest_process_ratio``, its seconds over the median. What is not finite is null.
 """
 
 import contextlib
@@ -13,10 +15,11 @@ import json
 import logging
 import math
 import resource
+import statistics
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 Phase = Literal["data", "transfer", "compute", "communication"]
 PHASES: tuple[Phase, ...] = ("data", "transfer", "compute", "communication")
+STRAGGLES = 1.5
+"""Past this multiple of the median a process's time is worth a word."""
 
 
 class Reporter:
@@ -112,6 +117,19 @@ class Reporter:
         if self._is_main:
             self._write(step, line)
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the last report in which this process did not wait for others."""
+        return sum(seconds for phase, seconds in self._seconds.items() if phase != "communication")
+
+    def rewind(self, step: int) -> None:
+        """Go back to ``step``: what follows is reported again."""
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._last_step, self._last_time = step, time.monotonic()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = SummaryWriter(str(self._folder.tensorboard), purge_step=step + 1)
+
     def close(self) -> None:
         """End the progress bar and flush what is open."""
         if self._progress is not None:
@@ -149,6 +167,10 @@ class Reporter:
     def _show(self, step: int, line: Mapping[str, float]) -> None:
         text = f"loss {line['loss']:.4f}  " if "loss" in line else ""
         text += f"{line['images_per_s']:.1f} images/s"
+        if line.get("slowest_process_ratio", 1.0) > STRAGGLES:
+            text += (
+                f"  process {line['slowest_process']:.0f} takes {line['slowest_process_ratio']:.1f} times the median"
+            )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, text=text)
             return
@@ -170,6 +192,22 @@ class Reporter:
             )
             self._task = self._progress.add_task("", total=self._total_steps, completed=first_step, text="")
             self._progress.start()
+
+
+def straggler_metrics(busy_s: Sequence[float]) -> dict[str, float]:
+    """Return who takes longest for its own work, and how much longer than the median; nothing for one process.
+
+    ``busy_s`` are the processes' seconds between two reports without what they waited for others.
+    """
+    if len(busy_s) < 2:
+        return {}
+    median, longest = statistics.median(busy_s), max(busy_s)
+    return {
+        "seconds_busy_median": median,
+        "seconds_busy_max": longest,
+        "slowest_process": float(busy_s.index(longest)),
+        "slowest_process_ratio": longest / max(median, 1e-9),
+    }
 
 
 def peak_memory_bytes(device: torch.device | None) -> int:

@@ -6,6 +6,8 @@ runs/x/
 ├── metrics.jsonl        one line per report
 ├── metrics.cut.jsonl    lines of steps that were done again after a resume
 ├── bad_samples.jsonl    each image that could not be decoded, once
+├── non_finite/          micro-batches that were not finite (flight_record.py)
+├── stalls/              heartbeats, and stacks of a run that hung (watchdog.py)
 ├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
 ├── lock.json            who runs here now
 ├── stopped.json         of a run that ended early, as asked: its step, who asked and when; gone once it goes on
@@ -20,7 +22,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +56,7 @@ class RunFolder:
         self._stop = path / "STOP"
         self._lock: RunLock | None = None
         self._obeyed = False
+        self._closing = contextlib.ExitStack()
 
     @classmethod
     def open(cls, path: Path, *, config: Any, rank: int = 0) -> "RunFolder":
@@ -92,8 +95,13 @@ class RunFolder:
         """Close, whatever happened."""
         self.close()
 
+    def at_close(self, callback: Callable[[], object]) -> None:
+        """Let ``callback`` run when the folder is closed, whatever happened."""
+        self._closing.callback(callback)
+
     def close(self) -> None:
         """Release the lock, and remove the STOP file if it was obeyed."""
+        self._closing.close()
         if self._obeyed:
             self._stop.unlink(missing_ok=True)
         if self._lock is not None:

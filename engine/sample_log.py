@@ -1,7 +1,8 @@
 """A record of what every micro-batch was made of, for audits: ids, crops and what else a program names, one JSON line each.
 
 Written as ``samples-00000.jsonl``, one file per process, appended to over restarts. Steps that were done, lost and done
-again appear twice, with the same words.
+again appear twice, with the same words. A micro-batch that was left out since it was not finite has "skipped" instead; before
+that line stand those of the steps up to where it was found.
 """
 
 import json
@@ -25,6 +26,9 @@ class SampleLog:
         if self._file is None:
             return
         words = {"step": step, "micro_batch": micro_batch}
+        if batch.get("skipped"):
+            self._file.write(json.dumps({**words, "skipped": True}) + "\n")
+            return
         arrays = {name: batch[name].tolist() for name in self._names}
         self._file.write(json.dumps({**words, **arrays, "bad": batch["bad"]}) + "\n")
 

@@ -2,7 +2,8 @@
 
 The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/trainer.py``), where it reads like
 the algorithm. A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the
-averaged weights and one integer.
+averaged weights, one integer, and the list of micro-batches that are left out (``engine/recovery.py``). The numbers of the
+steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
 
 import dataclasses
@@ -13,20 +14,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.bad_samples import BadSamples
 from engine.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
-from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, micro_batches_of
+from engine.config import micro_batches_of
 from engine.distributed import Engine
 from engine.ema import SlicedEma
+from engine.first_state import FirstState
+from engine.micro_batch_feed import MicroBatchFeed
 from engine.optimizer import Schedule, build_optimizer
 from engine.randomness import torch_seed
-from engine.reporting import Reporter
+from engine.recovery import Recovery
+from engine.reporting import Reporter, straggler_metrics
 from engine.run_folder import RunFolder
+from engine.sections import Cost, Sections
+from engine.step_sums import COUNT, NORMS, StepSums
+from engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -34,39 +41,6 @@ SAME_DATA = ("manifest_digest", "shards_per_folder")
 """What a checkpoint says of its data that may not change in a run."""
 STOP_CHECK_S = 5.0
 """Seconds between the moments when several processes agree on whether to stop."""
-
-
-class DataSection(Protocol):
-    """The part of a data config that the loop needs: the global batch, and how much may be wrong with it."""
-
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def micro_batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def max_bad_share(self) -> float: ...  # noqa: D102
-
-
-class Sections(Protocol):
-    """The config sections that every training program has."""
-
-    @property
-    def data(self) -> DataSection: ...  # noqa: D102
-    @property
-    def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
-    @property
-    def run(self) -> RunConfig: ...  # noqa: D102
-    @property
-    def report(self) -> ReportConfig: ...  # noqa: D102
-    @property
-    def distributed(self) -> DistributedConfig: ...  # noqa: D102
-
-
-class Cost(Protocol):
-    """What getting micro-batches cost: adds up, and names its figures for a report."""
-
-    def __add__(self, other: Any, /) -> "Cost": ...
-    def metrics(self) -> dict[str, float]: ...  # noqa: D102
 
 
 class Training:
@@ -110,18 +84,23 @@ class Training:
             keep_last=config.run.keep_last,
             keep_every_steps=config.run.keep_every_steps,
         )
-        self.step = 0
-        self._saved_step = 0
-        self.ema: SlicedEma | None = None
-        restored = self._restore(model)
-        self._bad = BadSamples(
-            folder.path,
+        self.recovery = Recovery(
             engine=engine,
+            folder=folder,
             shard_of=shard_of,
-            max_share=data.max_bad_share,
-            steps_done=self.step,
-            total=restored.get("bad_samples", 0),
+            num_micro_batches=engine.world_size * len(self.micro_batches),
+            max_rewinds=config.run.max_rewinds,
+            precision=config.distributed.precision,
         )
+        self.watchdog = Watchdog(
+            folder.path, rank=engine.rank, world_size=engine.world_size, timeout_s=config.run.stall_timeout_s
+        )
+        self.step = 0
+        self._shard_of = shard_of
+        self._feed = MicroBatchFeed()
+        self.ema: SlicedEma | None = None
+        self._first_state: FirstState | None = None
+        self._restore(model)
         self.reporter = Reporter(
             folder,
             config.report,
@@ -130,18 +109,13 @@ class Training:
             first_step=self.step,
             device=engine.device,
         )
-        self._sums: dict[str, Tensor] = {}
-        self._num_summed = 0
-        self._num_bad = restored.get("bad_samples_unreported", 0)
-        self._reading: Cost | None = None
-        self._grad_norm: Tensor | None = None
         self._stop_signal: str | None = None
         self._stop_asked: float | None = None
         self.stopped = False
         self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
 
-    def _restore(self, model: nn.Module) -> Mapping[str, Any]:
-        """Load the newest checkpoint, or the one to branch from, around preparing the engine; return its state."""
+    def _restore(self, model: nn.Module) -> None:
+        """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
         checkpoint = self._find_checkpoint()
         self.engine.place(model)  # first, so that fp64 weights are not read through fp32
         if checkpoint is not None:
@@ -155,11 +129,55 @@ class Training:
         )
         if self._config.optimizer.ema_decay is not None:
             self.ema = SlicedEma(self.engine, decay=self._config.optimizer.ema_decay)
-        if checkpoint is not None:
-            self._load_optimizer(checkpoint)
+        if checkpoint is None:
+            self._first_state = FirstState(self.engine)
+        else:
+            self.engine.load_optimizer(checkpoint.read, optimizer_steps=int(checkpoint.state["step"]))
+            if self.ema is not None:
+                self.ema.load(checkpoint.read)
+            if checkpoint.path.parent == self.folder.checkpoints:  # another run may leave out other micro-batches
+                self.recovery.load(checkpoint.state)
+            logger.info("resuming after step %d from %s", checkpoint.state["step"], checkpoint.path)
+        self._begin({} if checkpoint is None else checkpoint.state)
+
+    def _begin(self, state: Mapping[str, Any]) -> None:
+        """Go on with the state of a checkpoint, or from the start, where weights and moments are those of it already."""
+        self.step = self._saved_step = self._finite_until = int(state.get("step", 0))
+        self._failed = False
+        self._sums, self._reading = StepSums(), None
+        self._grad_norm: Tensor | None = None
+        self._num_bad = state.get("bad_samples_unreported", 0)
+        self._bad = BadSamples(
+            self.folder.path,
+            engine=self.engine,
+            shard_of=self._shard_of,
+            max_share=self._config.data.max_bad_share,
+            steps_done=self.step,
+            total=state.get("bad_samples", 0),
+        )
+        if self.recovery.skipped:
+            self._feed.restart(first_step=self.step, skip=self.recovery.skipped)
         if self.engine.is_main:
             self.folder.cut_metrics(self.step)
-        return {} if checkpoint is None else checkpoint.state
+
+    def _go_back(self) -> None:
+        """Do the steps since the last checkpoint again: to find what was not finite, or without it (collective)."""
+        self.watchdog.note("going back", step=self.step, outside=True)
+        self.store.wait()
+        if self.recovery.found:
+            self.recovery.settle()
+        checkpoint = self._find_checkpoint()
+        state = {} if checkpoint is None else checkpoint.state
+        start = checkpoint or self._first_state
+        assert start is not None, "a run that resumed has a checkpoint to go back to"
+        self.engine.load_state(start.read, optimizer_steps=int(state.get("step", 0)))
+        if self.ema is not None:
+            self.ema.load(start.read)
+        self._begin(state)
+        self.reporter.rewind(self.step)
+        self._feed.restart(first_step=self.step, skip=self.recovery.skipped)
+        self._started, self._first_step, self._next_stop_check = time.monotonic(), self.step, 0
+        logger.warning("going on after step %d", self.step)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or the one to branch from; rank 0 chooses and checks it for all."""
@@ -186,114 +204,142 @@ class Training:
                     f"start a new run from this checkpoint with --run.branch-from"
                 )
 
-    def _load_optimizer(self, checkpoint: Checkpoint) -> None:
-        self.step = self._saved_step = int(checkpoint.state["step"])
-        self.engine.load_optimizer(checkpoint.read, optimizer_steps=self.step)
-        if self.ema is not None:
-            self.ema.load(checkpoint.read)
-        logger.info("resuming after step %d from %s", self.step, checkpoint.path)
-
     @property
     def last_step(self) -> int:
         """Number of steps that the whole run takes."""
         return self.schedule.total_steps
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop."""
+        """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop.
+
+        Where something was not finite a number comes again (``engine/recovery.py``).
+        """
         self._started, self._first_step = time.monotonic(), self.step
-        with _stop_signals(self._note_signal), self.reporter:
+        self.folder.at_close(self.watchdog.stop)
+        with _stop_signals(self._note_signal), self.reporter, self.watchdog:
             while self.step < self.last_step and not self.stopped:
+                self.recovery.begin(self.step)
                 yield self.step
-                self._stop_if_asked()
+                if self._failed:
+                    self._go_back()
+                else:
+                    self._stop_if_asked()
             if self.step != self._saved_step:
                 self.save()
             self.store.wait()
             if self.stopped and self.engine.is_main:
-                self.folder.note_stopped(self.step, reason=self._stop_reason, asked=self._stop_asked)
+                self.folder.note_stopped(self._saved_step, reason=self._stop_reason, asked=self._stop_asked)
 
     def fetch(self, batches: Iterator[dict[str, Any]], *, key: tuple[int, int]) -> dict[str, Any]:
-        """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device."""
+        """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device.
+
+        For one that is left out another comes, whose loss has weight zero.
+        """
+        self._watch("fetch")
         with self.reporter.timed("data"):
-            batch = next(batches)
-        reading: Cost = batch.pop("reading")
-        self._reading = reading if self._reading is None else self._reading + reading
+            batch = self._feed.take(batches, key=key)
+        reading: Cost | None = batch.pop("reading", None)
+        self._reading = self._reading + reading if self._reading is not None and reading is not None else reading
         self._bad.note(batch["bad"], key=key)
         with self.reporter.timed("transfer"):
-            return {key: _to_device(value, self.engine.device) for key, value in batch.items()}
+            self._key, self._batch = key, {name: _to_device(x, self.engine.device) for name, x in batch.items()}
+        return self._batch
 
     def forward(self, *args: Any, key: tuple[int, int], **kwargs: Any) -> Any:
         """Run the model on the micro-batch ``key`` = (step, micro_batch), whose own seed drives dropout and drop path."""
+        self._watch("forward")
         with self.reporter.timed("compute"):
             torch.manual_seed(torch_seed(self._config.run.seed, "model", *key))
             return self.engine.forward(*args, **kwargs)
 
     def backward(self, loss: Tensor, **metrics: Tensor) -> None:
         """Add one micro-batch's gradient to the step's mean; ``metrics`` are averaged into the next report."""
-        with self.reporter.timed("compute"):
-            for name, value in {"loss": loss, **metrics}.items():
-                self._sums[name] = self._sums.get(name, 0) + value.detach()
-            self._num_summed += 1
-            last = self._num_summed % len(self.micro_batches) == 0
+        self._watch("backward")
+        weight = self.recovery.weight(self._key)
+        self._sums.add({"loss": loss, **metrics}, counts=weight > 0)
+        last = self._key[1] == self.micro_batches[-1]
         with self.reporter.timed("communication" if last and self.engine.world_size > 1 else "compute"):
-            self.engine.backward(loss, last=last)
+            self.engine.backward(loss if weight == 1 else loss * weight, last=last)
+        self.recovery.examine(self._key, loss, self._batch)
 
     def update(self) -> None:
         """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
+        self._watch("update")
+        self.recovery.conclude(self.step, weights=self.engine.owned_slices, describe=self.describe)
         with self.reporter.timed("compute"):
-            self._grad_norm = self.engine.step(self.schedule.lrs(self.optimizer, self.step))
+            lrs, skipped = self.schedule.lrs(self.optimizer, self.step), self.recovery.skipped_in(self.step)
+            self._grad_norm = self.engine.step(lrs, skipped=skipped)
+            self._sums.add_step(self._grad_norm)
             if self.ema is not None:
                 self.ema.update()
         self.step += 1
+        self._failed = self.recovery.found
 
     def report(self) -> None:
         """Write one line of metrics if it is due; between reports, saves and stop checks nothing waits for the device."""
-        if self.step % self._config.report.every_steps and self.step != self.last_step:
+        if not self._failed and (self.step % self._config.report.every_steps == 0 or self.step == self.last_step):
+            self._watch("report")
+            self._report()
+        self.watchdog.note("between steps", step=self.step, outside=True)
+
+    def _report(self) -> None:
+        metrics, busy_s = self._sums.means(self.engine, own=self.reporter.busy_s)
+        count, norms = metrics.pop(COUNT), metrics.pop(NORMS)
+        if not self._is_finite(metrics["loss"], norms):
             return
-        means = {name: value / self._num_summed for name, value in self._sums.items()}
-        metrics = self.engine.average(means)
-        self._check_finite(metrics)
         self._settle_bad()
         metrics["bad_samples"], metrics["bad_samples_total"] = float(self._num_bad), float(self._bad.total)
+        metrics["skipped_micro_batches"] = float(len(self.recovery.skipped))
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
         metrics.update(self._reading.metrics() if self._reading is not None else {})
-        images = self._num_summed * self._config.data.micro_batch_size * self.engine.world_size
+        metrics.update(straggler_metrics(busy_s))
+        images = round(count * self._config.data.micro_batch_size * self.engine.world_size)
         self.reporter.report(self.step, metrics, num_images=images)
-        self._sums, self._num_summed, self._num_bad, self._reading = {}, 0, 0, None
+        self._sums, self._num_bad, self._reading = StepSums(), 0, None
 
     def save_if_due(self) -> bool:
         """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""
         run = self._config.run
-        if self.step % run.save_every_steps:
+        if self._failed or self.step % run.save_every_steps or not self.save():
             return False
-        self.save()
         return run.keep_every_steps is not None and self.step % run.keep_every_steps == 0
 
-    def save(self) -> None:
-        """Start writing a checkpoint of the state after the last full step, if that is finite."""
-        if self._sums:
-            self._check_finite(self.engine.average({"loss": self._sums["loss"] / self._num_summed}))
+    def save(self) -> bool:
+        """Start writing a checkpoint of the state after the last full step, if that is finite; return whether it is."""
+        self.watchdog.note("save", step=self.step, outside=True)
+        if self._sums.num_steps:
+            metrics, _ = self._sums.means(self.engine)
+            if not self._is_finite(metrics["loss"], metrics[NORMS]):
+                return False
         self._settle_bad()
         slices = self.engine.owned_slices()
         if self.ema is not None:
             slices += self.ema.slices()
         bad = {"bad_samples": self._bad.total, "bad_samples_unreported": self._num_bad}
-        self.store.save(self.step, slices, {"step": self.step, **bad, **self.describe})
+        self.store.save(self.step, slices, {"step": self.step, **bad, **self.recovery.state(), **self.describe})
+        if self._saved_step > 0:  # that checkpoint is complete now
+            self._first_state = None
         self._saved_step = self.step
+        return True
 
     def _settle_bad(self) -> None:
         """Write down and count the samples that others took the places of; too many of them end the run on all processes."""
         self._num_bad += self._bad.settle(self.step * self._config.data.batch_size)
 
-    def _check_finite(self, metrics: Mapping[str, float]) -> None:
-        """Stop the run where the loss is no number, before such weights are saved over good ones."""
-        norm = float(self._grad_norm) if self._grad_norm is not None else 0.0
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-            raise ValueError(
-                f"the loss is {metrics['loss']} and the gradient norm {norm} in the steps up to {self.step}: nothing of them was "
-                f"saved; start again to go on from the last checkpoint, with a lower optimizer.base-lr or "
-                f"optimizer.clip-grad-norm in a run that branches from it, and look at the data if it recurs"
-            )
+    def _is_finite(self, loss: float, norms: float) -> bool:
+        """Return whether the steps so far were; otherwise nothing of them is reported or saved, and the run goes back."""
+        if math.isfinite(loss) and math.isfinite(norms):
+            self._finite_until = self.step
+            return True
+        if not self.recovery.found:
+            self.recovery.search(range(self._finite_until, self.step), loss=loss, norm=norms)
+        self._failed = True
+        return False
+
+    def _watch(self, phase: str) -> None:
+        """Tell the watchdog what begins; the first step after a start may take long."""
+        self.watchdog.note(phase, step=self.step, outside=self.step == self._first_step)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name

@@ -1,0 +1,129 @@
+"""A run small enough for many tests: the real ``Training`` around a network of two layers, on numbers made from their key."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.config import DataConfig
+from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
+from engine.distributed import Engine
+from engine.run_folder import RunFolder
+from engine.sample_log import SampleLog
+from engine.training import Training
+
+MICRO_BATCHES, MICRO_BATCH_SIZE, WIDTH, STEPS = 4, 3, 5, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    data: DataConfig
+    optimizer: OptimizerConfig
+    run: RunConfig
+    report: ReportConfig
+    distributed: DistributedConfig
+
+
+def config_of(folder: Path, **sections: dict[str, Any]) -> TinyConfig:
+    batch_size = MICRO_BATCHES * MICRO_BATCH_SIZE
+    base = TinyConfig(
+        data=DataConfig(shards=("none",), batch_size=batch_size, micro_batch_size=MICRO_BATCH_SIZE),
+        optimizer=OptimizerConfig(base_lr=0.05, lr_batch_size=batch_size, steps=STEPS, warmup_steps=1, ema_decay=0.9),
+        run=RunConfig(folder=folder, save_every_steps=3),
+        report=ReportConfig(tensorboard=False, every_steps=2, samples=True),
+        distributed=DistributedConfig(precision="fp32"),
+    )
+    return replace(base, **{name: replace(getattr(base, name), **fields) for name, fields in sections.items()})
+
+
+class TinyNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(nn.Linear(WIDTH, 7), nn.BatchNorm1d(7), nn.GELU())
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).square().mean()
+
+
+def numbers(key: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * key[0] + key[1])
+    return torch.randn(MICRO_BATCH_SIZE, WIDTH, generator=generator)
+
+
+class TinyBatches:
+    """Micro-batches that can begin again; those in ``poisoned`` hold numbers that no network stands."""
+
+    def __init__(self, training: Training, *, poisoned: frozenset[tuple[int, int]] = frozenset()) -> None:
+        self._training, self._poisoned = training, poisoned
+        self.restart(first_step=training.step, skip=())
+
+    def restart(self, *, first_step: int, skip: Any) -> None:
+        numbers = self._training.micro_batches
+        keys = ((step, n) for step in range(first_step, self._training.last_step) for n in numbers)
+        self._keys = (key for key in keys if key not in skip)
+
+    def __iter__(self) -> "TinyBatches":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        key = next(self._keys)
+        x = numbers(key)
+        if key in self._poisoned:
+            x[1] = 3e38
+        first = (key[0] * MICRO_BATCHES + key[1]) * MICRO_BATCH_SIZE
+        ids = torch.arange(first, first + MICRO_BATCH_SIZE)
+        return {"x": x, "ids": ids, "keys": tuple(f"picture-{i}" for i in ids.tolist()), "bad": [], "reading": NoCost()}
+
+
+class NoCost:
+    def __add__(self, other: Any) -> "NoCost":
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def run_tiny(
+    config: TinyConfig, *, poisoned: Any = (), until: int | None = None, before_step: Any = lambda training, step: None
+) -> Training:
+    """Train to the end, or ``until`` so many steps are done, as after a kill: nothing more is saved."""
+    engine = Engine(config.distributed)
+    try:
+        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
+            training = Training(
+                config,
+                engine=engine,
+                folder=folder,
+                model=TinyNet(),
+                steps_per_epoch=STEPS,
+                describe={"architecture": "tiny"},
+                shard_of=lambda sample: f"shard-{sample // 10}.tar",
+            )
+            batches = TinyBatches(training, poisoned=frozenset(poisoned))
+            with SampleLog.open(
+                folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids",)
+            ) as samples:
+                for step in training.steps():
+                    before_step(training, step)
+                    for number in training.micro_batches:
+                        batch = training.fetch(batches, key=(step, number))
+                        training.backward(training.forward(batch["x"], key=(step, number)))
+                        samples.note(step, number, batch)
+                    training.update()
+                    training.report()
+                    training.save_if_due()
+                    if until is not None and training.step >= until:
+                        training.store.wait()
+                        break
+        return training
+    finally:
+        engine.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
