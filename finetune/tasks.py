@@ -10,6 +10,10 @@ from rich.table import Table
 
 from finetune import eval_only, results, trainer
 from finetune.config import FinetuneConfig
+from finetune.segmentation import eval_only as segment_eval_only
+from finetune.segmentation import results as segment_results
+from finetune.segmentation import trainer as segment_trainer
+from finetune.segmentation.config import SegmentConfig
 
 Results = list[dict[str, Any]]
 
@@ -37,6 +41,13 @@ TASKS: dict[str, Task] = {
         train=trainer.train,
         measure=eval_only.measure,
         table=results.results_table,
+    ),
+    "segment": Task(
+        config=SegmentConfig,
+        section="segmenter",
+        train=segment_trainer.train,
+        measure=segment_eval_only.measure,
+        table=segment_results.segment_table,
     ),
 }
 

@@ -1,0 +1,1 @@
+"""Semantic segmentation: SegViT and pixel classifiers on any backbone, trained from shards with label maps."""

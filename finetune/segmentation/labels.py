@@ -1,0 +1,101 @@
+"""From the values of a label map to class numbers from 0, with one value for what belongs to no class.
+
+Legend: h w height and width in pixels.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from data.annotations import read_label_map
+from data.decode import MAX_PIXELS, BadImage, read_header
+from data.loader import Sample, ShardSet
+from finetune.segmentation.config import LabelConfig
+from finetune.segmentation.void import VOID
+
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""Label ids of Cityscapes' 19 classes, in their order; all others are void."""
+NO_CLASS = -2
+NUM_VALUES = 2**16
+CHECKED = 64
+"""Label maps that are read before training starts."""
+
+LabelMap = npt.NDArray[np.int16]
+
+
+class ClassError(BadImage):
+    """A label map with a value that is neither a class nor void."""
+
+
+def class_table(config: LabelConfig, *, num_classes: int) -> LabelMap:
+    """Return the class of each value that a label map of up to 16 bits can hold, `VOID`, or `NO_CLASS`."""
+    table = np.full(NUM_VALUES, NO_CLASS, np.int16)
+    if config.values == "cityscapes":
+        table[:256] = VOID
+        table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
+        return table
+    first = 1 if config.values == "zero_is_void" else 0
+    table[:first] = VOID
+    table[first : first + num_classes] = np.arange(num_classes)
+    table[[value for value in config.void if 0 <= value < NUM_VALUES]] = VOID
+    return table
+
+
+def class_map(values: npt.NDArray[np.integer], table: LabelMap) -> LabelMap:
+    """Return the class of every pixel [h, w].
+
+    Raises:
+        ClassError: a value is neither a class nor void; names it.
+    """
+    inside = values if values.dtype == np.uint8 else values.clip(0, NUM_VALUES - 1)
+    classes = table[inside]
+    wrong = (classes == NO_CLASS) | (inside != values)
+    if wrong.any():
+        known = np.flatnonzero(table >= 0)
+        raise ClassError(
+            f"its label map has the value {int(values[wrong][0])}, which is neither a class ({known[0]} to {known[-1]}) nor void "
+            f"({', '.join(map(str, np.flatnonzero(table == VOID)[:3])) or 'no value'}); see labels.num-classes, labels.values "
+            "and labels.void"
+        )
+    return classes
+
+
+def read_classes(sample: Sample, table: LabelMap, *, max_pixels: int = MAX_PIXELS) -> LabelMap:
+    """Return a sample's classes [h, w].
+
+    Raises:
+        BadImage: it has no label map, or one that does not decode or has another size; `ClassError`, see `class_map`.
+    """
+    if "seg.png" not in sample.members:
+        raise ClassError("it has no label map (.seg.png)")
+    header = read_header(sample.image, max_pixels=max_pixels)
+    return class_map(read_label_map(sample.members["seg.png"], size=(header.height, header.width)), table)
+
+
+def check_label_maps(shards: ShardSet, *, labels: LabelConfig, num_classes: int, option: str) -> None:
+    """Read some label maps, spread over all shards, before a run starts with values that mean something else.
+
+    Raises:
+        ValueError: there are no samples, or one has no label map or a value that is no class; broken files are left to the
+            ledger of bad samples.
+    """
+    if not shards.num_samples:
+        raise ValueError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
+    table = class_table(labels, num_classes=num_classes)
+    for sample in _spread(shards):
+        try:
+            read_classes(sample, table)
+        except ClassError as error:
+            raise ValueError(f"{option} {shards.folder}, sample {sample.key}: {error}") from None
+        except BadImage:
+            continue
+
+
+def _spread(shards: ShardSet) -> Iterator[Sample]:
+    sizes = np.array(shards.sizes)
+    ends = np.cumsum(sizes)
+    for place in np.unique(np.linspace(0, ends[-1] - 1, CHECKED).round().astype(np.int64)):
+        shard = int(np.searchsorted(ends, place, side="right"))
+        position = int(place - (ends[shard] - sizes[shard]))
+        yield shards.read_many([(shard, position, 0)], extensions=("seg.png",))[0]
