@@ -138,6 +138,12 @@ def dense_start(start: Start, *, largest: Size | None = None) -> Start:
     return replace(start, model_args=args)
 
 
+def handed_off(start: Start, *, largest: Size | None = None) -> dict[str, Any]:
+    """Return the arguments with which timm makes the network of such a pyramid again, for images of its own size."""
+    any_size = ("strict_img_size", "dynamic_img_size")
+    return {key: value for key, value in dense_start(start, largest=largest).model_args.items() if key not in any_size}
+
+
 def build_pyramid(
     start: Start,
     *,

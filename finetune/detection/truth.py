@@ -1,0 +1,209 @@
+"""What is annotated in shards, as a COCO dataset; and what of it is unusable, by name.
+
+Annotations are read once, without the pictures. What is wrong with one object concerns that object alone: it is named in
+``annotation_faults.jsonl``, not learnt, and not asked for in evaluations.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.annotations import mask_of
+from data.shards import ShardSet
+
+FAULTS_NAME = "annotation_faults.jsonl"
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One object, or the whole of a sample's annotations, that cannot be used."""
+
+    shards: str
+    """Folder of the shards."""
+    sample: int
+    """Number of the sample."""
+    file_name: str
+    """Name of its picture in the annotations."""
+    object: int | None
+    """Id of the annotation; None: all of the sample's."""
+    reason: str
+    """What is wrong."""
+
+
+@dataclass(kw_only=True)
+class Truth:
+    """The objects of a data set."""
+
+    dataset: dict[str, Any]
+    """images, annotations and categories, as COCO has them; images in the samples' order."""
+    image_ids: list[int]
+    """COCO's image id of each sample."""
+    faults: list[Fault] = field(default_factory=list)
+    """What was left out."""
+    without_mask: int = 0
+    """Usable objects that have no mask."""
+
+    @property
+    def category_ids(self) -> list[int]:
+        """COCO's category id of each class, by class number."""
+        return [category["id"] for category in self.dataset["categories"]]
+
+
+def read_truth(shards: ShardSet, *, option: str, like: "Truth | None" = None) -> Truth:
+    """Return what is annotated in ``shards``.
+
+    Args:
+        shards: written from COCO's layout, or with such a `.json` beside each picture.
+        option: what the shards were given as, for messages.
+        like: another set of the same classes, whose category ids hold for classes that have no object here.
+
+    Raises:
+        ValueError: there are no annotations or classes, or an object has a class beyond the last.
+    """
+    if not shards.classes:
+        raise ValueError(
+            f"{option} {shards.folder} names no classes; write the shards from COCO's layout with "
+            "`python data/main.py write`"
+        )
+    reader = _Reader(shards, option=option)
+    found: dict[int, int] = {}
+    for sample, content in enumerate(_contents(shards)):
+        reader.add(sample, content)
+        found |= reader.category_ids
+    if reader.beyond:
+        raise ValueError(reader.beyond)
+    numbers = _category_ids(found, num_classes=len(shards.classes), like=like)
+    for annotation in reader.annotations:
+        annotation["category_id"] = numbers[annotation.pop("category")]
+    categories = [{"id": number, "name": name} for number, name in zip(numbers, shards.classes, strict=True)]
+    return Truth(
+        dataset={"images": reader.images, "annotations": reader.annotations, "categories": categories},
+        image_ids=[image["id"] for image in reader.images],
+        faults=reader.faults,
+        without_mask=reader.without_mask,
+    )
+
+
+def write_faults(folder: Path, faults: list[Fault]) -> str:
+    """Write the faults into the run folder, one line each, and return them in a few words."""
+    (folder / FAULTS_NAME).write_text("".join(json.dumps(asdict(fault)) + "\n" for fault in faults))
+    shown = "; ".join(f"{fault.file_name}: {fault.reason}" for fault in faults[:SHOWN])
+    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return f"{len(faults)} annotations cannot be used and are left out ({folder / FAULTS_NAME}): {shown}{more}"
+
+
+class _Reader:
+    """Collects samples' annotations, checked."""
+
+    def __init__(self, shards: ShardSet, *, option: str) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.faults: list[Fault] = []
+        self.category_ids: dict[int, int] = {}
+        self.without_mask = 0
+        self.beyond = ""
+        self._shards, self._option, self._seen = shards, option, set[int]()
+        self._num_classes = len(shards.classes or ())
+
+    def add(self, sample: int, content: bytes | None) -> None:
+        """Take a sample's `.json`."""
+        if content is None:
+            raise ValueError(
+                f"{self._option} {self._shards.folder}: sample {sample} has no .json with objects; write the shards from "
+                "COCO's layout with `python data/main.py write`"
+            )
+        try:
+            tree: Any = json.loads(content)
+            size = int(tree["height"]), int(tree["width"])
+            objects: list[dict[str, Any]] = list(tree["objects"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            self._fault(
+                sample, str(sample), None, f"its annotations are not as expected: {type(error).__name__}: {error}"
+            )
+            tree, size, objects = {}, (1, 1), []
+        name = str(tree.get("file_name", sample))
+        number = self._image_id(tree.get("image_id"), sample)
+        self.images.append({"id": number, "height": size[0], "width": size[1], "file_name": name})
+        for item in objects:
+            self._add_object(item, sample=sample, image=number, name=name, size=size)
+
+    def _add_object(self, item: dict[str, Any], *, sample: int, image: int, name: str, size: tuple[int, int]) -> None:
+        own_id = item.get("id")
+        try:
+            category = int(item["category"])
+            box = [float(value) for value in item["bbox"]]
+            reason = _fault_of_box(box, size=size) or _fault_of_mask(item.get("segmentation"), size=size)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            reason, category, box = f"{type(error).__name__}: {error}", 0, []
+        if reason:
+            self._fault(sample, name, own_id, reason)
+            return
+        if not 0 <= category < self._num_classes:
+            self.beyond = self.beyond or (
+                f"{self._option} {self._shards.folder}: {name} (sample {sample}) has an object of class {category}, there are "
+                f"{self._num_classes} classes, from 0; write the shards again, or mend their manifest"
+            )
+            return
+        self.category_ids[category] = int(item.get("category_id", category + 1))
+        self.without_mask += not item.get("segmentation")
+        self.annotations.append(
+            {
+                "id": len(self.annotations) + 1,
+                "image_id": image,
+                "category": category,
+                "bbox": box,
+                "area": float(item.get("area", box[2] * box[3])),
+                "iscrowd": int(item.get("iscrowd", 0)),
+                "segmentation": item.get("segmentation") or [],
+            }
+        )
+
+    def _image_id(self, asked: Any, sample: int) -> int:
+        """Return the annotations' own id where it is a number that no other picture has."""
+        number = asked if isinstance(asked, int) and asked not in self._seen else sample
+        while number in self._seen:
+            number += len(self._shards.manifest.shards) + self._shards.num_samples
+        self._seen.add(number)
+        return number
+
+    def _fault(self, sample: int, name: str, own_id: Any, reason: str) -> None:
+        number = own_id if isinstance(own_id, int) else None
+        where = str(self._shards.folder)
+        self.faults.append(Fault(shards=where, sample=sample, file_name=name, object=number, reason=reason))
+
+
+def _contents(shards: ShardSet) -> Iterator[bytes | None]:
+    for shard, size in enumerate(shards.sizes):
+        for position in range(size):
+            yield shards.read_member(shard, position, extension="json")
+
+
+def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
+    left, top, width, height = box
+    if not all(map(math.isfinite, box)):
+        return f"its box {box} is not finite"
+    if width <= 0 or height <= 0:
+        return f"its box {box} is empty"
+    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
+        return f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)"
+    return ""
+
+
+def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
+    if not segmentation:
+        return ""
+    if isinstance(segmentation, dict):
+        return "" if mask_of(segmentation, size=size).any() else "its mask is empty"
+    return "" if any(len(polygon) >= 6 for polygon in segmentation) else "its mask is empty"
+
+
+def _category_ids(found: dict[int, int], *, num_classes: int, like: Truth | None) -> list[int]:
+    """Return an id for each class: as annotated, else as in ``like``, else the next free one."""
+    known = {} if like is None else dict(enumerate(like.category_ids))
+    numbers = known | found
+    free = iter(range(max(numbers.values(), default=0) + 1, max(numbers.values(), default=0) + 1 + num_classes))
+    return [numbers[number] if number in numbers else next(free) for number in range(num_classes)]
