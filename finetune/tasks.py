@@ -10,6 +10,10 @@ from rich.table import Table
 
 from finetune import eval_only, results, trainer
 from finetune.config import FinetuneConfig
+from finetune.detection import eval_only as detect_eval_only
+from finetune.detection import results_table as detect_results
+from finetune.detection import trainer as detect_trainer
+from finetune.detection.config import DetectConfig
 from finetune.segmentation import eval_only as segment_eval_only
 from finetune.segmentation import results as segment_results
 from finetune.segmentation import trainer as segment_trainer
@@ -41,6 +45,13 @@ TASKS: dict[str, Task] = {
         train=trainer.train,
         measure=eval_only.measure,
         table=results.results_table,
+    ),
+    "detect": Task(
+        config=DetectConfig,
+        section="detector",
+        train=detect_trainer.train,
+        measure=detect_eval_only.measure,
+        table=detect_results.results_table,
     ),
     "segment": Task(
         config=SegmentConfig,

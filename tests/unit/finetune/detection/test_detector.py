@@ -48,7 +48,7 @@ def test_labels_come_out_as_class_numbers_from_0_and_boxes_inside_the_image(micr
     with torch.no_grad():
         found = run_detector(detector, images, sizes)
     for one, (height, width) in zip(found, sizes, strict=True):
-        assert 0 <= one["labels"].min() and one["labels"].max() < 5  # noqa: PT018
+        assert one["labels"].min() >= 0 and one["labels"].max() < 5  # noqa: PT018
         assert (one["boxes"] >= 0).all()
         assert (one["boxes"][:, [0, 2]] <= width).all()
         assert (one["boxes"][:, [1, 3]] <= height).all()
