@@ -38,3 +38,24 @@ class SampleLog:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def read_sample_logs(run_folder: Path) -> dict[tuple[int, int], str]:
+    """Return the words of each (step, micro_batch) that the processes of a run noted; of one left out, its last.
+
+    Raises:
+        ValueError: one that was done twice was made of other samples the second time.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for path in sorted(run_folder.glob("samples-*.jsonl")):
+        for text in path.read_text().splitlines():
+            if not text.endswith("}"):
+                continue  # cut off by a kill
+            line = json.loads(text)
+            key, words = (line["step"], line["micro_batch"]), json.dumps(line)
+            if found.setdefault(key, words) != words and not line.get("skipped"):
+                raise ValueError(
+                    f"{path}: step {key[0]}, micro-batch {key[1]} was made of other samples the second time"
+                )
+            found[key] = words
+    return found

@@ -1,4 +1,4 @@
-"""The pretraining program: trains by default; ``status``, ``report`` and ``probe-memory`` are its other commands."""
+"""The pretraining program: trains by default; the first word may name another command (``COMMANDS``)."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from engine.recipe import parse
 from engine.status import status
 from pretrain.config import PretrainConfig
 from pretrain.memory import explain_out_of_memory, probe_memory
+from pretrain.replay import replay
 from pretrain.report import write_report
 from pretrain.trainer import train
 
@@ -48,6 +49,15 @@ def _probe_memory(words: list[str]) -> None:
     Console().print(probe_memory(config))
 
 
+def _replay(words: list[str]) -> None:
+    """``replay RECORD``: repeat a micro-batch that was not finite, and show where it goes wrong."""
+    if len(words) != 1:
+        raise ValueError(
+            f"replay takes one record, runs/x/non_finite/step-.../micro-batch-....json, got {len(words)} words"
+        )
+    Console().print(replay(Path(words[0])))
+
+
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
         raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
@@ -58,4 +68,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "status": _status,
     "report": _report,
     "probe-memory": _probe_memory,
+    "replay": _replay,
 }

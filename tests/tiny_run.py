@@ -43,7 +43,7 @@ class TinyNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.body = nn.Sequential(nn.Linear(WIDTH, 7), nn.BatchNorm1d(7), nn.GELU())
+        self.body = nn.Sequential(nn.Linear(WIDTH, 7, bias=False), nn.BatchNorm1d(7), nn.GELU())
         self.head = nn.Linear(7, 2)
 
     def forward(self, x: Tensor) -> Tensor:
