@@ -11,6 +11,7 @@ from rich.console import Console
 
 from engine.errors import one_line_errors
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
+from launch.consult import consult, parse_options
 from launch.job_folder import Job, JobFolder
 from launch.preview import show_plan
 from launch.programs import Call, check_call
@@ -25,11 +26,12 @@ usage: python launch/main.py COMMAND ...
   status RUN                     where it stands: queue, attempts, step
   logs RUN [--node N] [--follow] what it says
   cancel RUN [--now]             save and end; --now ends it without saving
+  doctor [--cluster NAME] [--nodes N] [PRETRAIN OPTIONS]   examine the nodes in a short job
   resume RUN [--nodes N] [...]   go on, also with other nodes, another cluster or other options
 
   --cluster.OPTION VALUE changes one line of the cluster's file; `pretrain --help` lists all options.
 """
-OURS = {"--cluster", "--nodes", "--sweep", "--parallel", "--job-name", "--dry-run"}
+OURS = {"--cluster", "--nodes", "--sweep", "--parallel", "--job-name", "--dry-run", "--gpu-images-per-s"}
 
 
 @one_line_errors
@@ -119,6 +121,12 @@ def _resume(words: list[str]) -> None:
     _queue([dataclasses.replace(call, folder=folder.run)], cluster=cluster, options=options)
 
 
+def _doctor(words: list[str]) -> None:
+    ours, changes, rest = split_words(words)
+    options = parse_options(ours)
+    consult(options, rest, cluster=read_cluster(options.cluster, changes=tuple(changes)))
+
+
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
         raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
@@ -147,5 +155,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "logs": _logs,
     "cancel": _cancel,
     "resume": _resume,
+    "doctor": _doctor,
     "settle": settle,
 }

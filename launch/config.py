@@ -86,7 +86,7 @@ class ClusterConfig:
                     f"environment holds {name}, which may be a secret and would stand in the submitted script; "
                     f"export it in the shell that submits instead: it is passed on"
                 )
-        if (self.gpus_per_node or 0) < 0 or (self.processes_per_node or 1) < 1:
+        if (self.gpus_per_node or 0) < 0 or (self.processes_per_node is not None and self.processes_per_node < 1):
             raise ValueError(
                 f"gpus-per-node must not be negative and processes-per-node at least 1, "
                 f"got {self.gpus_per_node} and {self.processes_per_node}"

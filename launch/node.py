@@ -23,7 +23,7 @@ from submitit import JobEnvironment
 
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
-from launch.processes import master_host, place_of, process_environment, start_command
+from launch.processes import SUPERVISOR, master_host, place_of, process_environment, start_command
 from launch.settle import conclude, speak
 
 logger = logging.getLogger(__name__)
@@ -108,11 +108,11 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
     )
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
-    environ = {**os.environ, **process_environment(job.cluster)}
+    environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
     stop_with = signal.SIGTERM if call.program == "data" else signal.SIGUSR2
     processes = _Processes(command, environ, stop_with=stop_with, is_training=call.starter == "python")
     requeue_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
-    noted = requeued = False
+    noted = saved = requeued = False
     while (code := processes.poll()) is None:
         time.sleep(POLL_S)
         if signals.first is None:
@@ -123,6 +123,9 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
             logger.info("%s: the training processes save and end", signals.first.name)
             if is_first:
                 folder.note("signal", name=signals.first.name)
+        if is_first and not saved and (stopped := folder.stopped()) is not None:
+            saved = True
+            folder.note("saved", step=stopped["step"], seconds=stopped["saved"] - signals.at, saved=stopped["saved"])
         late = signals.first == signal.SIGUSR2 and time.time() > signals.at + requeue_s
         if late and is_first and not requeued and job.cluster.scheduler == "slurm":
             requeued = True

@@ -8,6 +8,8 @@ from launch.config import ClusterConfig, processes_per_node
 from launch.programs import Starter
 
 PORTS = 20_000
+SUPERVISOR = "LAUNCH_SUPERVISOR"
+"""Environment variable with the process that starts and watches a node's training processes."""
 
 
 @dataclass(frozen=True, kw_only=True)

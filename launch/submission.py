@@ -105,17 +105,23 @@ def _start_here(job: Job, *, runs: Sequence[Path], store: JobFolder) -> str:
         gpus_per_node=job.cluster.gpus_per_node or 0,
         setup=list(job.cluster.setup),
     )
-    with _silent():
+    with _detached():
         return str(executor.submit(NodeJob(*runs)).job_id)
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Start children without this program's output, which whoever reads it would wait for until they end."""
+def _detached() -> Iterator[None]:
+    """Start children in a process group of their own, so that Ctrl-C here does not reach them, and without our output.
+
+    Whoever reads that would wait for them until they end.
+    """
     sys.stdout.flush()
+    group = os.getpgrp()
     kept = [os.dup(1), os.dup(2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
+        with contextlib.suppress(PermissionError):  # the leader of a session has a group of its own already
+            os.setpgid(0, 0)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         yield
@@ -124,3 +130,5 @@ def _silent() -> Iterator[None]:
             os.dup2(copy, number)
             os.close(copy)
         os.close(nowhere)
+        with contextlib.suppress(PermissionError):
+            os.setpgid(0, group)

@@ -8,8 +8,9 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={controller}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=2
+AuthInfo=socket={munge}/socket,cred_expire=2
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -69,17 +70,23 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
+        self._munge = Path(tempfile.mkdtemp(prefix="munge-"))  # where its own user may go, unlike a test's folder
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Start all daemons, and wait until both nodes are idle."""
         self.folder.chmod(0o755)
-        for name in ("state", "spool.n1", "spool.n2", "munge"):
+        for name in ("state", "spool.n1", "spool.n2"):
             (self.folder / name).mkdir()
         ports = _free_ports(3)
         (self.folder / "slurm.conf").write_text(
             CONF.format(
-                host=socket.gethostname(), folder=self.folder, controller=ports[0], first=ports[1], second=ports[1] + 1
+                host=socket.gethostname(),
+                munge=self._munge,
+                folder=self.folder,
+                controller=ports[0],
+                first=ports[1],
+                second=ports[1] + 1,
             )
         )
         self._start_munge()
@@ -118,9 +125,11 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        shutil.rmtree(self._munge, ignore_errors=True)
 
     def _start_munge(self) -> None:
-        folder = self.folder / "munge"
+        folder = self._munge
+        folder.chmod(0o755)
         subprocess.run(["mungekey", "--create", f"--keyfile={folder}/key"], env=self.environment, check=True)
         subprocess.run(["chown", "-R", "munge:munge", str(folder)], check=True)
         files = [f"--{name}={folder}/{file}" for name, file in MUNGE_FILES.items()]
@@ -139,9 +148,9 @@ class Cluster:
             "Slurm",
         )
 
-    def _until(self, ready: "Sequence[object] | object", what: str) -> None:
+    def _until(self, ready: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + START_S
-        while not ready():  # type: ignore[operator]
+        while not ready():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{what} did not start in {START_S:.0f} s; its logs are in {self.folder}")
             time.sleep(0.1)

@@ -1,0 +1,41 @@
+"""Whether the shards are there, and whether the loader feeds what trains."""
+
+import os
+
+from data.bench import measure
+from data.shards import open_shards
+from launch.doctor.findings import Finding, judged
+from pretrain.config import PretrainConfig
+
+IMAGES = 128
+
+
+def check_reading(config: PretrainConfig, *, processes_per_node: int, gpu_images_per_s: float | None) -> list[Finding]:
+    """Read and crop some images on one core of this node, and compare all its loader workers with what a GPU takes."""
+    try:
+        shards = open_shards(config.data.shards[0], cache=config.data.cache)
+        figures = measure(shards, num_images=IMAGES, size=config.backbone.img_size[0], decode=config.data.decode)
+    except (ValueError, OSError) as error:
+        advice = "check --data.shards, and that every node mounts it"
+        return [judged("shards", " ".join(str(error).split()), fail=True, advice=advice)]
+    cores = len(os.sched_getaffinity(0))
+    workers = max(1, config.data.workers)
+    per_process = figures["images_per_s_per_core"] * min(workers, max(1, cores // processes_per_node))
+    need = f", a GPU takes {gpu_images_per_s:.0f}" if gpu_images_per_s else ""
+    return [
+        judged("shards", f"{len(shards.manifest.shards)} shards, {shards.manifest.num_samples} samples"),
+        judged(
+            "loader",
+            f"{per_process:.0f} images/s per process with {workers} workers on {cores} cores of the node{need}",
+            warn=gpu_images_per_s is not None and per_process < gpu_images_per_s,
+            fail=bool(figures["bad_images"]),
+            advice="more cores (--cluster.cpus-per-node) and --data.workers, --data.decode scaled, smaller images in the shards; "
+            "broken images: `data/main.py verify`",
+        ),
+        judged(
+            "loader workers",
+            f"{processes_per_node} x {workers} workers and {processes_per_node} training processes on {cores} cores",
+            warn=processes_per_node * (workers + 1) > cores,
+            advice="ask for more cores (--cluster.cpus-per-node) or fewer --data.workers",
+        ),
+    ]

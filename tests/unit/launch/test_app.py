@@ -1,0 +1,169 @@
+"""The launcher's command line: checks, dry runs, and how fast they are."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.recipe import parse
+from finetune.config import FinetuneConfig
+from launch.app import split_words
+from launch.programs import TASKS
+from pretrain.config import PretrainConfig
+
+ROOT = Path(__file__).parents[3]
+
+
+def error_of(done):
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_dry_run_shows_the_script_the_recipe_and_the_command_and_writes_nothing(launch, words, tmp_path):
+    more = ("--cluster", "a100", "--nodes", "2", "--cluster.gpus-per-node", "2", "--cluster.account", "vision")
+    done = launch("pretrain", *words, *more, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for line in ("--nodes=2", "--gpus-per-node=2", "--account=vision", "--signal=USR2@300", "--requeue", "--mem=900G"):
+        assert f"#SBATCH {line}\n" in done.stdout
+    assert "--use_deepspeed --zero_stage 1" in done.stdout
+    assert "--num_machines 2 --machine_rank NODE --num_processes 4" in done.stdout
+    recipe = done.stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    assert yaml.safe_load(recipe)["run"]["folder"] == str(tmp_path / "runs" / "x")
+    (tmp_path / "shown.yaml").write_text(recipe)
+    assert parse(PretrainConfig, ["--recipe", str(tmp_path / "shown.yaml")]) == parse(PretrainConfig, words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(words):
+    program = (
+        "import sys, resource\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from launch.app import main\n"
+        "main()\n"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "heavy = {'torch', 'numpy', 'timm', 'accelerate', 'deepspeed'} & set(sys.modules)\n"
+        "print('used', usage.ru_utime + usage.ru_stime, sorted(heavy))\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "pretrain",
+        *words,
+        "--cluster",
+        "a100",
+        "--cluster.gpus-per-node",
+        "1",
+        "--dry-run",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, heavy = re.fullmatch(r"used (\S+) (.*)", done.stdout.splitlines()[-1]).groups()
+    assert heavy == "[]"
+    assert float(seconds) < 1.0  # of the processor: the machine may be busy with other things
+
+
+def test_processes_that_do_not_divide_are_refused_with_those_that_do(launch, words):
+    error = error_of(launch("pretrain", *words, "--cluster", "a100", "--nodes", "4", "--dry-run"))
+    assert error.endswith("cannot be divided among 32 processes; process counts that work: 1, 2, 4")
+
+
+def test_a_wrong_recipe_is_refused_before_anything_is_queued(launch, words):
+    done = launch("pretrain", *words, "--mim.mask-ratio", "1.5", "--cluster", "local")
+    assert done.returncode != 0
+    assert "mim.mask-ratio must lie in [0, 1)" in done.stderr + done.stdout
+
+
+def test_shards_that_are_not_there_are_refused(launch, words, tmp_path):
+    error = error_of(launch("pretrain", *words, "--data.shards", str(tmp_path / "nowhere"), "--dry-run"))
+    assert f"{tmp_path / 'nowhere'} holds no shards: expected manifest.json in it" in error
+
+
+def test_a_secret_in_a_url_is_refused_and_not_repeated(launch, words):
+    error = error_of(launch("pretrain", *words, "--data.shards", "https://me:hunter2@host/shards", "--dry-run"))
+    assert "holds a user name or password" in error
+    assert "hunter2" not in error
+
+
+def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values(launch, words, tmp_path):
+    run = tmp_path / "runs" / "x"
+    (run / "checkpoints" / "step-000000010").mkdir(parents=True)
+    shown = launch("pretrain", *words, "--dry-run").stdout
+    (run / "config.yaml").write_text(shown.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0])
+    assert launch("pretrain", *words, "--dry-run").returncode == 0
+    error = error_of(launch("pretrain", *words, "--run.seed", "7", "--dry-run"))
+    assert "run.seed: stored 0, asked 7" in error
+
+
+def test_without_slurm_it_says_where_to_submit(launch, words):
+    done = launch("pretrain", *words, "--cluster", "a100", "--cluster.gpus-per-node", "1", PATH="/nowhere")
+    assert "sbatch is not found: submit on a login node" in error_of(done)
+
+
+def test_an_unknown_cluster_and_an_unknown_command_are_refused_with_the_choices(launch, words):
+    assert "--cluster takes one of a100, local" in error_of(launch("pretrain", *words, "--cluster", "b200"))
+    assert "choose pretrain, finetune" in error_of(launch("train"))
+    assert "takes one run folder that exists, got nothing" in error_of(launch("status"))
+
+
+def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, words, tmp_path):
+    sweep = [str(ROOT / "pretrain" / "recipes" / "sweeps" / f"mask_ratio_{name}.yaml") for name in ("060", "075")]
+    more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--sweep", *sweep, "--parallel", "1", "--dry-run")
+    done = launch("pretrain", *words, *more)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-1%1\n" in done.stdout
+    runs = [tmp_path / "runs" / "x" / name for name in ("mask_ratio_060", "mask_ratio_075")]
+    assert f"settle $? {runs[0]} {runs[1]}" in done.stdout
+    assert "mask_ratio: 0.6\n" in done.stdout
+    assert "mask_ratio: 0.75\n" in done.stdout
+
+
+def test_words_go_to_the_launcher_to_the_cluster_and_to_the_program():
+    words = [
+        "--nodes",
+        "2",
+        "--data.shards",
+        "a",
+        "b",
+        "--cluster.qos=high",
+        "--sweep",
+        "x",
+        "y",
+        "--run.seed=3",
+        "--dry-run",
+    ]
+    ours, cluster, program = split_words(words)
+    assert ours == ["--nodes", "2", "--sweep", "x", "y", "--dry-run"]
+    assert cluster == ["--qos=high"]
+    assert program == ["--data.shards", "a", "b", "--run.seed=3"]
+
+
+def test_finetuning_is_checked_by_its_own_config(launch, words, tmp_path):
+    recipe = ("--recipe", str(ROOT / "finetune" / "recipes" / "imagenet.yaml"), *words[2:])
+    missing = launch("finetune", *recipe, "--cluster", "a100", "--dry-run")
+    assert "val-shards" in missing.stderr + missing.stdout
+    done = launch("finetune", *recipe, "--val-shards", str(tmp_path / "shards"), "--cluster", "a100", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    (tmp_path / "shown.yaml").write_text(text)
+    assert parse(FinetuneConfig, ["--recipe", str(tmp_path / "shown.yaml")]).val_shards == str(tmp_path / "shards")
+
+
+def test_the_tasks_are_those_of_the_fine_tuning_program():
+    tasks = pytest.importorskip("finetune.tasks").TASKS
+    for name, task in tasks.items():
+        section, module, config = TASKS[name]
+        assert (section, module, config) == (task.section, task.config.__module__, task.config.__name__)
+
+
+def test_the_command_is_found_from_any_folder_as_script_and_as_module(launch):
+    assert "usage: python launch/main.py" in launch().stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.main", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "usage: python launch/main.py" in done.stdout

@@ -1,0 +1,59 @@
+"""Cluster files: all of the tree parse, and what is wrong in one is named."""
+
+from dataclasses import fields
+
+import pytest
+
+from launch.config import CLUSTERS, ClusterConfig, RestartConfig, processes_per_node, read_cluster
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_cluster_file_parses(path):
+    assert isinstance(read_cluster(path.stem), ClusterConfig)
+    assert read_cluster(str(path)) == read_cluster(path.stem)
+
+
+def test_a_line_of_a_cluster_file_can_be_changed_for_one_job():
+    cluster = read_cluster("a100", changes=("--qos", "high", "--restart.limit", "3"))
+    assert (cluster.qos, cluster.restart.limit, cluster.gpus_per_node) == ("high", 3, 8)
+
+
+def test_a_process_per_gpu_and_one_without_gpus():
+    assert processes_per_node(ClusterConfig(gpus_per_node=4)) == 4
+    assert processes_per_node(ClusterConfig(gpus_per_node=0)) == 1
+    assert processes_per_node(ClusterConfig(gpus_per_node=0, processes_per_node=3)) == 3
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MY_PASSWORD"])
+def test_a_secret_in_a_cluster_file_is_refused_without_its_value(name):
+    with pytest.raises(ValueError, match=f"environment holds {name}") as error:
+        ClusterConfig(environment=(f"{name}=hunter2",))
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"environment": ("no value",)}, "environment takes NAME=value, got 'no value'"),
+        ({"gpus_per_node": -1}, "gpus-per-node must not be negative"),
+        ({"processes_per_node": 0}, "processes-per-node at least 1"),
+        ({"time_limit_min": 2, "warning_s": 120}, "less than the 2 minutes of time-limit-min, got 120"),
+        ({"master_port": 80}, "master-port must lie in 1024 to 45000, got 80"),
+    ],
+)
+def test_what_is_wrong_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ClusterConfig(**wrong)
+
+
+def test_restarts_cannot_be_negative():
+    with pytest.raises(ValueError, match="must not be negative"):
+        RestartConfig(limit=-1)
+
+
+def test_every_option_has_its_line_of_help():
+    source = (CLUSTERS.parent / "config.py").read_text()
+    for config in (ClusterConfig, RestartConfig):
+        for field in fields(config):
+            if field.name != "restart":
+                assert f"    {field.name}: " in source
