@@ -110,7 +110,7 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
             raise ValueError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
         if len(corners) >= 6:  # fewer than three corners enclose nothing
             draw.polygon(corners.tolist(), fill=1)
-    return np.array(canvas, np.bool_)
+    return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
 
 
 def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None:

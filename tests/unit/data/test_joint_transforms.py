@@ -57,6 +57,19 @@ def test_nothing_to_change_leaves_everything_as_annotated():
     np.testing.assert_array_equal(found["label_map"], np.asarray(Image.open(io.BytesIO(sample.members["seg.png"]))))
 
 
+def test_objects_drawn_as_polygons_are_kept_with_their_masks():
+    sample = scene()
+    tree = json.loads(sample.members["json"])
+    for item in tree["objects"]:
+        x, y, w, h = item["bbox"]
+        item["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    sample.members["json"] = json.dumps(tree).encode()
+    found = augmented(sample, STILL)
+    assert len(found["boxes"]) == len(tree["objects"]) > 0
+    assert found["masks"].flatten(1).sum(1).min() > 0
+    assert set(np.unique(mask_of(tree["objects"][0]["segmentation"], size=(96, 96)).view(np.uint8))) == {0, 1}
+
+
 def test_a_flip_flips_everything():
     sample = scene()
     still = augmented(sample, STILL)
