@@ -27,7 +27,7 @@ def evaluate(
     """Return the scores of ``segmenter``, in evaluation mode, over all samples of ``shards`` (collective)."""
     started = time.monotonic()
     batches = whole_images(config, shards, num_classes=num_classes, engine=engine)
-    confusion, rows = _count(config, segmenter, batches, num_classes=num_classes, engine=engine)
+    confusion, rows = count_pixels(config, segmenter, batches, num_classes=num_classes, engine=engine)
     confusion, rows = engine.gather(confusion[None]).sum(0).cpu(), engine.gather(rows).cpu()
     ids = rows[:, 0]
     assert len(ids) == len(ids.unique()) == shards.num_samples, f"{len(ids)} images, {shards.num_samples} expected"
@@ -55,7 +55,7 @@ def whole_images(
 
 
 @torch.inference_mode()
-def _count(
+def count_pixels(
     config: SegmentConfig,
     segmenter: Segmenter,
     batches: Iterable[dict[str, Any]],
@@ -63,7 +63,7 @@ def _count(
     num_classes: int,
     engine: Engine,
 ) -> tuple[Tensor, Tensor]:
-    """Return this process's confusion matrix, and rows of (number, unreadable, empty)."""
+    """Return the confusion matrix of ``batches``, and rows of (number, unreadable, empty)."""
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=engine.device)
     rows: list[tuple[int, bool, bool]] = []
     for batch in batches:

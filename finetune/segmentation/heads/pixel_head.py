@@ -12,9 +12,6 @@ from typing import Any
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import SegformerConfig, UperNetConfig
-from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 from finetune.segmentation.heads.atm_loss import full_precision
 from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
@@ -52,6 +49,9 @@ def uper_net(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHea
 
     Pyramid pooling to one place normalises over the micro-batch: it needs at least two images.
     """
+    from transformers import UperNetConfig  # noqa: PLC0415  (importing it takes seconds)
+    from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead  # noqa: PLC0415
+
     options: dict[str, Any] = {"num_labels": num_classes}
     config = UperNetConfig(hidden_size=dim, **options, auxiliary_channels=dim // 2, auxiliary_num_convs=1)
     widths = list(channels)
@@ -60,6 +60,9 @@ def uper_net(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHea
 
 def all_mlp(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead:
     """Return SegFormer's decoder of ``dim`` channels (published: 256 for B0 and B1, else 768)."""
+    from transformers import SegformerConfig  # noqa: PLC0415  (importing it takes seconds)
+    from transformers.models.segformer.modeling_segformer import SegformerDecodeHead  # noqa: PLC0415
+
     options: dict[str, Any] = {"num_labels": num_classes}
     config = SegformerConfig(
         num_encoder_blocks=len(channels),
