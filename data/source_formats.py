@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data.class_names import find_class_names, read_class_names
 from data.coco_source import annotation_files, find_coco
@@ -16,11 +15,11 @@ from data.preparation import Preparation
 from data.reshard import find_shards
 from data.sources import Source
 from data.table_source import TABLE_SUFFIXES, find_listed_images
+from data.write_config import Format
 
 logger = logging.getLogger(__name__)
 
 SCENES = "scenes"
-Format = Literal["auto", "folder", "imagenet", "coco", "labels", "table", "webdataset", "scenes"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ import tyro
 from rich.console import Console
 
 from engine.errors import one_line_errors
+from engine.recipe import parse
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
 from launch.consult import consult, parse_options
 from launch.job_folder import Job, JobFolder
 from launch.preview import show_plan
-from launch.programs import Call, check_call
+from launch.programs import Call, check_call, check_write
 from launch.settle import settle
 from launch.submission import submit
 from launch.watch import LogOptions, cancel, check_not_queued, logs, status
@@ -22,14 +23,14 @@ from launch.watch import LogOptions, cancel, check_not_queued, logs, status
 USAGE = """\
 usage: python launch/main.py COMMAND ...
 
-  pretrain|finetune [--cluster NAME] [--nodes N] [--dry-run] PROGRAM OPTIONS   check, submit, say how to follow it
+  pretrain|finetune|data write [--cluster NAME] [--nodes N] [--dry-run] PROGRAM OPTIONS   check, submit, say how to follow it
   status RUN                     where it stands: queue, attempts, step
   logs RUN [--node N] [--follow] what it says
   cancel RUN [--now]             save and end; --now ends it without saving
   doctor [--cluster NAME] [--nodes N] [PRETRAIN OPTIONS]   examine the nodes in a short job
   resume RUN [--nodes N] [...]   go on, also with other nodes, another cluster or other options
 
-  --cluster.OPTION VALUE changes one line of the cluster's file; `pretrain --help` lists all options.
+  --cluster.OPTION VALUE changes one line of the cluster's file; `cluster-options` lists them.
 """
 OURS = {"--cluster", "--nodes", "--sweep", "--parallel", "--job-name", "--dry-run", "--gpu-images-per-s"}
 
@@ -41,12 +42,12 @@ def main() -> None:
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if command in ("-h", "--help"):
         sys.stdout.write(USAGE)
-    elif command in ("pretrain", "finetune"):
+    elif command in ("pretrain", "finetune", "data"):
         _submit(command, words)
     elif command in COMMANDS:
         COMMANDS[command](words)
     else:
-        raise ValueError(f"there is no command {command!r}; choose pretrain, finetune, {', '.join(COMMANDS)}")
+        raise ValueError(f"there is no command {command!r}; choose pretrain, finetune, data, {', '.join(COMMANDS)}")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -67,11 +68,17 @@ def _submit(program: str, words: list[str]) -> None:
     ours, changes, rest = split_words(words)
     options = tyro.cli(SubmitOptions, args=ours, description=_submit.__doc__)
     cluster = read_cluster(options.cluster, changes=tuple(changes))
+    if program == "data" and (options.nodes > 1 or options.sweep):
+        raise ValueError(
+            f"data write runs on one node, with as many processes as it has cores, got --nodes {options.nodes}"
+        )
     calls = [_check(program, more, cluster=cluster, nodes=options.nodes) for more in _points(rest, options.sweep)]
     _queue(calls, cluster=cluster, options=options)
 
 
 def _check(program: str, words: Sequence[str], *, cluster: ClusterConfig, nodes: int) -> Call:
+    if program == "data":
+        return check_write(words)
     return check_call(program, words, num_processes=nodes * processes_per_node(cluster))
 
 
@@ -117,7 +124,8 @@ def _resume(words: list[str]) -> None:
     cluster = read_cluster(options.cluster, changes=tuple(changes)) if chosen or changes else before.cluster
     if changes and not chosen:
         raise ValueError("--cluster.OPTION changes a cluster's file: name it with --cluster as well")
-    call = _check(before.call.program, ["--recipe", str(folder.recipe), *rest], cluster=cluster, nodes=options.nodes)
+    again = ["--recipe", str(folder.recipe)] if before.call.recipe else list(before.call.words)
+    call = _check(before.call.program, [*again, *rest], cluster=cluster, nodes=options.nodes)
     _queue([dataclasses.replace(call, folder=folder.run)], cluster=cluster, options=options)
 
 
@@ -125,6 +133,11 @@ def _doctor(words: list[str]) -> None:
     ours, changes, rest = split_words(words)
     options = parse_options(ours)
     consult(options, rest, cluster=read_cluster(options.cluster, changes=tuple(changes)))
+
+
+def _cluster_options(_words: list[str]) -> None:
+    """``cluster-options``: what a cluster's file may hold."""
+    parse(ClusterConfig, ["--help"])
 
 
 def _run_folder(words: list[str], command: str) -> Path:
@@ -156,5 +169,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "cancel": _cancel,
     "resume": _resume,
     "doctor": _doctor,
+    "cluster-options": _cluster_options,
     "settle": settle,
 }

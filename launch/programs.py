@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 import yaml
 
 from data.locations import check_location, is_remote
+from data.write_config import Write
 from engine.config import micro_batches_of
 from engine.recipe import dump, parse
 from engine.run_folder import changed_fields
@@ -80,6 +82,26 @@ def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Cal
         starter=STARTERS[config.distributed.engine],
         zero_stage=config.distributed.zero_stage,
     )
+
+
+def check_write(words: Sequence[str]) -> Call:
+    """Return the call of `data/main.py write` that a command line means; killed, the same command goes on.
+
+    Raises:
+        ValueError: it is another of the data program's commands, or the source is not there.
+        SystemExit: the options do not parse; what is wrong has been printed.
+    """
+    if not words or words[0] != "write":
+        raise ValueError(
+            f"data takes the command write, got {words[0] if words else 'nothing'}; run the others where you are"
+        )
+    options = tyro.cli(Write, args=words[1:], prog="launch/main.py data write")
+    if options.format != "scenes" and options.source != "scenes" and not Path(check_location(options.source)).exists():
+        raise ValueError(
+            f"--source {options.source} does not exist here; it must lie where this machine and the nodes see it"
+        )
+    folder = options.out.with_name(f"{options.out.name}.job")
+    return Call(program="data", words=tuple(words), folder=folder, recipe="", starter="python", zero_stage=0)
 
 
 def config_class(program: str, task: str | None, words: Sequence[str]) -> type[Any]:

@@ -44,12 +44,12 @@ def build_tools() -> list[str]:
     return [name for name in BUILD_TOOLS if shutil.which(name) is None]
 
 
-def check_builds(missing: Sequence[Sequence[str]], *, builds: Sequence[str | None]) -> Finding:
-    """Judge whether DeepSpeed can build the operators that it uses, from each node's missing tools and failed builds."""
+def check_builds(missing: Sequence[Sequence[str]], *, faults: Sequence[str | None]) -> Finding:
+    """Judge whether DeepSpeed can build operators, from what each node's tools and its own test say."""
     tools = sorted({name for node in missing for name in node})
-    failed = sorted({reason for reason in builds if reason})
+    failed = sorted({reason for reason in faults if reason})
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
-    said = f"built in {folder}" if not tools and not failed else ""
+    said = f"can be built, in {folder}" if not tools and not failed else ""
     return judged(
         "DeepSpeed operators",
         said or "; ".join([*([f"not found: {', '.join(tools)}"] if tools else []), *failed]),

@@ -154,6 +154,28 @@ def test_finetuning_is_checked_by_its_own_config(launch, words, tmp_path):
     assert parse(FinetuneConfig, ["--recipe", str(tmp_path / "shown.yaml")]).val_shards == str(tmp_path / "shards")
 
 
+def test_writing_shards_is_checked_and_runs_on_one_node(launch, tmp_path):
+    (tmp_path / "images").mkdir()
+    write = ("data", "write", "--source", "images", "--out", str(tmp_path / "shards"), "--cluster", "a100", "--dry-run")
+    done = launch(*write)
+    assert done.returncode == 0, done.stderr
+    assert f"data/main.py write --source images --out {tmp_path / 'shards'}" in done.stdout.replace("\n", " ")
+    assert f"settle $? {tmp_path / 'shards.job'}" in done.stdout
+    assert "--val-fraction" in launch(*write, "--val-fractoin", "0.1").stderr
+    assert "--source pictures does not exist here" in error_of(
+        launch("data", "write", "--source", "pictures", "--out", "x")
+    )
+    assert "data takes the command write, got verify" in error_of(launch("data", "verify", "--shards", "x"))
+    assert "data write runs on one node" in error_of(launch(*write, "--nodes", "2"))
+
+
+def test_every_line_of_a_clusters_file_is_explained(launch):
+    done = launch("cluster-options")
+    assert done.returncode == 0
+    assert "--warning-s" in done.stdout
+    assert "a checkpoint must fit into it" in done.stdout
+
+
 def test_the_tasks_are_those_of_the_fine_tuning_program():
     tasks = pytest.importorskip("finetune.tasks").TASKS
     for name, task in tasks.items():
