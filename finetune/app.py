@@ -1,4 +1,6 @@
-"""The fine-tuning program: classifies, detects or segments; trains, or measures what ``--eval-only`` names; ``status RUN`` and ``results RUN`` only look."""
+"""The fine-tuning program: classifies, detects or segments; trains, or measures what ``--eval-only`` names; ``status RUN``
+and ``results RUN`` only look, ``predict RUN IMAGES --out FOLDER`` says what a run sees in pictures.
+"""
 
 import json
 import logging
@@ -13,6 +15,7 @@ from rich.console import Console
 from engine.errors import one_line_errors
 from engine.recipe import parse
 from engine.status import status
+from finetune.predict import predict
 from finetune.results import FILE_NAME
 from finetune.tasks import choose_task, option_values, task_of_run
 
@@ -74,4 +77,9 @@ def _run_folder(words: list[str], command: str) -> Path:
     return Path(words[0])
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"status": _status, "results": _results}
+def _predict(words: list[str]) -> None:
+    """``predict RUN IMAGES --out FOLDER``: classes, objects or label maps as JSON, and drawn into the pictures."""
+    predict(words, predictor_of=lambda folder: task_of_run(folder).predictor)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"status": _status, "results": _results, "predict": _predict}

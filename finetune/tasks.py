@@ -14,6 +14,10 @@ from finetune.detection import eval_only as detect_eval_only
 from finetune.detection import results_table as detect_results
 from finetune.detection import trainer as detect_trainer
 from finetune.detection.config import DetectConfig
+from finetune.detection.pictures import object_predictor
+from finetune.predict_classes import class_predictor
+from finetune.predict_labels import label_predictor
+from finetune.prediction import MakePredictor
 from finetune.segmentation import eval_only as segment_eval_only
 from finetune.segmentation import results as segment_results
 from finetune.segmentation import trainer as segment_trainer
@@ -36,6 +40,8 @@ class Task:
     """Measures what ``eval_only`` names."""
     table: Callable[..., Table]
     """Makes a table of results, with a ``title``."""
+    predictor: MakePredictor
+    """Makes what says something about one picture, of a run."""
 
 
 TASKS: dict[str, Task] = {
@@ -45,6 +51,7 @@ TASKS: dict[str, Task] = {
         train=trainer.train,
         measure=eval_only.measure,
         table=results.results_table,
+        predictor=class_predictor,
     ),
     "detect": Task(
         config=DetectConfig,
@@ -52,6 +59,7 @@ TASKS: dict[str, Task] = {
         train=detect_trainer.train,
         measure=detect_eval_only.measure,
         table=detect_results.results_table,
+        predictor=object_predictor,
     ),
     "segment": Task(
         config=SegmentConfig,
@@ -59,6 +67,7 @@ TASKS: dict[str, Task] = {
         train=segment_trainer.train,
         measure=segment_eval_only.measure,
         table=segment_results.segment_table,
+        predictor=label_predictor,
     ),
 }
 
@@ -82,8 +91,10 @@ def choose_task(words: list[str]) -> tuple[Task, list[str]]:
 
 
 def task_of_run(folder: Path) -> Task:
-    """Return the task that the run in ``folder`` was started for."""
-    task, _ = choose_task(["--recipe", str(folder / "config.yaml")])
+    """Return the task of the run in ``folder``, or of the run whose checkpoint lies there."""
+    of_checkpoint = folder.parent.parent / "config.yaml"
+    recipe = folder / "config.yaml"
+    task, _ = choose_task(["--recipe", str(recipe if recipe.is_file() else of_checkpoint)])
     return task
 
 

@@ -68,12 +68,7 @@ def as_rle(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 def gather(found: Iterable[Found], *, engine: Engine) -> list[Found]:
     """Return all processes' images in the samples' order, on every process (collective)."""
-    text = "".join(json.dumps(one) + "\n" for one in found)
-    everyone = engine.gather(
-        torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(engine.device) if text else _empty(engine)
-    )
-    lines = bytes(everyone.cpu().numpy()).splitlines()
-    return sorted((json.loads(line) for line in lines), key=lambda one: one["sample"])
+    return sorted(engine.gather_lines(list(found)), key=lambda one: one["sample"])
 
 
 def as_coco(found: Iterable[Found], *, image_ids: list[int], category_ids: list[int]) -> list[dict[str, Any]]:
@@ -96,7 +91,3 @@ def _coco_lines(found: Iterable[Found], *, image_ids: list[int], category_ids: l
                 "score": one["scores"][row],
             }
             yield {**line, "segmentation": one["masks"][row]} if "masks" in one else line
-
-
-def _empty(engine: Engine) -> Tensor:
-    return torch.zeros(0, dtype=torch.uint8, device=engine.device)

@@ -97,7 +97,8 @@ def test_figures_equal_pycocotools_on_real_annotations(kind):
         if isinstance(item["segmentation"], dict):
             continue
         moved = [
-            (np.array(polygon).reshape(-1, 2) + np.array([dx, dy])).clip(0).flatten().tolist() for polygon in item["segmentation"]
+            (np.array(polygon).reshape(-1, 2) + np.array([dx, dy])).clip(0).flatten().tolist()
+            for polygon in item["segmentation"]
         ]
         shared = {"image_id": item["image_id"], "category_id": item["category_id"], "score": float(rng.random())}
         size = next((p["height"], p["width"]) for p in truth["images"] if p["id"] == item["image_id"])

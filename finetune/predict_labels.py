@@ -1,0 +1,27 @@
+"""What a segmenter says about one picture: the class of each pixel."""
+
+from pathlib import Path
+
+import numpy as np
+
+from finetune.prediction import Picture, Prediction, Predictor, pick_weights
+from finetune.segmentation.pictures import draw_label_map, predict_label_map
+from finetune.segmentation.trained import load_trained
+
+
+def label_predictor(path: Path, weights: str) -> Predictor:
+    """Return the predictor of a segmentation run or checkpoint.
+
+    Raises:
+        ValueError: it has no such weights.
+    """
+    trained = pick_weights({found.name: found for found in load_trained(path)}, asked=weights, where=path)
+
+    def predict(picture: Picture) -> Prediction:
+        labels = predict_label_map(trained, picture)
+        shares = np.bincount(labels.ravel(), minlength=len(trained.classes)) / labels.size
+        present = {name: float(share) for name, share in zip(trained.classes, shares, strict=True) if share}
+        overlay = draw_label_map(picture, labels, classes=trained.classes)
+        return Prediction(record={"shares": present}, overlay=overlay, label_map=labels.astype(np.uint8))
+
+    return predict

@@ -1,0 +1,41 @@
+"""What a trained run says about one picture, whatever its task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Picture = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one picture."""
+
+    record: dict[str, Any]
+    """JSON values: classes with probabilities, objects, or each class's share of the picture."""
+    overlay: Image.Image
+    """The answer drawn into the picture."""
+    label_map: npt.NDArray[np.uint8] | None = None
+    """[height, width]: the class of each pixel, of runs that segment."""
+
+
+Predictor = Callable[[Picture], Prediction]
+"""From an upright RGB picture [height, width, 3]."""
+MakePredictor = Callable[[Path, str], Predictor]
+"""From a run or checkpoint and the name of its weights (raw, ema)."""
+
+
+def pick_weights(found: dict[str, Any], *, asked: str, where: Path) -> Any:
+    """Return the weights ``asked`` for.
+
+    Raises:
+        ValueError: the run has no such weights.
+    """
+    if asked not in found:
+        raise ValueError(f"{where} has no {asked} weights, only {', '.join(found)}; choose with --weights")
+    return found[asked]

@@ -1,0 +1,66 @@
+"""What a trained classifier says about pictures, as files; unreadable pictures are named."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from data.scenes import scene_members
+from finetune.predict import find_pictures, predict
+from finetune.tasks import task_of_run
+from finetune.trainer import train
+
+
+def predictor_of(folder):
+    return task_of_run(folder).predictor
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    for name, number in (("b.jpg", 1), ("a.jpg", 2), ("inner/b.jpg", 3)):
+        (folder / name).write_bytes(scene_members(0, number=number, size=64)[1]["jpg"])
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture either")
+    return folder
+
+
+def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(micro, pictures, tmp_path):
+    config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"every_steps": 1})
+    train(config)
+    for run in (config.run.folder, config.run.folder / "checkpoints" / "step-000000001"):
+        predict([str(run), str(pictures), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+        records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert [record["file"].removeprefix(f"{pictures}/") for record in records] == [
+            "a.jpg",
+            "a.png",
+            "b.jpg",
+            "inner/b.jpg",
+        ]
+        assert "error" in records[1]
+        probabilities = records[0]["probabilities"]
+        assert set(probabilities) == {"ant", "bee", "cat", "dog"}
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+        names = {path.name for path in (tmp_path / "out").iterdir()} - {"predictions.json"}
+        assert names == {"a.overlay.png", "b.overlay.png", "inner_b.overlay.png"}
+        with Image.open(tmp_path / "out" / "a.overlay.png") as overlay:
+            assert overlay.size == (64, 64)
+    with pytest.raises(ValueError, match=r"has no ema weights, only raw; choose with --weights"):
+        predict(
+            [str(run), str(pictures), "--out", str(tmp_path / "out"), "--weights", "ema"], predictor_of=predictor_of
+        )
+
+
+def test_names_never_collide(pictures):
+    assert list(find_pictures(pictures)) == ["a", "a_png", "b", "inner_b"]
+    assert list(find_pictures(pictures / "b.jpg")) == ["b"]
+
+
+def test_no_run_and_no_pictures_are_one_line(tmp_path):
+    words = ["--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"missing is no folder; give that of a run"):
+        predict(["missing", str(tmp_path), *words], predictor_of=predictor_of)
+    with pytest.raises(ValueError, match=r"no picture in .*; expected files ending in .jpg"):
+        predict([str(tmp_path), str(tmp_path), *words], predictor_of=predictor_of)
