@@ -1,35 +1,26 @@
-"""What runs on every node of a job: starts its training processes, hands signals on, and says how they ended.
+"""What runs on every node of a job: starts its training processes, hands signals on, and says how they ended."""
 
-Slurm signals every process of a step. Launchers and loader workers must not end of it, and training processes that are still
-starting cannot obey it yet; so all are born deaf to it, and the training processes get it from here, again and again, until
-they have ended.
-"""
-
-import contextlib
 import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from submitit import JobEnvironment
 
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
+from launch.process_tree import ProcessTree
 from launch.processes import SUPERVISOR, master_host, place_of, process_environment, start_command
 from launch.settle import conclude, speak
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-REPEAT_S = 2.0
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 LOCAL_REQUEUE = 144
 """Exit code by which submitit's local executor knows that it shall start the task again."""
@@ -110,7 +101,7 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
     environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
     stop_with = signal.SIGTERM if call.program == "data" else signal.SIGUSR2
-    processes = _Processes(command, environ, stop_with=stop_with, is_training=call.starter == "python")
+    processes = ProcessTree(command, environ, stop_with=stop_with, is_training=call.starter == "python")
     requeue_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
     noted = saved = requeued = False
     while (code := processes.poll()) is None:
@@ -154,59 +145,3 @@ def _on_this_machine(folder: JobFolder, job: Job, *, signals: _Signals) -> int:
         if signals.first is not None:
             return code
         restarts += 1
-
-
-class _Processes:
-    """A launcher and the training processes that it starts."""
-
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, stop_with: signal.Signals, is_training: bool
-    ) -> None:
-        self._stop_with, self._is_training = stop_with, is_training
-        self._launcher = subprocess.Popen(command, env=environment, preexec_fn=_ignore_warnings)
-        self._seen: dict[int, psutil.Process] = {}
-        self._next_look = self._next_stop = 0.0
-
-    def poll(self) -> int | None:
-        """Return the launcher's exit code once it has ended; what it left behind is killed."""
-        code = self._launcher.poll()
-        if code is None and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + 1.0
-            self._look()
-        if code is not None:
-            self._kill_rest()
-        return code
-
-    def stop(self) -> None:
-        """Ask the training processes to save and end; may be called any number of times."""
-        if time.monotonic() < self._next_stop:
-            return
-        self._next_stop = time.monotonic() + REPEAT_S
-        self._look()
-        if self._is_training:
-            self._launcher.send_signal(self._stop_with)
-            return
-        for process in self._seen.values():
-            with contextlib.suppress(psutil.Error):
-                if process.is_running() and _has_rank(process):
-                    process.send_signal(self._stop_with)
-
-    def _look(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._launcher.pid).children(recursive=True):
-                self._seen.setdefault(process.pid, process)
-
-    def _kill_rest(self) -> None:
-        for process in self._seen.values():
-            with contextlib.suppress(psutil.Error):
-                if process.is_running():
-                    process.kill()
-
-
-def _has_rank(process: psutil.Process) -> bool:
-    """Return whether a launcher made this a training process; its loader workers have its rank, too, and ignore signals."""
-    return "RANK" in process.environ()
-
-
-def _ignore_warnings() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

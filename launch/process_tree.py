@@ -1,0 +1,74 @@
+"""A launcher, the training processes that it starts, and theirs: signals go to the training processes alone.
+
+Slurm signals every process of a step. Launchers and loader workers must not end of it, and training processes that are still
+starting cannot obey it yet; so all are born deaf to it, and the training processes get it from here, again and again, until
+they have ended.
+"""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+REPEAT_S = 2.0
+LOOK_S = 1.0
+
+
+class ProcessTree:
+    """A launcher and the training processes that it starts."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, stop_with: signal.Signals, is_training: bool
+    ) -> None:
+        self._stop_with, self._is_training = stop_with, is_training
+        self._launcher = subprocess.Popen(command, env=environment, preexec_fn=_ignore_warnings)
+        self._seen: dict[int, psutil.Process] = {}
+        self._next_look = self._next_stop = 0.0
+
+    def poll(self) -> int | None:
+        """Return the launcher's exit code once it has ended; what it left behind is killed."""
+        code = self._launcher.poll()
+        if code is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_S
+            self._look()
+        if code is not None:
+            self._kill_rest()
+        return code
+
+    def stop(self) -> None:
+        """Ask the training processes to save and end; may be called any number of times."""
+        if time.monotonic() < self._next_stop:
+            return
+        self._next_stop = time.monotonic() + REPEAT_S
+        self._look()
+        if self._is_training:
+            self._launcher.send_signal(self._stop_with)
+            return
+        for process in self._seen.values():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running() and _is_rank(process):
+                    process.send_signal(self._stop_with)
+
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._launcher.pid).children(recursive=True):
+                self._seen.setdefault(process.pid, process)
+
+    def _kill_rest(self) -> None:
+        for process in self._seen.values():
+            with contextlib.suppress(psutil.Error):
+                if process.is_running():
+                    process.kill()
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """Return whether a launcher made this a training process; what that starts itself has its variables, too."""
+    parent = process.parent()
+    return "RANK" in process.environ() and (parent is None or "RANK" not in parent.environ())
+
+
+def _ignore_warnings() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
