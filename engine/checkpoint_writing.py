@@ -113,15 +113,21 @@ class Write:
         time.sleep(pause_s)
 
     def _check_failures(self) -> None:
-        for path in self.partial.glob(f"rank-*.failed-{self.attempt}"):
-            raise CheckpointError(path.read_text() or f"cannot save checkpoint {self.folder}: {path.stem} failed")
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # one name for all: looking costs the same with any number of processes
+            words = self._failure.read_text()
+            raise CheckpointError(words or f"cannot save checkpoint {self.folder}: another process failed")
 
     def _failed(self, error: BaseException) -> Exception:
         """Free the space, tell the other processes, and return the error for the caller."""
         try:
             self._mine(".safetensors").unlink(missing_ok=True)
             message = str(self._explained(error))
-            self._mine(f".failed-{self.attempt}").write_text(message)
+            beside = self._mine(".failed")
+            with contextlib.suppress(OSError):  # on a full disk the others learn at least that something failed
+                beside.write_text(message)
+            beside.replace(self._failure)
         except OSError as second:
             logger.warning("could not clean up %s: %s", self.partial, second)
         return self._explained(error)
@@ -139,6 +145,10 @@ class Write:
             f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs {needed_bytes} bytes there "
             f"({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
         )
+
+    @property
+    def _failure(self) -> Path:
+        return self.partial / f"failed-{self.attempt}"
 
     def _mine(self, ending: str) -> Path:
         return self.partial / f"rank-{self.rank:05d}{ending}"

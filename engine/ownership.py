@@ -70,12 +70,9 @@ class Replicated:
         self._optimized = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         states = {id(parameter): adam_state(optimizer, parameter) for parameter in self._optimized}
         self.steps = [state["step"] for state in states.values()]
-        self._runs = [
-            share_evenly(module.named_parameters(), states, rank=owner, world_size=world_size)
-            for owner in range(world_size)
-        ]
-        self.runs = self._runs[rank]
-        self.held = [run for runs in self._runs for run in runs]
+        self._named, self._states = list(module.named_parameters()), states
+        self.runs = self._share_of(rank)
+        self.held = share_evenly(iter(self._named), states, rank=0, world_size=1)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of all parameters, the same on every process."""
@@ -85,7 +82,8 @@ class Replicated:
         """Send every process's share of the weights to all others."""
         if self._world_size == 1:
             return
-        for owner, runs in enumerate(self._runs):
+        for owner in range(self._world_size):
+            runs = self._share_of(owner)
             if not runs:
                 continue
             flat = torch.cat([run.weight for run in runs])
@@ -93,6 +91,9 @@ class Replicated:
             if owner != self._rank:
                 for run, values in zip(runs, flat.split([run.weight.numel() for run in runs]), strict=True):
                     run.weight.copy_(values)
+
+    def _share_of(self, owner: int) -> list[OwnedRun]:
+        return share_evenly(iter(self._named), self._states, rank=owner, world_size=self._world_size)
 
     @contextlib.contextmanager
     def whole(self, parameter: nn.Parameter) -> Iterator[None]:

@@ -2,11 +2,13 @@
 
     runs/x/stalls/
     ├── heartbeats/rank-00000.json    what the process does and since when; written every few seconds
-    ├── rank-00000.txt                stacks of all its threads, once it had made no progress for too long
+    ├── call                          made by the first process that gives up: all others dump their stacks and end, too
+    ├── rank-00000.txt                stacks of all its threads
     └── report.json                   who is behind or gone, and where every process stood
 
-Processes that wait in a collective for one that hangs make no progress either, so all of them look: the one with the
-least progress, or without a heartbeat, is the one to blame. Files and no collective tell them, since those hang too.
+Processes that wait in a collective for one that hangs make no progress either, so any of them may be the first to give up:
+the one with the least progress, or without a heartbeat, is the one to blame. Files and no collective tell them, since those
+hang too.
 """
 
 import contextlib
@@ -30,8 +32,6 @@ logger = logging.getLogger(__name__)
 PATIENCE_OUTSIDE = 6.0
 """Outside of steps (start-up, evaluation, saving) a process may be silent so many times as long as inside one."""
 LONGEST_BEAT_S = 15.0
-GRACE_S = 3.0
-"""How long a process that gives up waits for the others' stacks and heartbeats."""
 EXIT_CODE = 1
 
 
@@ -83,6 +83,7 @@ class Watchdog:
         self._last = _Note(phase="starting", step=0, progress=0, limit_s=0.0, since=time.monotonic())
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._started_ns = 0
 
     def note(self, phase: str, *, step: int, outside: bool = False) -> None:
         """Say that this process begins something; ``outside`` of a step it may take longer. Costs next to nothing."""
@@ -100,6 +101,8 @@ class Watchdog:
         if self._timeout_s is not None:
             (self._folder / "heartbeats").mkdir(parents=True, exist_ok=True)
             self._stacks.unlink(missing_ok=True)
+            self._beat(self._last)
+            self._started_ns = self._heartbeat_of(self._rank).stat().st_mtime_ns  # by the file system's own clock
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -120,8 +123,7 @@ class Watchdog:
                 self._heartbeat_of(self._rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:
-        assert self._timeout_s is not None
-        pause_s = min(self._timeout_s / 8, LONGEST_BEAT_S)
+        pause_s = self._pause_s
         with self._stacks.open("w") as stacks:
             looked = time.monotonic()
             while not self._ended.wait(pause_s):
@@ -129,9 +131,11 @@ class Watchdog:
                 slept_s, looked = now - looked - pause_s, now
                 self._beat(last)
                 silent_s = now - last.since
+                if self._called():
+                    self._end(stacks, last, "another process has made no progress: see report.json there")
                 if self._world_size > 1:
                     # The interpreter may be held by what hangs, and this thread with it: then this ends the process.
-                    left_s = max(last.limit_s - silent_s, 0.0) + 2 * pause_s + 2 * GRACE_S + LONGEST_BEAT_S
+                    left_s = max(last.limit_s - silent_s, 0.0) + 4 * pause_s + LONGEST_BEAT_S
                     faulthandler.dump_traceback_later(left_s, exit=True, file=stacks)
                 elif slept_s > last.limit_s / 2:  # the whole program was stopped for a while, and nothing hung
                     self._last = replace(last, since=now)
@@ -143,33 +147,70 @@ class Watchdog:
             self._stacks.unlink()
 
     def _give_up(self, stacks: TextIO, last: "_Note") -> None:
-        """Write down where this process is, wait a moment for the others to do so, name who is behind, and end."""
-        faulthandler.dump_traceback(stacks, all_threads=True)
-        stacks.flush()
-        self._beat(last)
-        time.sleep(GRACE_S)
+        """Call the others to write down where they are, name who is behind, and end."""
+        with contextlib.suppress(OSError):
+            self._call.write_text(str(self._rank))
+        self._await_others(last)
         beats = self.read_heartbeats()
         blamed = blame(beats, world_size=self._world_size, now=time.time(), stale_s=self._stale_s)
         limit = f"run.stall-timeout-s {self._timeout_s:g}" + (
             f" times {PATIENCE_OUTSIDE:g}, outside of steps" if last.limit_s != self._timeout_s else ""
         )
-        words = (
-            f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}. The stacks of every process are in "
-            f"{self._folder}. Start again to go on from the last checkpoint; without that machine if it recurs, or with a "
-            f"longer --run.stall-timeout-s if nothing hung"
-        )
+        words = f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}"
         content = {"message": words, "blamed": blamed, "heartbeats": [asdict(beat) for beat in beats]}
         with contextlib.suppress(OSError):
             write_durably(self._folder / "report.json", json.dumps(content, indent=1).encode())
-        sys.stderr.write(f"error: {words}\n")
+        self._end(stacks, last, words)
+
+    def _await_others(self, last: "_Note") -> None:
+        """Leave the others the time to see the call, and go on giving signs of life."""
+        deadline = time.monotonic() + (2 * self._pause_s + 1.0 if self._world_size > 1 else 0.0)
+        while True:
+            self._beat(last)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            time.sleep(min(self._pause_s, left_s))
+
+    def _end(self, stacks: TextIO, last: "_Note", words: str) -> None:
+        """Dump the stacks and end the process, whose main thread will never come to an end of its own."""
+        faulthandler.dump_traceback(stacks, all_threads=True)
+        stacks.flush()
+        if not self._called_by_me():
+            self._await_others(last)  # whoever called still reads the heartbeats
+        sys.stderr.write(
+            f"error: {words}. The stacks of every process are in {self._folder}. Start again to go on from the last "
+            f"checkpoint; without that machine if it recurs, or with a longer --run.stall-timeout-s if nothing hung\n"
+        )
         sys.stderr.flush()
-        os._exit(EXIT_CODE)  # the main thread will never come to an end of its own
+        os._exit(EXIT_CODE)
+
+    def _called(self) -> bool:
+        """Return whether a process of this start has given up."""
+        try:
+            return self._call.stat().st_mtime_ns > self._started_ns
+        except OSError:
+            return False
+
+    def _called_by_me(self) -> bool:
+        try:
+            return self._call.read_text() == str(self._rank)
+        except OSError:
+            return True
+
+    @property
+    def _call(self) -> Path:
+        return self._folder / "call"
+
+    @property
+    def _pause_s(self) -> float:
+        assert self._timeout_s is not None
+        return min(self._timeout_s / 8, LONGEST_BEAT_S)
 
     @property
     def _stale_s(self) -> float:
         """Age of a heartbeat that is no sign of life any more; file systems over a network show files late."""
-        assert self._timeout_s is not None
-        return max(self._timeout_s / 2, 4 * min(self._timeout_s / 8, LONGEST_BEAT_S))
+        return max(self._pause_s * 6, 2.0)
 
     def _beat(self, last: "_Note") -> None:
         beat = Heartbeat(

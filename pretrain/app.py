@@ -16,6 +16,7 @@ from pretrain.memory import explain_out_of_memory, probe_memory
 from pretrain.replay import replay
 from pretrain.report import write_report
 from pretrain.trainer import train
+from pretrain.verify_resume import verify_resume
 
 
 @one_line_errors
@@ -58,6 +59,14 @@ def _replay(words: list[str]) -> None:
     Console().print(replay(Path(words[0])))
 
 
+def _verify_resume(words: list[str]) -> None:
+    """``verify-resume --recipe FILE``: prove here that a killed run ends as one left alone; exit code 1 if it does not."""
+    evidence = verify_resume(words)
+    Console().print(evidence.table())
+    if not evidence.proved:
+        sys.exit(1)
+
+
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
         raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
@@ -69,4 +78,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "probe-memory": _probe_memory,
     "replay": _replay,
+    "verify-resume": _verify_resume,
 }

@@ -109,7 +109,7 @@ def _loss(
     grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
     key = {"step": record.step, "micro_batch": record.micro_batch}
     mask = unit_mask(grid, mask_ratio=config.mim.mask_ratio, seed=config.run.seed, **key)
-    layout = build_layout(spec, mask.visible, rule=config.mim.grouping)
+    layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(torch.device("cpu"))
     torch.manual_seed(torch_seed(config.run.seed, "model", record.step, record.micro_batch))
     units = {name: batch[name] for name in ("feature_units", "predicted_units")}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -30,7 +30,7 @@ def found_by_the_program(monkeypatch):
 
 
 def run(launcher, folder, what, engine="ddp", stage="1"):
-    return start(*launcher, PROGRAM, str(folder), what, engine, stage, timeout_s=120)
+    return start(*launcher, PROGRAM, str(folder), what, engine, stage, timeout_s=280)
 
 
 def weights(folder):
@@ -85,7 +85,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_set_time_and_is_named(tmp_
     process = subprocess.Popen(
         [*TWO_DDP, PROGRAM, str(folder), what, "ddp", "1"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    _, errors = process.communicate(timeout=110)
+    _, errors = process.communicate(timeout=280)
     seconds = time.monotonic() - begun
     assert process.returncode != 0
     said = "is behind" if what == "hang" else "gave no sign of life"
@@ -93,12 +93,12 @@ def test_a_process_that_hangs_ends_the_run_within_the_set_time_and_is_named(tmp_
     assert len(report["blamed"]) == 1
     assert report["blamed"][0].startswith("process 1 on ")
     assert said in report["blamed"][0]
-    assert "after step 3" in report["blamed"][0]
     assert f"more than run.stall-timeout-s {STALL_TIMEOUT_S:g}" in errors
     assert "process 1 on" in errors
     waiting = (folder / "stalls" / "rank-00000.txt").read_text()
     assert "engine/training.py" in waiting
     if what == "hang":
+        assert "after step 3" in report["blamed"][0]
         assert "before_step" in (folder / "stalls" / "rank-00001.txt").read_text()
     silent = min(beat["silent_s"] for beat in report["heartbeats"] if beat["rank"] == 0)
     assert STALL_TIMEOUT_S < silent < 4 * STALL_TIMEOUT_S, f"of {seconds:.0f} s in all"
@@ -115,6 +115,21 @@ def test_a_slow_process_is_named_in_the_reports(tmp_path):
     assert "process 1 takes" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("launcher", "engine", "stage"),
+    [(TWO_DDP, "ddp", "1"), pytest.param(TWO_DEEPSPEED, "deepspeed", "3", marks=pytest.mark.slow)],
+)
+def test_a_checkpoint_moves_nothing_between_the_processes(tmp_path, launcher, engine, stage):
+    """The run agrees on being finite and on bad samples before it, which is a few numbers whatever the model."""
+    ended = run(launcher, tmp_path / "run", "count", engine, stage)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for rank in range(2):
+        moved = json.loads((tmp_path / "run" / f"moved-{rank:05d}.json").read_text())
+        assert moved["writing"] == []
+        assert sum(size_bytes for _, size_bytes in moved["saving"]) < 200
+        assert [name for name, _ in moved["averaging"]] == ["all_reduce"], "the counter counts"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone():
@@ -122,3 +137,20 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone():
         sys.executable, *("benchmarks/kills.py", "--kills", "3", "--fills", "1", "--slow-kills", "0"), timeout_s=850
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_verify_resume_proves_it_and_shows_the_evidence(tmp_path):
+    shards, proof = tmp_path / "shards", tmp_path / "proof"
+    words = ["write", "--source", "scenes", "--count", "100", "--size", "64", "--out", str(shards)]
+    assert start(sys.executable, "data/main.py", *words).returncode == 0
+    words = ["--recipe", "benchmarks/resume.yaml", "--data.shards", str(shards), "--run.folder", str(proof)]
+    words += ["--data.workers", "0", "--distributed.engine", "ddp", "--distributed.precision", "fp32"]
+    ended = start(sys.executable, "pretrain/main.py", "verify-resume", *words, "--steps", "8", timeout_s=850)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert "deterministic kernels: proved" in ended.stdout
+    assert "moved to 1 x ddp" in ended.stdout
+    again = start(sys.executable, "pretrain/main.py", "verify-resume", *words)
+    assert again.returncode == 1
+    assert "is not empty; choose another --run.folder" in again.stderr

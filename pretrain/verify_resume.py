@@ -1,0 +1,193 @@
+"""Proves on the user's own machine that a run which is killed and started again ends as one that is left alone.
+
+    runs/verify-resume/
+    ├── whole/        N steps without a break
+    ├── resumed/      N/2 steps, SIGKILL to every process, and the rest
+    └── moved/        the same, the rest on another number of processes
+
+Each is a start of the whole program under the launcher, so what is proved holds for what trains.
+"""
+
+import argparse
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from engine.config import micro_batches_of
+from engine.recipe import dump, parse
+from pretrain.config import PretrainConfig
+from pretrain.launched_run import LaunchedRun, Layout, final_tensors, noted_micro_batches
+
+MOVED_BOUND = 1e-4
+"""Largest difference, relative to a tensor's largest element, that other orders of sums may make in so few steps."""
+TIME_LIMIT_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the runs left, compared."""
+
+    steps: int
+    """N."""
+    killed_after: int
+    """The last step that was noted before the kill."""
+    deterministic: bool
+    """Whether kernels were deterministic: always on a CPU, on GPUs with `distributed.deterministic`."""
+    layout: Layout
+    """Of the whole run and of the resumed one."""
+    moved_layout: Layout
+    """Of the second half of the moved one."""
+    num_tensors: int
+    """Weights, moments, averages and buffers."""
+    num_micro_batches: int
+    """In N steps."""
+    resumed_tensors_differing: int
+    """Of the resumed run, not bit-identical to the whole one's."""
+    resumed_micro_batches_differing: int
+    """Of the resumed run, made of other samples, crops or masks."""
+    moved_difference: float
+    """Largest difference of a weight of the moved run, relative to its tensor's largest."""
+    moved_micro_batches_differing: int
+    """Of the moved run."""
+
+    @property
+    def proved(self) -> bool:
+        """Whether all is as promised; without deterministic kernels bits are not."""
+        same_samples = not (self.resumed_micro_batches_differing or self.moved_micro_batches_differing)
+        same_bits = not (self.deterministic and self.resumed_tensors_differing)
+        return same_samples and same_bits and self.moved_difference <= MOVED_BOUND
+
+    def table(self) -> Table:
+        """Return the evidence for a terminal."""
+        mode = "deterministic kernels" if self.deterministic else "kernels that are not deterministic"
+        table = Table(
+            "what", "found", "promised", title=f"resume, with {mode}: {'proved' if self.proved else 'NOT PROVED'}"
+        )
+        table.add_row("steps", f"{self.steps}, SIGKILL after step {self.killed_after}", "")
+        table.add_row(
+            f"tensors that differ, {self.layout}",
+            f"{self.resumed_tensors_differing} of {self.num_tensors}",
+            "0 (bit for bit)" if self.deterministic else "not without --distributed.deterministic true",
+        )
+        table.add_row(
+            "micro-batches of other samples, crops or masks",
+            f"{self.resumed_micro_batches_differing} of {self.num_micro_batches}",
+            "0",
+        )
+        table.add_row(
+            f"largest difference of a weight, moved to {self.moved_layout}",
+            f"{self.moved_difference:.1e}",
+            f"at most {MOVED_BOUND:g} (rounding)",
+        )
+        table.add_row(
+            "micro-batches of other samples, moved",
+            f"{self.moved_micro_batches_differing} of {self.num_micro_batches}",
+            "0",
+        )
+        return table
+
+
+def verify_resume(words: list[str]) -> Evidence:
+    """Run the proof; ``words`` are a recipe's and those of ``--steps``, ``--processes``, ``--moved-processes``.
+
+    Raises:
+        ValueError: the recipe or the numbers do not fit, or a run failed.
+    """
+    options, rest = _options().parse_known_args(words)
+    config = parse(PretrainConfig, rest)
+    engine = config.distributed.engine if config.distributed.engine != "auto" else "deepspeed"
+    layouts: list[Layout] = []
+    for processes in (options.processes, options.moved_processes or _other(config, options.processes)):
+        share = {"batch_size": config.data.batch_size, "micro_batch_size": config.data.micro_batch_size}
+        micro_batches_of(0, world_size=processes, **share)
+        workers, stage = config.data.workers, config.distributed.zero_stage
+        layouts.append(Layout(processes=processes, engine=engine, zero_stage=stage, workers=workers))
+    return _Proof(config, steps=options.steps, layouts=(layouts[0], layouts[1])).run()
+
+
+class _Proof:
+    """The runs of one proof, in folders under the recipe's run folder."""
+
+    def __init__(self, config: PretrainConfig, *, steps: int, layouts: tuple[Layout, Layout]) -> None:
+        self._folder, self._steps, self._layouts = config.run.folder, steps, layouts
+        if steps < 2:
+            raise ValueError(f"--steps must be at least 2, to be killed between them, got {steps}")
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise ValueError(f"{self._folder} is not empty; choose another --run.folder for the proof, or remove it")
+        self._deterministic = config.distributed.deterministic or not torch.cuda.is_available()
+        self._config = dataclasses.replace(
+            config,
+            optimizer=dataclasses.replace(config.optimizer, steps=steps, warmup_steps=min(1, steps)),
+            run=dataclasses.replace(config.run, save_every_steps=max(1, steps // 4), keep_last=2),
+            report=dataclasses.replace(config.report, every_steps=1, samples=True, wandb_project=None),
+            probe=dataclasses.replace(config.probe, every_steps=None),
+        )
+
+    def run(self) -> Evidence:
+        """Run all three and compare."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "recipe.yaml").write_text(dump(self._config))
+        first, other = self._layouts
+        whole, resumed, moved = (self._folder / name for name in ("whole", "resumed", "moved"))
+        self._start(whole, first).wait_done()
+        running = self._start(resumed, first)
+        # Killed where the next checkpoint is still to come: some steps are done again.
+        running.until(lambda: running.last_step() >= self._steps // 2 and (resumed / "checkpoints").exists())
+        killed_after = running.kill_all()
+        if killed_after >= self._steps - 1:
+            raise ValueError(f"the run had ended when it was to be killed; take more --steps than {self._steps}")
+        shutil.copytree(resumed, moved)
+        self._start(resumed, first).wait_done()
+        self._start(moved, other).wait_done()
+        return self._compare(whole, resumed=resumed, moved=moved, killed_after=killed_after)
+
+    def _compare(self, whole: Path, *, resumed: Path, moved: Path, killed_after: int) -> Evidence:
+        one, two, three = (final_tensors(folder, step=self._steps) for folder in (whole, resumed, moved))
+        expected, found, elsewhere = (noted_micro_batches(folder) for folder in (whole, resumed, moved))
+        return Evidence(
+            steps=self._steps,
+            killed_after=killed_after,
+            deterministic=self._deterministic,
+            layout=self._layouts[0],
+            moved_layout=self._layouts[1],
+            num_tensors=len(one),
+            num_micro_batches=len(expected),
+            resumed_tensors_differing=sum(key not in two or not torch.equal(one[key], two[key]) for key in one),
+            resumed_micro_batches_differing=sum(found.get(key) != words for key, words in expected.items()),
+            moved_difference=max(_difference(one[key], three[key]) for key in one if key[0] == "weight"),
+            moved_micro_batches_differing=sum(elsewhere.get(key) != words for key, words in expected.items()),
+        )
+
+    def _start(self, folder: Path, layout: Layout) -> LaunchedRun:
+        words = ["--recipe", str(self._folder / "recipe.yaml")]
+        return LaunchedRun(folder, layout=layout, words=words, time_limit_s=TIME_LIMIT_S)
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of two tensors over the largest element."""
+    return float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp(min=1e-12))
+
+
+def _other(config: PretrainConfig, processes: int) -> int:
+    """Return the next smaller number of processes that divides the micro-batches, else the next larger one."""
+    num = config.data.batch_size // config.data.micro_batch_size
+    fitting = [count for count in range(1, num + 1) if num % count == 0 and count != processes]
+    if not fitting:
+        raise ValueError(
+            f"there is one micro-batch a step, so no other number of processes; halve data.micro-batch-size "
+            f"{config.data.micro_batch_size}"
+        )
+    return max((count for count in fitting if count < processes), default=fitting[0])
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pretrain/main.py verify-resume", allow_abbrev=False)
+    parser.add_argument("--steps", type=int, default=12, help="of the whole run")
+    gpus = torch.cuda.device_count()
+    parser.add_argument("--processes", type=int, default=gpus or 2, help="training processes on this machine")
+    parser.add_argument("--moved-processes", type=int, default=None, help="of the moved run's second half")
+    return parser
