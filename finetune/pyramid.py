@@ -92,6 +92,8 @@ class Pyramid(nn.Module):
             images: normalised; a picture lies in its top-left corner, what lies beyond it is ignored.
             sizes: true height and width of each picture in pixels; None: all fill their canvas.
         """
+        if sizes is None and all(side % MULTIPLE == 0 for side in images.shape[-2:]):
+            return self._maps(images)
         groups = self.groups(images, sizes)
         if len(groups) == 1 and groups[0].size == tuple(images.shape[-2:]):
             return groups[0].maps

@@ -65,7 +65,7 @@ class AtmHead(nn.Module):
         return found if self.score_stride == 1 else F.interpolate(found, size, mode="bilinear", align_corners=False)
 
     def _first_queries(self, features: Sequence[Tensor]) -> Float[Tensor, "b q d"]:
-        return self.queries.weight.expand(len(features[0]), -1, -1)
+        return self.queries.weight.expand(features[0].shape[0], -1, -1)
 
 
 class SegViTHead(AtmHead):
@@ -137,7 +137,7 @@ class ShrunkHead(AtmHead):
     def stages(self, features: Sequence[Tensor]) -> list[Masks]:
         """Return the class and mask logits of every layer of the stage; nothing is summed."""
         grid = (features[0].shape[2], features[0].shape[3])
-        tokens = self._places(grid).expand(len(features[0]), -1, -1)
+        tokens = self._places(grid).expand(features[0].shape[0], -1, -1)
         for features_here, project, decoder in zip(features, self.projections, self.upsampling, strict=True):
             tokens = decoder(tokens, project(features_here))
         layers = self.stage(self._first_queries(features), tokens)
