@@ -38,6 +38,7 @@ partition: drill
 processes_per_node: 1
 time_limit_min: 30
 warning_s: {WARNING_S}
+step_wait_s: 20
 environment: [OMP_NUM_THREADS=1]
 restart: {{backoff_s: 1}}
 """
@@ -132,6 +133,7 @@ class Drill:
         DRILLS[name](self)
         self.until(lambda: len(self.events("start")) > starts, what=f"a restart after {name}")
         last = self.events("start")[-1]
+        self.cluster.run("scontrol", "update", f"JobId={self.job}", "TimeLimit=30")  # a shorter one would come again
         saved = [event["seconds"] for event in self.events("saved") if event["time"] > begun]
         figures = {
             "disturbed_after_step": at_step,

@@ -64,6 +64,8 @@ class ClusterConfig:
     """Time limit of one job; a run that needs longer goes on in the next one by itself."""
     warning_s: int = 180
     """How long before the time limit a job is told to save; a checkpoint must fit into it."""
+    step_wait_s: int = 300
+    """How long srun waits for the nodes of its job to be free of what ran there; then the job goes back into the queue."""
     exclusive: bool = False
     """Share nodes with nobody."""
     container: str | None = None

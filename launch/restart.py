@@ -69,8 +69,8 @@ def _attempts(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], di
                 attempts, start = [], None
             case "start":
                 start = event
-            case "end" if start is not None:
-                attempts.append((start, event))
+            case "end":
+                attempts.append((start or event, event))  # one that ended before it started has brought no progress
                 start = None
             case _:
                 pass

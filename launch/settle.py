@@ -32,14 +32,15 @@ def outcome_of(folder: JobFolder, *, exit_code: int) -> Outcome:
     Exit code 0 is not enough: a run that was stopped ends with it, too, and says so in its folder. A launcher may end with
     another one although the run was saved, when the scheduler's signals reached it first.
     """
-    stopped = folder.stopped()
+    started = _has_started(folder)
+    stopped = folder.stopped() if started else None  # else it speaks of an attempt before
     if folder.cancelled.exists() or (stopped is not None and stopped["reason"] in BY_THE_USER):
         return "ended by the user"
     if stopped is not None:
         return "stopped"
     if exit_code == 0:
         return "finished"
-    return "stopped" if _was_warned(folder) else "failed"
+    return "stopped" if started and _was_warned(folder) else "failed"
 
 
 def settle(words: list[str]) -> None:
@@ -76,6 +77,12 @@ def speak() -> None:
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
         ours.propagate = False
+
+
+def _has_started(folder: JobFolder) -> bool:
+    """Return whether the attempt that is being judged came to its start; srun may fail before."""
+    names = [event["event"] for event in folder.events() if event["event"] in ("submit", "start", "end")]
+    return bool(names) and names[-1] == "start"
 
 
 def _was_warned(folder: JobFolder) -> bool:

@@ -49,7 +49,7 @@ def slurm_parameters(jobs: Sequence[Job], *, name: str, parallel: int) -> dict[s
     """Return what submitit makes sbatch options and the script of."""
     job, cluster = jobs[0], jobs[0].cluster
     more: dict[str, Any] = {"requeue": True, "chdir": job.cwd}
-    srun = ["--kill-on-bad-exit=1"]
+    srun = ["--kill-on-bad-exit=1", f"--immediate={cluster.step_wait_s}"]
     if cluster.memory_gib is not None:
         more["mem"] = f"{cluster.memory_gib}G" if cluster.memory_gib else "0"
     if cluster.cpus_per_node is not None:

@@ -71,6 +71,7 @@ def test_events_survive_a_line_cut_short_by_a_kill(folder):
 
 
 def stop(folder, reason):
+    folder.note("start", step=0)
     (folder.run / "stopped.json").write_text(json.dumps({"step": 3, "reason": reason, "saved": 1.0}))
 
 
@@ -79,6 +80,12 @@ def test_exit_code_0_is_finished_unless_the_run_was_stopped(folder):
     stop(folder, "SIGUSR2")
     assert outcome_of(folder, exit_code=0) == "stopped"
     assert outcome_of(folder, exit_code=1) == "stopped"  # a launcher that the signal reached first
+
+
+def test_what_an_earlier_attempt_left_says_nothing_of_one_that_never_started(folder):
+    stop(folder, "SIGUSR2")
+    folder.note("end", outcome="stopped", step=3)
+    assert outcome_of(folder, exit_code=137) == "failed"
 
 
 def test_a_stop_that_the_user_asked_for_is_the_end(folder):

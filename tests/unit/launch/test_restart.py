@@ -68,6 +68,12 @@ def test_attempts_that_slurm_killed_are_no_failures():
     assert decide(attempts(None, None, None, ("failed", 0)), "failed", limits=LIMITS).wait_s == 10
 
 
+def test_attempts_that_end_before_they_start_are_failures_without_progress():
+    end = {"event": "end", "outcome": "failed", "step": 4}
+    assert decide([{"event": "submit"}, end, end], "failed", limits=LIMITS).wait_s == 20
+    assert not decide([{"event": "submit"}, end, end, end], "failed", limits=LIMITS).go_on
+
+
 def test_a_new_submission_starts_all_counts_afresh():
     events = [*attempts(*[("failed", 0)] * 3), *attempts(("failed", 0))]
     assert decide(events, "failed", limits=LIMITS).go_on
