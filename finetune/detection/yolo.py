@@ -61,18 +61,22 @@ class Yolo(nn.Module):
 
         ``sizes`` are all that of the canvas.
         """
-        raw = self.raw(images)
-        maps = [(x.shape[2], x.shape[3]) for x in raw]
-        flat = torch.cat([_by_anchor(x, self.num_classes) for x in raw], dim=1)
-        cells = self._cells(maps, like=flat)
-        boxes = _decode(flat, cells)
+        flat, boxes, maps = self.dense(images)
         if targets is None:
             return [self._detect(*pair, size=size) for *pair, size in zip(flat, boxes, sizes, strict=True)]
+        cells = self._cells(maps, like=flat)
         parts = [
             self._losses(x, box.detach(), cells, target=target, maps=maps)
             for x, box, target in zip(flat, boxes, targets, strict=True)
         ]
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def dense(self, images: Tensor) -> tuple[Tensor, Tensor, list[Size]]:
+        """Return the logits [b, a, 5 + k] and boxes [b, a, 4] of all anchors, and the maps' rows and columns."""
+        raw = self.raw(images)
+        maps = [(x.shape[2], x.shape[3]) for x in raw]
+        flat = torch.cat([_by_anchor(x, self.num_classes) for x in raw], dim=1)
+        return flat, _decode(flat, self._cells(maps, like=flat)), maps
 
     def raw(self, images: Tensor) -> list[Tensor]:
         """Return the predictors' maps [b, s * (5 + k), h w], finest first; the images' sides are multiples of 32."""
