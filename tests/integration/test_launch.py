@@ -15,12 +15,12 @@ import torch
 from launch.job_folder import JobFolder
 from pretrain.launched_run import final_tensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-def run(*command, timeout_s=300, **environment):
+def run(*command, timeout_s=500, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_", "SLURM_"))}
     done = subprocess.run(
         [sys.executable, *command],
@@ -65,7 +65,7 @@ def check_same(folder, reference):
     assert [name for name, values in reference.items() if not torch.equal(found[name], values)] == []
 
 
-def until(condition, *, timeout_s=240):
+def until(condition, *, timeout_s=500):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

@@ -1,0 +1,100 @@
+"""The doctor's judgements: each fault is seen, named, and comes with what to do; what is sound is let alone."""
+
+import io
+import os
+import shutil
+import signal
+import time
+
+from rich.console import Console
+
+from launch.doctor.disk import check_shared, check_space, check_write_speed, leave_mark, remove_mark
+from launch.doctor.findings import Finding, findings_table, judged, read_findings, write_findings
+from launch.doctor.software import check_builds, check_versions, versions
+from launch.doctor.warnings_sent import Mailbox, check_delivery, send_warning
+from launch.processes import SUPERVISOR
+
+
+def test_advice_stands_only_where_it_is_needed():
+    assert judged("x", "fine", advice="do this") == Finding(check="x", level="ok", said="fine")
+    assert judged("x", "slow", warn=True, advice="do this").level == "warning"
+    assert judged("x", "gone", warn=True, fail=True, advice="do this") == Finding(
+        check="x", level="failure", said="gone", advice="do this"
+    )
+
+
+def test_findings_read_back_and_stand_in_the_table(tmp_path):
+    findings = [judged("disk", "full", fail=True, advice="make room"), judged("clocks", "0.1 s apart")]
+    assert read_findings(tmp_path) == []
+    write_findings(tmp_path, findings)
+    assert read_findings(tmp_path) == findings
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(findings_table(findings, title="t"))
+    shown = console.export_text()
+    assert "make room" in shown
+    assert "failure" in shown
+
+
+def test_a_disk_without_room_for_the_checkpoints_fails(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert check_space(tmp_path, num_parameters=1000, kept=2).level == "ok"
+    too_many = free // (16 * 3) * 2
+    found = check_space(tmp_path, num_parameters=too_many, kept=2)
+    assert found.level == "failure"
+    assert "--run.keep-last" in found.advice
+    assert check_space(tmp_path, num_parameters=int(free / (16 * 3) * 0.7), kept=2).level == "warning"
+
+
+def test_a_checkpoint_that_takes_long_to_write_is_named(tmp_path):
+    small = 1 << 24
+    assert check_write_speed(tmp_path, num_parameters=1000, num_bytes=small).level == "ok"
+    found = check_write_speed(tmp_path, num_parameters=10**15, num_bytes=small)
+    assert found.level == "warning"
+    assert "--cluster.warning-s" in found.advice
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_see_another_disk_are_found(tmp_path):
+    (tmp_path / "other").mkdir()
+    leave_mark(tmp_path, token="a", rank=0)
+    leave_mark(tmp_path / "other", token="a", rank=1)
+    assert check_shared(tmp_path, token="a", world_size=2, wait_s=0.3) == [1]
+    leave_mark(tmp_path, token="a", rank=1)
+    assert check_shared(tmp_path, token="a", world_size=2, wait_s=0.3) == []
+    for rank in range(2):
+        remove_mark(tmp_path, token="a", rank=rank)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_nodes_with_other_versions_and_missing_packages_are_named():
+    here = versions()
+    assert check_versions([here, here]).level == "ok"
+    differs = check_versions([here, {**here, "torch": "1.0"}])
+    assert differs.level == "failure"
+    assert "other nodes differ in torch" in differs.said
+    assert "not installed: timm" in check_versions([{**here, "timm": "not installed"}]).said
+
+
+def test_missing_compilers_and_faulty_operators_are_named():
+    assert check_builds([[], []], faults=[None, None]).level == "ok"
+    assert "not found: ninja" in check_builds([["ninja"], []], faults=[None]).said
+    assert "no such thing" in check_builds([[]], faults=["no such thing"]).said
+
+
+def test_a_signal_that_comes_is_timed_and_one_that_does_not_is_a_failure(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv(SUPERVISOR, str(os.getpid()))
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        mailbox = Mailbox()
+        sent_at = time.time()
+        assert send_warning() == "the launcher"
+        took = mailbox.wait(sent_at=sent_at)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert took is not None
+    assert 0 <= took < 5
+    assert check_delivery([took, 0.1], sender="Slurm").level == "ok"
+    found = check_delivery([0.2, None], sender="Slurm")
+    assert found.level == "failure"
+    assert "processes 1 did not get it" in found.advice
