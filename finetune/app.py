@@ -1,5 +1,5 @@
 """The fine-tuning program: classifies, detects or segments; trains, or measures what ``--eval-only`` names; ``status RUN``
-and ``results RUN`` only look, ``predict RUN IMAGES --out FOLDER`` says what a run sees in pictures.
+and ``results RUN`` only look, ``predict RUN IMAGES --out FOLDER`` says what a run sees in pictures, ``export RUN FILE`` writes ONNX.
 """
 
 import json
@@ -15,6 +15,7 @@ from rich.console import Console
 from engine.errors import one_line_errors
 from engine.recipe import parse
 from engine.status import status
+from finetune.onnx_export import export_command
 from finetune.predict import predict
 from finetune.results import FILE_NAME
 from finetune.tasks import choose_task, option_values, task_of_run
@@ -82,4 +83,9 @@ def _predict(words: list[str]) -> None:
     predict(words, predictor_of=lambda folder: task_of_run(folder).predictor)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"status": _status, "results": _results, "predict": _predict}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "status": _status,
+    "results": _results,
+    "predict": _predict,
+    "export": export_command,
+}

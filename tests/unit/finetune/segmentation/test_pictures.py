@@ -1,0 +1,53 @@
+"""Overlays mark the classes where they are, and say which they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.segmentation.config import SegmenterConfig
+from finetune.segmentation.pictures import draw_label_map, draw_similarities, palette, predict_label_map
+from finetune.segmentation.segmenter import build_segmenter
+from finetune.segmentation.trained import TrainedSegmenter
+from finetune.start import resolve_start
+
+CLASSES = ("sky", "wall", "road")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+
+
+def trained(config):
+    segmenter = build_segmenter(config, start=resolve_start(config.backbone), num_classes=3).eval()
+    return TrainedSegmenter(name="raw", step=1, segmenter=segmenter, config=config, classes=CLASSES)
+
+
+def test_each_class_has_a_colour_of_its_own():
+    assert len(np.unique(palette(150), axis=0)) == 150
+
+
+def test_classes_are_tinted_void_is_left_and_names_stand_beside(image):
+    label_map = np.full((40, 56), -1)
+    label_map[:, :20], label_map[:, 20:30] = 0, 2
+    drawn = np.asarray(draw_label_map(image, label_map, classes=CLASSES))
+    assert drawn.shape[1] > 56
+    assert np.array_equal(drawn[:40, 30:56], image[:, 30:])
+    tint = drawn[:40, :20].astype(float) - 0.45 * image[:, :20]
+    assert np.abs(tint - 0.55 * palette(3)[0]).max() <= 1
+    assert (drawn[:40, 56:] != 255).any()
+
+
+def test_label_maps_have_the_size_of_the_image(micro, image):
+    found = predict_label_map(trained(micro()), image)
+    assert found.shape == (40, 56)
+    assert set(np.unique(found)) <= {0, 1, 2}
+
+
+def test_similarities_are_drawn_for_segvit_and_refused_for_other_heads(micro, image):
+    drawn = draw_similarities(trained(micro()), image)
+    assert drawn.width == 3 * 56
+    other = micro(segmenter=SegmenterConfig(head="all_mlp", dim=16))
+    with pytest.raises(ValueError, match="similarities are SegViT's, this run has all_mlp"):
+        draw_similarities(trained(other), image)
+    assert torch.is_grad_enabled()
