@@ -80,6 +80,8 @@ def clusters(
         seed: Of the mask, and of random weights.
         out: PNG to write.
     """
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} is not there; make it first")
     network = load_network(backbone, img_size=img_size, seed=seed)
     photograph = read_photograph(image, img_size)
     found = clusters_of(network, normalised(photograph, network))
@@ -100,12 +102,12 @@ def import_weights(
     std: tuple[float, float, float] | None = None,
     partial: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Make a backbone folder from a checkpoint: GreenMIM, SimMIM, microsoft's Swin, timm or one of our runs.
+    """Make a backbone folder from a checkpoint: GreenMIM, SimMIM, microsoft's Swin, SecViT, timm or one of our runs.
 
     Args:
         source: .pth, .pt, .bin or .safetensors file, backbone folder, run folder or one of its checkpoints.
         out: Backbone folder to write.
-        architecture: timm's name; None tells a Swin from the shapes of its weights.
+        architecture: timm's name; None tells a Swin or SecViT from the shapes of its weights.
         img_size: Height and width in pixels; None keeps the file's. Position embeddings and tables are resized.
         window: Window side in tokens; None keeps the file's. Bias tables are resized.
         greenmim_merge_order: official-2022 for weights trained with GreenMIM's code from before 2023, which merged 2x2

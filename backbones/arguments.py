@@ -25,7 +25,12 @@ def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
     }
     given = {key: value for key, value in sizes.items() if value is not None}
     family = _family(config.name)
-    return _FAMILIES.get(family, dict)(given) | _sec_options(config, family)
+    return _FAMILIES.get(family, dict)(given | _sec_options(config, family))
+
+
+def takes_img_size(name: str) -> bool:
+    """Return whether timm makes an architecture for one size of images."""
+    return "img_size" in timm_arguments(BackboneConfig(name=name))
 
 
 def _sec_options(config: BackboneConfig, family: str) -> dict[str, Any]:
@@ -111,6 +116,10 @@ def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> Non
         raise ValueError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
 
+def _secvit(sizes: dict[str, Any]) -> dict[str, Any]:
+    return sizes if sizes.get("attention") == "window" else _without_windows(sizes)
+
+
 _SEC_PARTS = frozenset({"cpe", "lce", "rope", "clusters", "global_token"})
 _SEC_FAMILIES: dict[str, frozenset[str]] = {
     "secvit": frozenset(vars(SecConfig())),
@@ -124,6 +133,7 @@ _FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "twins": _twins,
     "convnext": _convnext,
     "xformer": _xformer,
+    "secvit": _secvit,
     "sec_swin": _without_windows,
     "faster_vit": _without_windows,
 }

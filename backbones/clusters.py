@@ -36,7 +36,7 @@ def load_network(backbone: str, *, img_size: tuple[int, int], seed: int) -> nn.M
     """
     if (Path(backbone) / CONFIG).is_file():
         return load_backbone(Path(backbone), img_size=img_size, num_classes=0)
-    skeleton(backbone)  # says what is wrong with a name
+    skeleton(backbone, img_size=img_size, num_classes=0)  # says what is wrong with a name
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         return timm.create_model(backbone, img_size=img_size, num_classes=0)

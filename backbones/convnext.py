@@ -109,5 +109,5 @@ CONVNEXT = Pretrainable(
     spec=_spec,
     forward=forward_visible_convnext,
     dense=DenseWay(token_dim=lambda model: model.stem[0].out_channels, forward=_forward_masked),
-    normed=True,
+    normed=lambda _: True,
 )

@@ -17,13 +17,13 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from backbones.sec_attention import GlobalToken
-from backbones.sec_network import SecNetwork, build, describe
+from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_stages, describe
 from backbones.sec_stage import SecStage, rising
 from backbones.submanifold import convolution, normed_convolution
 from backbones.token_grid import TokenGrid
 
-CLUSTERS = (2, 1)
-"""Clusters of stages 3 and 4 at 224 px; 1 is full attention."""
+CLUSTERS = (1, 1, 2, 1)
+"""Clusters of the stages at 224 px; 1 is full attention, and in stages 1 and 2 nothing attends."""
 STEM_EPS, NORM_EPS = 1e-4, 1e-5
 
 
@@ -46,8 +46,13 @@ def make_sec_faster_vit(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.2,
 ) -> SecNetwork:
-    """Return SEC-FasterViT; ``clusters`` are those of stages 3 and 4, other arguments as in ``backbones.secvit.make_secvit``."""
-    dims = [embed_dim * 2**i for i in range(len(depths))]
+    """Return SEC-FasterViT; the arguments are those of ``backbones.secvit.make_secvit``.
+
+    Raises:
+        ValueError: sizes are not given for four stages, or do not go together.
+    """
+    dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
+    check_stages(depths=depths, num_heads=num_heads, clusters=clusters or CLUSTERS)
     rates = rising(drop_path_rate, depths)
     stages: list[nn.Module] = [
         ConvStage(dim, in_dim=dims[i - 1] if i else None, drop_paths=rates[i]) for i, dim in enumerate(dims[:2])
@@ -64,12 +69,12 @@ def make_sec_faster_vit(
             mlp_conv=False,
             scaled=False,
             norm_eps=NORM_EPS,
-            num_clusters=count,
+            num_clusters=(clusters or CLUSTERS)[i],
             scale_clusters=clusters is None,
             lce=lce,
             global_token=global_token,
         )
-        for i, count in zip(range(2, 4), clusters or CLUSTERS, strict=True)
+        for i in (2, 3)
     ]
     return SecNetwork(
         patch_embed=Stem(in_chans, stem_dim, dims[0]),
@@ -133,7 +138,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
         """Return the tokens of ``grid`` after this block."""
-        y = grid.tokens(F.gelu(normed_convolution(self.conv1, self.norm1, x, grid)), len(x))
+        y = grid.tokens(F.gelu(normed_convolution(self.conv1, self.norm1, x, grid), approximate="tanh"), len(x))
         return x + self.drop_path(grid.tokens(normed_convolution(self.conv2, self.norm2, y, grid), len(x)))
 
 

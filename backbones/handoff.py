@@ -68,17 +68,20 @@ def write_backbone(
     provenance: Mapping[str, Any],
     interpolation: str = "bicubic",
     num_classes: int = 0,
+    img_size: tuple[int, int] | None = None,
 ) -> None:
     """Write a backbone folder beside ``folder`` and rename it there, in the place of an older one.
 
     ``state`` may hold more than the model keeps: buffers that timm computes itself and, with ``num_classes=0``, a classifier are left out.
+    ``img_size`` is what the weights were trained at, for architectures that take no such argument.
 
     Raises:
         ValueError: ``state`` does not fit the architecture in this size.
     """
     model = skeleton(architecture, num_classes=num_classes, **model_args)
     weights = _checked(state, model, where=str(folder))
-    config = _config(model, model_args=model_args, mean=mean, std=std, interpolation=interpolation)
+    size = img_size or _img_size(model, model_args)
+    config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
     config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -226,17 +229,22 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> di
 
 
 def _config(
-    model: nn.Module, *, model_args: Mapping[str, Any], mean: Sequence[float], std: Sequence[float], interpolation: str
+    model: nn.Module,
+    *,
+    model_args: Mapping[str, Any],
+    img_size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
 ) -> dict[str, Any]:
     known: Any = model.pretrained_cfg
-    height, width = _img_size(model, model_args, known)
     return {
         "num_features": model.num_features,
         "model_args": dict(model_args),
         "pretrained_cfg": {
             "tag": "pretrained",
             "custom_load": False,
-            "input_size": [3, height, width],
+            "input_size": [3, *img_size],
             "fixed_input_size": bool(known.get("fixed_input_size", False)),
             "interpolation": interpolation,
             "crop_pct": known.get("crop_pct", 0.9),
@@ -250,7 +258,8 @@ def _config(
     }
 
 
-def _img_size(model: nn.Module, model_args: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[int, int]:
+def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> tuple[int, int]:
+    known: Any = model.pretrained_cfg
     size: Any = model_args.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = size or known["input_size"][1:]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

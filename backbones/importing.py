@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones.checkpoint_files import Source, read_source
 from backbones.handoff import is_classifier, skeleton, write_backbone
-from backbones.layouts import MergeOrder, Translated, to_timm
+from backbones.layouts import CLASSIFIER, MergeOrder, Translated, to_timm
 from backbones.resizing import TABLE, Resized, fit_state
 
 _SWIN_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
@@ -74,6 +74,7 @@ def import_backbone(
         own_model = skeleton(name, num_classes=0, **own_args) if own_args and same_source else None
         state, resized = fit_state(found.state, model, source=own_model)
         missing, unexpected = _differences(state, model)
+        left_out = found.left_out | _of_the_head(state, model, besides=found.left_out)
         if (missing or unexpected) and not partial:
             raise ValueError(_mismatch(missing, unexpected, name))
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
@@ -92,11 +93,11 @@ def import_backbone(
     return Imported(
         architecture=name,
         model_args=model_args,
-        num_taken=len(state) - len(missing),
+        num_taken=len(model.state_dict()) - len(missing),
         resized=resized,
         missing=missing,
         unexpected=unexpected,
-        left_out=found.left_out,
+        left_out=left_out,
     )
 
 
@@ -120,15 +121,15 @@ def infer_swin(state: Mapping[str, Tensor], *, computed: Mapping[str, Tensor]) -
     return name, {**sizes, "embed_dim": embed_dim, "depths": depths, "num_heads": heads}
 
 
-def infer_secvit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the name and version of the SecViT whose weights these are.
+def infer_secvit(state: Mapping[str, Tensor], *, name: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Return the name, unless it is given, and the version of the SecViT whose weights these are.
 
     Raises:
         ValueError: no published SecViT has these widths and depths.
     """
     depths = tuple(_count(state, rf"layers\.{s}\.blocks\.(\d+)\.") for s in range(_count(state, r"layers\.(\d+)\.")))
     embed_dim = state["layers.0.blocks.0.attn.out_proj.weight"].shape[0]
-    name = _SECVIT_NAMES.get((embed_dim, depths))
+    name = name or _SECVIT_NAMES.get((embed_dim, depths))
     if name is None:
         raise ValueError(f"no published SecViT has {embed_dim} channels and depths {depths}; give --architecture")
     version = 2 if "layers.0.blocks.0.ffn.dwconv.weight" in state else 1
@@ -138,10 +139,12 @@ def infer_secvit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 def _architecture_of(read: Source, state: Mapping[str, Tensor], asked: str | None) -> tuple[str, dict[str, Any]]:
     if read.architecture and asked in (None, read.architecture):
         return read.architecture, dict(read.model_args or {})
-    if asked:
+    if asked and not asked.startswith("secvit"):
         return asked, {}
     if "layers.0.blocks.0.attn.out_proj.weight" in state:
-        return infer_secvit(state)
+        return infer_secvit(state, name=asked)
+    if asked:
+        return asked, {}
     return infer_swin(state, computed=read.state)
 
 
@@ -172,6 +175,14 @@ def _differences(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[st
         if not is_classifier(name, model) and (name not in expected or expected[name].shape != value.shape)
     ]
     return missing, unexpected
+
+
+def _of_the_head(
+    state: Mapping[str, Tensor], model: nn.Module, *, besides: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """Return what else is left out because it is there for the classifier's sake."""
+    names = [name for name in state if is_classifier(name, model)]
+    return {CLASSIFIER: [*besides.get(CLASSIFIER, []), *names]} if names else {}
 
 
 def _completed(

@@ -22,7 +22,7 @@ MergeOrder = Literal["swin", "official-2022"]
 Layout = Literal["timm", "microsoft", "secvit"]
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "angle")
 _PRETRAINING = ("mask_token", "decoder")
-_CLASSIFIER = "the classifier"
+CLASSIFIER = "the classifier"
 _CLASSIFIERS = ("head", "head.fc", "head_dist")
 
 
@@ -44,7 +44,7 @@ def to_timm(
     kept: dict[str, Tensor] = {}
     for name, value in _unwrapped(state).items():
         reason = _reason_to_leave_out(name)
-        if reason and not (keep_classifier and reason == _CLASSIFIER):
+        if reason and not (keep_classifier and reason == CLASSIFIER):
             left_out.setdefault(reason, []).append(name)
         else:
             kept[name.removeprefix("encoder.")] = value
@@ -53,7 +53,7 @@ def to_timm(
         kept = {_moved_downsample(re.sub(r"^head\.", "head.fc.", name), by=1): value for name, value in kept.items()}
     elif layout == "secvit":
         kept = {_moved_downsample(_bare_norm(name), by=1): _linear(value) for name, value in kept.items()}
-    if merge_order == "official-2022":
+    if merge_order == "official-2022" and layout != "secvit":
         kept = {name: _swap_merged_blocks(name, value) for name, value in kept.items()}
     return Translated(state=kept, layout=layout, left_out=left_out)
 
@@ -64,8 +64,9 @@ def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: they belong to another architecture.
     """
-    if not any(name.startswith("layers.0.blocks.0.") for name in state):
-        raise ValueError("microsoft's layout exists for Swin and Swin V2 only, these weights have no layers.0.blocks.0")
+    own = "layers.0.blocks.0.attn.proj.weight"
+    if own not in state:
+        raise ValueError(f"microsoft's layout exists for Swin and Swin V2 only, these weights have no {own}")
     return {_moved_downsample(name, by=-1).replace("head.fc.", "head."): value for name, value in state.items()}
 
 
@@ -103,7 +104,7 @@ def _reason_to_leave_out(name: str) -> str | None:
     if inner.startswith(_PRETRAINING):
         return "of pretraining only"
     if inner.rpartition(".")[0] in _CLASSIFIERS:
-        return _CLASSIFIER
+        return CLASSIFIER
     return None
 
 

@@ -48,8 +48,10 @@ def random_layout(name: str, *, img_size: tuple[int, int], mask_ratio: float, se
     """Return the layout of a random mask for timm's Swin ``name``.
 
     Raises:
-        ValueError: it has no windows, or the image size does not fit it.
+        ValueError: it has no windows, or the image size does not fit it, or the ratio is no share.
     """
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"--mask-ratio must lie in [0, 1), got {mask_ratio}")
     spec = layout_spec(skeleton(name, img_size=img_size))
     if not isinstance(spec.stages[0], StageSpec):
         raise ValueError(f"{name} has no windows to group; choose a Swin, such as swin_tiny_patch4_window7_224")

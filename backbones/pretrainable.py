@@ -34,5 +34,5 @@ class Pretrainable:
     """``(model, images [b 3 h w], layout, *, attention)`` -> features [b k c] of the visible units, in raster order."""
     dense: DenseWay | None
     """How it runs with mask tokens; None where it cannot."""
-    normed: bool
-    """Whether the features come out of a norm; if not, the decoder starts with one."""
+    normed: Callable[[Any], bool]
+    """``model`` -> whether the features come out of a norm; if not, the decoder starts with one."""

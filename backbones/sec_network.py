@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from backbones.token_grid import UNIT, TokenGrid, dense_grid
 
 PROJECTION = 1024
+NUM_STAGES = 4
 M = TypeVar("M", bound=nn.Module)
 HeadKind = Literal["projected", "normed", "plain"]
 
@@ -36,6 +37,9 @@ class SecNetwork(nn.Module):
         num_classes: classes, 0 for no head.
         global_pool: ``avg``, or nothing for a map.
         drop_rate: dropout before the classifier.
+
+    Raises:
+        ValueError: there is no such pooling.
     """
 
     def __init__(
@@ -74,10 +78,10 @@ class SecNetwork(nn.Module):
     def forward_features(self, x: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b c h w"]:
         """Return the map of the last stage."""
         levels = dense_levels(x)
-        return levels[-1].maps(self.features(dense_pixels(x), levels))
+        return levels[len(self.layers) + 1].maps(self.features(dense_pixels(x), levels))
 
     def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
-        """Return the logits of a map, or what the classifier would be given."""
+        """Return the logits of a map, [b classes] or, without pooling, [b h w classes], or what the classifier would be given."""
         if self.proj is not None:
             x = self.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if isinstance(self.norm, nn.BatchNorm2d):
@@ -88,6 +92,7 @@ class SecNetwork(nn.Module):
             x = x.mean((2, 3))
         if pre_logits or self.head is None:
             return x
+        x = x if x.ndim == 2 else x.permute(0, 2, 3, 1)
         return self.head(F.dropout(x, self.drop_rate, self.training))
 
     def forward_intermediates(
@@ -111,8 +116,11 @@ class SecNetwork(nn.Module):
         tokens = self.stage_tokens(
             self.patch_embed(dense_pixels(x), levels), levels, num_stages=last + 1 if stop_early else None
         )
-        found = [levels[i + 2].maps(tokens[i]) for i in take]
-        return found if intermediates_only else (levels[len(tokens) + 1].maps(self.final(tokens[-1])), found)
+        whole = len(tokens) == len(self.layers)
+        final = self.final(tokens[-1]) if whole else tokens[-1]
+        maps = [final if norm and whole and i == len(tokens) - 1 else tokens[i] for i in take]
+        found = [levels[i + 2].maps(x) for i, x in zip(take, maps, strict=True)]
+        return found if intermediates_only else (levels[len(tokens) + 1].maps(final), found)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -136,6 +144,8 @@ class SecNetwork(nn.Module):
         """Replace the classifier by a fresh one; for 0 classes the whole head goes."""
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
+        if self.global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool is avg, or nothing for a map, got {self.global_pool!r}")
         width = PROJECTION if self.head_kind == "projected" else self.num_features
         self.head_hidden_size = width if num_classes else self.num_features
         if not num_classes:
@@ -179,6 +189,17 @@ class SecNetwork(nn.Module):
             x = stage(x, above=levels[i + 1], grid=levels[i + 2], recompute=self.grad_checkpointing)
             found.append(x)
         return found
+
+
+def check_stages(**sizes: Sequence[int]) -> None:
+    """Refuse sizes that are not given for four stages, or are below 1.
+
+    Raises:
+        ValueError: they are such; names them.
+    """
+    for name, values in sizes.items():
+        if len(values) != NUM_STAGES or min(values) < 1:
+            raise ValueError(f"{name} takes {NUM_STAGES} numbers from 1 on, one for each stage, got {tuple(values)}")
 
 
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:

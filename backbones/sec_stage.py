@@ -22,7 +22,11 @@ LAYER_SCALE = 1e-6
 
 
 class SecStage(nn.Module):
-    """Downsampling, but in the first stage, and blocks; ``block`` are further arguments of these."""
+    """Downsampling, but in the first stage, and blocks; ``block`` are further arguments of these.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,12 @@ class SecStage(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
+        step = 4 * num_heads if rope else num_heads
+        if dim % step:
+            raise ValueError(
+                f"{num_heads} heads of {dim} channels: expected a multiple of {step} channels{', for rotary positions' * rope}; "
+                "change embed_dim or num_heads"
+            )
         self.head_dim, self.rope = dim // num_heads, rope
         self.downsample = downsample
         self.blocks = nn.ModuleList(SecBlock(dim, num_heads=num_heads, drop_path=rate, **block) for rate in drop_paths)

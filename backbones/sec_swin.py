@@ -16,7 +16,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from backbones.sec_attention import GlobalToken
-from backbones.sec_network import SecNetwork, build, describe
+from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_stages, describe
 from backbones.sec_stage import SecStage, check_patches, rising
 from backbones.token_grid import TokenGrid
 
@@ -43,8 +43,13 @@ def make_sec_swin(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.1,
 ) -> SecNetwork:
-    """Return SEC-Swin; the arguments are those of ``backbones.secvit.make_secvit``."""
-    dims = [embed_dim * 2**i for i in range(len(depths))]
+    """Return SEC-Swin; the arguments are those of ``backbones.secvit.make_secvit``.
+
+    Raises:
+        ValueError: sizes are not given for four stages, or do not go together.
+    """
+    dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
+    check_stages(depths=depths, num_heads=num_heads, clusters=clusters or CLUSTERS)
     rates = rising(drop_path_rate, depths)
     stages = [
         SecStage(

@@ -8,7 +8,7 @@ Legend: b batch, n tokens, k visible units, l units, e channels of the first sta
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.sec_network import SecNetwork, dense_levels, dense_pixels
@@ -67,5 +67,5 @@ SEC = Pretrainable(
     spec=sec_spec,
     forward=forward_visible_sec,
     dense=DenseWay(token_dim=lambda model: model.feature_info[0]["num_chs"], forward=_forward_masked),
-    normed=False,
+    normed=lambda model: isinstance(model.norm, nn.LayerNorm),
 )

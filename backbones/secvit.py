@@ -15,7 +15,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from backbones.sec_attention import GlobalToken
-from backbones.sec_network import SecNetwork, build, describe
+from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_stages, describe
 from backbones.sec_stage import STEMS, ConvDownsample, SecStage, rising
 
 CLUSTERS = (32, 8, 2, 1)
@@ -70,8 +70,14 @@ def make_secvit(
         scaled_stages: the stages (from 0) whose branches have a learned scale, 1e-6 at first.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        ValueError: sizes are not given for four stages, or do not go together.
     """
-    dims = [embed_dim * 2**i for i in range(len(depths))] if isinstance(embed_dim, int) else list(embed_dim)
+    dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
+    check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=clusters or CLUSTERS)
+    if attention == "cswin" and min(num_heads) < 2:
+        raise ValueError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
     rates = rising(drop_path_rate, depths)
     stages = [
         SecStage(

@@ -170,5 +170,5 @@ TWINS = Pretrainable(
     spec=_spec,
     forward=forward_visible_twins,
     dense=DenseWay(token_dim=lambda model: model.embed_dims[0], forward=_forward_masked),
-    normed=True,
+    normed=lambda _: True,
 )

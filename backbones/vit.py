@@ -109,5 +109,5 @@ VIT = Pretrainable(
     spec=_spec,
     forward=forward_visible_vit,
     dense=DenseWay(token_dim=lambda model: model.embed_dim, forward=_forward_masked),
-    normed=True,
+    normed=lambda _: True,
 )

@@ -81,7 +81,6 @@ class XFormer(nn.Module):
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
-        self.grad_checkpointing = False
         self.stem = _conv(in_chans, stem_width, 3, stride=2)
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         inputs = (stem_width, *widths)
@@ -114,7 +113,7 @@ class XFormer(nn.Module):
         """Return the map before pooling, at stride 32."""
         x = self.stem(x)
         for stage in self.stages:
-            x = self._run(stage, x)
+            x = stage(x)
         return self.final_conv(x)
 
     def forward_head(self, x: Map, pre_logits: bool = False) -> Tensor:
@@ -143,7 +142,7 @@ class XFormer(nn.Module):
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
                 break
-            x = self._run(stage, x)
+            x = stage(x)
             if i in take:
                 found.append(x)
         return found if intermediates_only else (self.final_conv(x), found)
@@ -153,8 +152,9 @@ class XFormer(nn.Module):
     ) -> list[int]:
         """Drop what the maps ``indices`` do not need, and return their numbers."""
         take, last = feature_take_indices(len(self.stages), indices)
+        pruned = last + 1 < len(self.stages)
         self.stages = self.stages[: last + 1]
-        if prune_head:
+        if prune_head or pruned:
             self.final_conv = nn.Identity()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0, "")
@@ -179,16 +179,13 @@ class XFormer(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith("temperature")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of blocks for the backward pass, or everything again."""
-        self.grad_checkpointing = enable
+        """Keep only the inputs of attention layers for the backward pass, or everything again.
 
-    def _run(self, stage: Any, x: Map) -> NextMap:
-        for block in stage:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
-            else:
-                x = block(x)
-        return x
+        Convolutions keep theirs: recomputing would move their batch statistics twice.
+        """
+        for module in self.modules():
+            if isinstance(module, XfLayer):
+                module.recompute = enable
 
 
 class Mv3(nn.Module):
@@ -259,6 +256,7 @@ class XfLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.recompute = False
 
     def forward(self, x: Float[Tensor, "s n d"], real: Bool[Tensor, "#s n"] | None = None) -> Float[Tensor, "s n d"]:
         """Return the sequences after this layer; ``real`` is False at padding."""
@@ -268,6 +266,11 @@ class XfLayer(nn.Module):
         self, x: Float[Tensor, "s n d"], core: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Float[Tensor, "s n d"]:
         """Return the tokens after this layer with ``core`` between the projections."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._with_core, x, core, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return self._with_core(x, core)
+
+    def _with_core(self, x: Tensor, core: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         x = x + self.drop_path(self.proj(core(*self.qkv(self.norm1(x)).chunk(3, dim=-1))))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

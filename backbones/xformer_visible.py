@@ -156,5 +156,5 @@ XFORMER = Pretrainable(
     spec=_spec,
     forward=forward_visible_xformer,
     dense=DenseWay(token_dim=lambda model: model.stem.conv.out_channels, forward=_forward_masked),
-    normed=False,
+    normed=lambda _: False,
 )

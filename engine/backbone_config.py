@@ -20,7 +20,7 @@ class SecConfig:
     rope: bool | None = None
     """Rotary positions of queries and keys."""
     clusters: tuple[int, ...] | None = None
-    """Clusters of each stage whatever the image; None is 32, 8, 2 and 1 at 224 px and follows the image's size."""
+    """Clusters of each of the four stages whatever the image; None is 32, 8, 2 and 1 at 224 px and follows the image's size."""
     global_token: Literal["k", "q"] | None = None
     """What tokens are compared with: the mean key or the mean query."""
     attention: Literal["sec", "window", "cswin"] | None = None

@@ -54,5 +54,6 @@ def write_classifier(
         mean=described["mean"],
         std=described["std"],
         num_classes=described["num_classes"],
+        img_size=tuple(described["img_size"]),
         provenance={**{key: described[key] for key in kept}, "step": step, "weights": weights},
     )

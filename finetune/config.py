@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.config import DataConfig
+from engine.backbone_config import SecConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 
 
@@ -26,6 +27,8 @@ class StartConfig:
     """Blocks per stage; with `init` it must be the folder's own."""
     num_heads: tuple[int, ...] | None = None
     """Heads per stage; with `init` it must be the folder's own."""
+    sec: SecConfig = field(default_factory=SecConfig)
+    """Options of SecViT and the other SEC backbones; with `init` they must be the folder's own."""
     drop_path: float = 0.1
     """Highest stochastic-depth rate, rising linearly over the blocks."""
     mean: tuple[float, float, float] | None = None

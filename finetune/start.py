@@ -10,6 +10,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from backbones.arguments import takes_img_size
 from backbones.build import architecture
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
@@ -107,6 +108,7 @@ def _from_scratch(config: StartConfig) -> Start:
         embed_dim=config.embed_dim,
         depths=config.depths,
         num_heads=config.num_heads,
+        sec=config.sec,
     )
     name, args = architecture(backbone)
     sized = args.pop("img_size", None) is not None  # a ConvNeXt takes any size and no such argument
@@ -138,11 +140,14 @@ def _model_args(config: StartConfig, *, info: BackboneInfo) -> dict[str, Any]:
         "depths": config.depths,
         "num_heads": config.num_heads,
     }
-    asked = {key: value for key, value in asked.items() if value is not None}
-    stored = {"img_size": info.img_size, **info.model_args}
+    sec = {key: value for key, value in vars(config.sec).items() if value is not None}
+    asked = {key: value for key, value in asked.items() if value is not None} | sec
+    if not takes_img_size(info.architecture):
+        asked.pop("img_size", None)
+    stored = dict.fromkeys(sec) | {"img_size": info.img_size, **info.model_args}
     for key in [key for key, value in asked.items() if key in stored and _plain(stored[key]) != _plain(value)]:
         if key not in RESIZABLE:
-            option = f"backbone.{key.replace('_', '-')}"
+            option = f"backbone.{'sec.' * (key in sec)}{key.replace('_', '-')}"
             raise ValueError(
                 f"backbone.init {config.init} holds a {info.architecture} with {key} {stored[key]}, but {option} asks for "
                 f"{asked[key]}; leave {option} out"

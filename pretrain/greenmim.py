@@ -165,5 +165,5 @@ def build_decoder(encoder: nn.Module, config: PretrainConfig) -> Decoder:
         dim=config.mim.decoder_dim,
         depth=config.mim.decoder_depth,
         num_heads=config.mim.decoder_heads,
-        norm_input=not pretrainable(encoder).normed,
+        norm_input=not pretrainable(encoder).normed(encoder),
     )

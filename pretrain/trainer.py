@@ -136,6 +136,7 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
         state={name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
         mean=config.augment.mean,
         std=config.augment.std,
+        img_size=config.backbone.img_size,
         provenance={
             "method": "GreenMIM" if config.mim.encoder == "visible" else "dense masked image modelling",
             "step": training.step,

@@ -19,7 +19,7 @@ def dense_reference(model, x, visible):
             x = _downsample(stage.downsample, x, visible)
         for block in stage.blocks:
             if isinstance(block, ConvBlock):
-                y = F.gelu(_batch_norm(block.norm1, block.conv1(x), visible)) * _seen(x, visible)
+                y = F.gelu(_batch_norm(block.norm1, block.conv1(x), visible), approximate="tanh") * _seen(x, visible)
                 x = x + _batch_norm(block.norm2, block.conv2(y), visible)
             else:
                 x = _attention_block(block, x, _seen(x, visible), rope=stage.rope)

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 
+from backbones.handoff import skeleton
 from backbones.layouts import to_microsoft, to_timm
 
 SMALL = {
@@ -83,6 +84,7 @@ def test_pretraining_wrappers_and_parts_are_taken_off():
     assert len(found.left_out["computed by every model"]) == 1
 
 
-def test_other_architectures_have_no_microsoft_layout():
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "secvit_tiny", "sec_swin_tiny"])
+def test_other_architectures_have_no_microsoft_layout(architecture):
     with pytest.raises(ValueError, match="exists for Swin and Swin V2 only"):
-        to_microsoft({"blocks.0.attn.qkv.weight": torch.zeros(1)})
+        to_microsoft(skeleton(architecture).state_dict())

@@ -37,8 +37,10 @@ def test_numbers_are_swins_where_one_window_and_one_cluster_hold_everything():
         x = images(28, 28)
         assert torch.allclose(model.forward_features(x), swin.forward_features(x).permute(0, 3, 1, 2), rtol=1e-9)
         assert torch.allclose(model(x), swin(x), rtol=1e-9)
-        ours, theirs = (net.forward_intermediates(x, intermediates_only=True) for net in (model, swin))
-        assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(ours, theirs, strict=True))
+        for options in ({}, {"norm": True}, {"norm": True, "indices": [1], "stop_early": True}):
+            ours, theirs = (net.forward_intermediates(x, intermediates_only=True, **options) for net in (model, swin))
+            assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(ours, theirs, strict=True))
+        assert model.forward_intermediates(x, indices=[1], stop_early=True)[0].shape == (2, 32, 4, 4)
 
 
 def test_features_end_with_a_norm_that_stays_without_classes():

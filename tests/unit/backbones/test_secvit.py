@@ -261,3 +261,36 @@ def test_stochastic_depth_rises_to_its_published_rate():
     model = skeleton("secvit_small")
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for stage in model.layers for block in stage.blocks]
     assert rates == pytest.approx(np.linspace(0, 0.15, 29).tolist())
+
+
+@pytest.mark.parametrize("name", ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"])
+def test_a_pruned_network_gives_the_map_of_its_last_stage(name):
+    model = small(name)
+    expected = model.forward_intermediates(images(64, 96), intermediates_only=True)[1]
+    model.prune_intermediate_layers([1])
+    assert torch.equal(model(images(64, 96)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("secvit_tiny", {"depths": (1, 1, 1)}, r"depths takes 4 numbers from 1 on, .*got \(1, 1, 1\)"),
+        ("sec_swin_tiny", {"num_heads": (2, 2, 4)}, "num_heads takes 4 numbers"),
+        ("sec_faster_vit_0", {"clusters": (2, 1)}, "clusters takes 4 numbers"),
+        ("secvit_tiny", {"clusters": (-3, 0, 2, 1)}, "clusters takes 4 numbers from 1 on"),
+        ("secvit_tiny", {"num_heads": (3, 2, 4, 4)}, "3 heads of 16 channels: expected a multiple of 12 channels, for"),
+        ("secvit_tiny", {"attention": "cswin", "num_heads": (1, 2, 4, 4)}, "num_heads from 2 on"),
+        ("secvit_tiny", {"global_pool": "max"}, "global_pool is avg, or nothing for a map, got 'max'"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(name, changes, words):
+    with pytest.raises(ValueError, match=words):
+        timm.create_model(name, **{**SMALL, **changes})
+
+
+def test_without_pooling_each_place_is_classified():
+    model = small(num_classes=5, global_pool="")
+    whole = model(images(64, 96))
+    assert whole.shape == (2, 2, 3, 5)
+    model.global_pool = "avg"
+    torch.testing.assert_close(model(images(64, 96)), whole.mean((1, 2)))  # the classifier is linear

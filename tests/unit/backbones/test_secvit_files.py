@@ -10,16 +10,17 @@ import torch
 
 from backbones.handoff import load_backbone, read_backbone, write_backbone
 from backbones.importing import import_backbone
+from backbones.layouts import to_timm
 from benchmarks.plain_secvit import PlainSecViT
 from tests.unit.backbones.test_secvit import SMALL, images, small
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
-def hand_off(folder, model, **model_args):
+def hand_off(folder, model, *, name="secvit_tiny", **model_args):
     write_backbone(
         folder,
-        architecture="secvit_tiny",
+        architecture=name,
         model_args={**SMALL, "img_size": (64, 96), **model_args},
         state=model.state_dict(),
         mean=MEAN,
@@ -47,9 +48,10 @@ with torch.no_grad():
 """
 
 
-def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path):
-    model = small(img_size=(64, 96)).float()
-    hand_off(tmp_path / "backbone", model)
+@pytest.mark.parametrize("name", ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"])
+def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path, name):
+    model = small(name, img_size=(64, 96)).float()
+    hand_off(tmp_path / "backbone", model, name=name)
     x = images(64, 96).float()
     torch.save(x, tmp_path / "x.pt")
     command = [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("backbone", "x.pt", "out.pt"))]
@@ -58,7 +60,11 @@ def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path):
     *features, logits = torch.load(tmp_path / "out.pt")
     with torch.no_grad():
         expected = model.forward_features(x)
-    assert all(torch.equal(found, expected) for found in features)
+        maps = model.forward_intermediates(x, intermediates_only=True)
+    whole, last, with_classes = features
+    assert torch.equal(whole, expected)
+    assert torch.equal(with_classes, expected)
+    assert torch.equal(last, maps[-1])
     assert logits.shape == (2, 10)
 
 
@@ -87,6 +93,10 @@ def test_published_checkpoints_of_both_versions_import(tmp_path, version):
     found = import_backbone(tmp_path / "secvit_t.pth", tmp_path / "backbone")
     assert (found.architecture, found.model_args) == ("secvit_tiny", {"version": version})
     assert (found.missing, found.unexpected) == ([], [])
+    assert found.num_taken == len(load_backbone(tmp_path / "backbone").state_dict())
+    assert {"norm.weight", "head.weight"} <= set(found.left_out["the classifier"])
+    named = import_backbone(tmp_path / "secvit_t.pth", tmp_path / "named", architecture="secvit_tiny")
+    assert named.model_args == {"version": version}
     loaded = load_backbone(tmp_path / "backbone").eval()
     assert read_backbone(tmp_path / "backbone").model_args == {"version": version}
     assert torch.equal(
@@ -95,10 +105,15 @@ def test_published_checkpoints_of_both_versions_import(tmp_path, version):
     assert torch.equal(loaded.layers[1].downsample.reduction.weight, state["layers.0.downsample.reduction.weight"])
 
 
-def test_scales_of_the_larger_models_import_as_vectors(tmp_path):
+def test_sizes_that_were_never_published_are_named_and_scales_import_as_vectors(tmp_path):
     model = timm.create_model("secvit_base", depths=(1, 1, 1, 1), num_classes=0)
     state = PlainSecViT(model).state_dict()
+    scale = state["layers.2.blocks.0.gamma_1"]
+    scale.copy_(torch.rand(scale.shape))
     torch.save({"model": state}, tmp_path / "some.pth")
+    translated = to_timm(state).state["layers.2.blocks.0.gamma_1"]
+    assert translated.shape == model.layers[2].blocks[0].gamma_1.shape == (320,)
+    assert torch.equal(translated, scale.flatten())
     with pytest.raises(
         ValueError, match=r"no published SecViT has 80 channels and depths \(1, 1, 1, 1\); give --archi"
     ):

@@ -105,15 +105,17 @@ def test_classifier_can_be_replaced_and_removed():
     assert model(images).shape == (2, 8, 16, 16)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+def test_recomputing_gives_the_same_gradients_and_moves_batch_statistics_once():
     images = torch.randn(2, 3, 64, 64)
-    gradients = []
+    gradients, buffers = [], []
     for enable in (False, True):
-        model = tiny().eval()
+        model = tiny().train()
         model.set_grad_checkpointing(enable)
         model(images).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
+        buffers.append(dict(model.named_buffers()))
     torch.testing.assert_close(*gradients)
+    assert all(torch.equal(buffers[0][name], buffers[1][name]) for name in buffers[0])
 
 
 def test_layers_are_numbered_from_stem_to_head():
