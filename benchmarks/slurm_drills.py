@@ -52,6 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if (reason := missing()) is not None:
         sys.exit(f"error: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # so that the daemons are put away
     folder = Path(tempfile.mkdtemp(prefix="slurm-drills-"))
     try:
         (folder / "slurm").mkdir()

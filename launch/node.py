@@ -1,5 +1,6 @@
 """What runs on every node of a job: starts its training processes, hands signals on, and says how they ended."""
 
+import contextlib
 import logging
 import os
 import shlex
@@ -79,7 +80,7 @@ class _Signals:
 
 def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -> int:
     """Start this node's processes once and wait for their end; return the exit code."""
-    environment = JobEnvironment()
+    environment, call = JobEnvironment(), job.call
     place = place_of(
         job.cluster,
         node=environment.node,
@@ -88,13 +89,11 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         job_number=int(environment.raw_job_id),
         restarts=restarts,
     )
-    is_first = place.node == 0
-    if is_first:
+    if place.node == 0:
         (folder.run / "stopped.json").unlink(missing_ok=True)
         hosts = list(environment.hostnames)
         folder.note("start", step=folder.newest_step(), restarts=restarts, job=environment.job_id, hosts=hosts)
     python = [*shlex.split(job.cluster.container), "python"] if job.cluster.container else [sys.executable]
-    call = job.call
     command = start_command(
         folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
     )
@@ -102,31 +101,50 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
     environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
     stop_with = signal.SIGTERM if call.program == "data" else signal.SIGUSR2
     processes = ProcessTree(command, environ, stop_with=stop_with, is_training=call.starter == "python")
-    requeue_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
-    noted = saved = requeued = False
+    stop = _Stop(folder, job, signals=signals, job_id=environment.raw_job_id, is_first=place.node == 0)
     while (code := processes.poll()) is None:
         time.sleep(POLL_S)
-        if signals.first is None:
-            continue
-        processes.stop()
-        if not noted:
-            noted = True
-            logger.info("%s: the training processes save and end", signals.first.name)
-            if is_first:
-                folder.note("signal", name=signals.first.name)
-        if is_first and not saved and (stopped := folder.stopped()) is not None:
-            saved = True
-            folder.note("saved", step=stopped["step"], seconds=stopped["saved"] - signals.at, saved=stopped["saved"])
-        late = signals.first == signal.SIGUSR2 and time.time() > signals.at + requeue_s
-        if late and is_first and not requeued and job.cluster.scheduler == "slurm":
-            requeued = True
-            logger.warning(
-                "not saved %.0f s after the warning: back into the queue, to go on from the last checkpoint", requeue_s
-            )
-            folder.note("late", seconds=requeue_s)
-            slurm_queue.requeue(environment.raw_job_id, wait_s=1)
+        if signals.first is not None:
+            processes.stop()
+            stop.look()
     logger.info("the training processes of node %d ended with exit code %d", place.node, code)
     return code
+
+
+class _Stop:
+    """What node 0 writes down, and does, while processes that were asked to stop save and end."""
+
+    def __init__(self, folder: JobFolder, job: Job, *, signals: _Signals, job_id: str, is_first: bool) -> None:
+        self._folder, self._signals, self._job_id, self._is_first = folder, signals, job_id, is_first
+        self._in_slurm = job.cluster.scheduler == "slurm"
+        self._patience_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
+        self._done: set[str] = set()
+
+    def look(self) -> None:
+        """Note signal and checkpoint once each; before the scheduler kills the job, put it back into the queue."""
+        first = self._signals.first
+        if not self._is_first or first is None:
+            return
+        if self._once("signal"):
+            logger.info("%s: the training processes save and end", first.name)
+            self._folder.note("signal", name=first.name)
+        stopped = self._folder.stopped()
+        if stopped is not None and self._once("saved"):
+            seconds = stopped["saved"] - self._signals.at
+            self._folder.note("saved", step=stopped["step"], seconds=seconds, saved=stopped["saved"])
+        late = first == signal.SIGUSR2 and time.time() > self._signals.at + self._patience_s
+        if late and self._in_slurm and not self._folder.cancelled.exists() and self._once("late"):
+            saved = "saved" if stopped is not None else "not saved: it goes on from the last checkpoint"
+            logger.warning("not ended %.0f s after the warning (%s): back into the queue", self._patience_s, saved)
+            self._folder.note("late", seconds=self._patience_s)
+            with contextlib.suppress(ValueError):  # the scheduler may have been faster
+                slurm_queue.requeue(self._job_id, wait_s=1)
+
+    def _once(self, name: str) -> bool:
+        """Return whether this is the first time."""
+        is_new = name not in self._done
+        self._done.add(name)
+        return is_new
 
 
 def _on_this_machine(folder: JobFolder, job: Job, *, signals: _Signals) -> int:
