@@ -1,4 +1,4 @@
-"""Entry point: ``python backbones/main.py list|show|import|export``."""
+"""Entry point: ``python backbones/main.py list|show|clusters|import|export``."""
 
 import os
 import sys
