@@ -199,6 +199,7 @@ class CheckpointStore:
         self._timeout_s = timeout_s
         self._newest: int | None = None
         self._attempt = 0
+        self._copies = _HostCopies()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +230,7 @@ class CheckpointStore:
             rank=self._rank,
             world_size=self._world_size,
             attempt=self._attempt,
-            slices=_host_copies(slices),
+            slices=self._copies.of(slices),
             state=json.dumps(state),
             deadline=time.monotonic() + self._timeout_s,
         )
@@ -275,17 +276,29 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _host_copies(slices: Iterable[Slice]) -> list[Slice]:
-    copies: list[Slice] = []
-    on_gpu = False
-    for s in slices:
-        values = s.values.detach()
-        on_gpu |= values.is_cuda
-        copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-        copies.append(replace(s, values=copy.copy_(values, non_blocking=True)))
-    if on_gpu:
-        torch.cuda.synchronize()
-    return copies
+class _HostCopies:
+    """Memory on the host that every save of a run copies to; making it anew costs more than the copying."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str, int], Tensor] = {}
+
+    def of(self, slices: Iterable[Slice]) -> list[Slice]:
+        """Return the slices with copies of their values; they hold until the next call."""
+        copies: list[Slice] = []
+        kept, self._kept = self._kept, {}
+        on_gpu = False
+        for s in slices:
+            values = s.values.detach()
+            on_gpu |= values.is_cuda
+            key = (s.kind, s.name, s.offset)
+            copy = kept.pop(key, None)
+            if copy is None or (copy.shape, copy.dtype) != (values.shape, values.dtype):
+                copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            self._kept[key] = copy.copy_(values, non_blocking=True)
+            copies.append(replace(s, values=copy))
+        if on_gpu:
+            torch.cuda.synchronize()
+        return copies
 
 
 def _summary(faults: dict[str, list[str]], *, shown: int = 3) -> str:

@@ -42,6 +42,7 @@ class Probe:
         every, step = self._config.probe.every_steps, self._training.step
         if every is None or (step % every and step != self._training.last_step):
             return
+        self._forget_later_than(step - 1)  # a run that went back (engine/recovery.py) does steps again
         self._write({"step": step, **self._accuracies()})
 
     def _forget_later_than(self, step: int) -> None:
