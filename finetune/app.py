@@ -1,5 +1,6 @@
 """The fine-tuning program: classifies, detects or segments; trains, or measures what ``--eval-only`` names; ``status RUN``
-and ``results RUN`` only look, ``predict RUN IMAGES --out FOLDER`` says what a run sees in pictures, ``export RUN FILE`` writes ONNX.
+and ``results RUN`` only look, ``predict RUN IMAGES --out FOLDER`` says what a run sees in pictures, ``export RUN FILE`` writes
+ONNX, or boxes with torch.export.
 """
 
 import json
@@ -46,12 +47,18 @@ def with_shards(words: list[str]) -> list[str]:
 
 
 def with_own_recipe(words: list[str]) -> list[str]:
-    """Return the command line with the recipe of the run to measure first, so that it is measured as it was there."""
-    measured = _value(words, "--eval-only")
-    recipe = Path(measured or "") / "config.yaml"
-    if measured is None or not recipe.is_file() or "val_shards" not in yaml.safe_load(recipe.read_text()):
+    """Return the command line with the recipe of the run to measure first, so that it is measured as it was there.
+
+    A checkpoint is measured with the recipe of the run that it lies in.
+    """
+    named = _value(words, "--eval-only")
+    if named is None or not Path(named).is_dir():
         return words
-    return ["--recipe", str(recipe), "--run.folder", measured, *words]
+    for folder in (Path(named), Path(named).parent.parent):
+        recipe = folder / "config.yaml"
+        if recipe.is_file() and "val_shards" in yaml.safe_load(recipe.read_text()):
+            return ["--recipe", str(recipe), "--run.folder", str(folder), *words]
+    return words
 
 
 def _value(words: list[str], option: str) -> str | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.pixels import Pixels
+from finetune.detection.exporting import SUFFIX, export_detector
 from finetune.eval_only import find_classifiers
 from finetune.segmentation.trained import load_trained
 from finetune.tasks import task_of_run
@@ -68,16 +69,21 @@ class Scores(nn.Module):
 
 
 def export_command(words: Sequence[str]) -> None:
-    """``export RUN FILE``: write the newest weights of a run as ONNX, checked with onnxruntime."""
+    """``export RUN FILE``: write the newest weights of a run as ONNX, checked with onnxruntime; boxes as FILE.pt2 (torch.export)."""
     parser = argparse.ArgumentParser(prog="finetune/main.py export", description=export_command.__doc__)
-    parser.add_argument("run", type=Path, help="run folder of a classification or segmentation")
-    parser.add_argument("file", type=Path, help="where to, such as model.onnx")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("file", type=Path, help="where to, such as model.onnx, or model.pt2 of a detector")
     parser.add_argument("--size", type=int, nargs=2, help="height and width in pixels; default: the run's")
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
     parser.add_argument("--dynamic-size", action="store_true", help="take any size, where the network allows it")
     parser.add_argument("--weights", default="raw", choices=["raw", "ema"], help="which weights")
     options = parser.parse_args(list(words))
-    found = exportable(options.run, size=tuple(options.size) if options.size else None, weights=options.weights)
+    size = tuple(options.size) if options.size else None
+    if options.file.suffix == SUFFIX:
+        off = export_detector(options.run, options.file, size=size, weights=options.weights)
+        logger.info("%s: boxes before suppression, at most %.1e from the detector's", options.file, off)
+        return
+    found = exportable(options.run, size=size, weights=options.weights)
     off = export(found, options.file, dynamic_batch=options.dynamic_batch, dynamic_size=options.dynamic_size)
     logger.info("%s: %d bytes, at most %.1e from torch", options.file, options.file.stat().st_size, off)
 
@@ -98,7 +104,7 @@ def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str =
             network=Scores(trained.segmenter).eval(), size=size or trained.config.augment.crop, output="scores"
         )
     if task.section is not None:
-        raise ValueError(f"{run} is a run of detection: its boxes have no ONNX form here; export takes the other tasks")
+        raise ValueError(f"{run} is a run of detection, which has no ONNX form here: write FILE{SUFFIX} instead")
     classifier = _named({found.name: found for found in find_classifiers(str(run), img_size=size)}, weights, run)
     network = FromPixels(Pixels(classifier.mean, classifier.std), classifier.network).eval()
     return Exportable(network=network, size=classifier.img_size, output="logits")

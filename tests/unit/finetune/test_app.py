@@ -57,3 +57,7 @@ def test_a_run_is_measured_with_its_own_recipe_unless_the_command_line_says_othe
     own = ["--recipe", str(tmp_path / "config.yaml"), "--run.folder", str(tmp_path)]  # also where the run was moved
     assert with_own_recipe(words) == [*own, *words]
     assert with_own_recipe(words[2:]) == words[2:]
+    checkpoint = tmp_path / "checkpoints" / "step-000000001"
+    checkpoint.mkdir(parents=True)
+    words = ["--eval-only", str(checkpoint)]
+    assert with_own_recipe(words) == [*own, *words]
