@@ -27,7 +27,7 @@ TWO_PROCESSES = (
     "--config_file",
     "pretrain/cpu_two_processes.yaml",
 )
-FP32_BOUND = 5e-6
+FP32_BOUND = 2e-6  # measured: 2.3e-10 after three steps, for another order of fp32 sums
 RECIPE = """
 backbone: {name: swin_tiny_patch4_window7_224, img_size: [32, 32], window: 2, embed_dim: 16,
            depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8], drop_path: 0.1}
