@@ -111,6 +111,22 @@ def test_skipped_micro_batches_are_left_out(write):
     assert names == ["0/0", "1/1"]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_beginning_again_gives_what_a_new_loader_gives_and_ends_the_workers_of_the_first(write, workers):
+    shards = write()
+    again = batches(shards, workers=workers, first=2)
+    assert [next(again)["plan"].name for _ in range(3)] == ["2/0", "2/1", "3/0"]
+    first = set(multiprocessing.active_children())
+    again.restart(first_step=1, skip={(2, 1)})
+    expected = list(batches(shards, first=1, skip={(2, 1)}))
+    for one, other in zip(expected, again, strict=True):
+        assert one["plan"].name == other["plan"].name
+        assert torch.equal(one["images"], other["images"])
+        assert one["keys"] == other["keys"]
+    assert len(first) == workers
+    assert not any(process.is_alive() for process in first)
+
+
 def test_a_bad_sample_is_replaced_the_same_way_every_time(write):
     shards = write(broken={3, 4, 11})
     first, second = (

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine import energy, reporting
 from engine.config import ReportConfig
 from engine.energy import EnergyMeter
-from engine.reporting import Reporter
+from engine.reporting import Reporter, straggler_metrics
 from engine.run_folder import RunFolder
 
 
@@ -180,3 +180,32 @@ def test_a_gpu_without_nvml_says_what_is_missing(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="engine.energy"):
         assert not EnergyMeter(torch.device("cuda", 0)).available
     assert "it needs nvidia-ml-py" in caplog.text
+
+
+def test_the_slowest_process_is_named_with_its_share_of_the_median():
+    assert straggler_metrics([2.0, 2.0, 5.0, 2.0]) == {
+        "seconds_busy_median": 2.0,
+        "seconds_busy_max": 5.0,
+        "slowest_process": 2.0,
+        "slowest_process_ratio": 2.5,
+    }
+    assert straggler_metrics([2.0]) == {}
+
+
+def test_time_that_others_were_waited_for_does_not_make_a_process_slow(folder, clock):
+    reporter = Reporter(folder, quiet(), total_steps=20)
+    for phase in ("data", "communication", "compute"):
+        with reporter.timed(phase):
+            clock.s += 3
+    assert reporter.busy_s == 6
+
+
+def test_a_report_after_going_back_counts_its_own_time_only(folder, clock):
+    reporter = Reporter(folder, quiet(), total_steps=20)
+    with reporter.timed("compute"):
+        clock.s += 50
+    reporter.rewind(4)
+    clock.s += 2
+    reporter.report(6, {"loss": 1.0}, num_images=8)
+    (line,) = lines(folder)
+    assert (line["seconds"], line["seconds_compute"], line["images_per_s"]) == (2, 0, 4)
