@@ -73,6 +73,7 @@ class RunLock:
             "pid": os.getpid(),
             "pid_started": _pid_started(os.getpid()),
             "job_id": os.environ.get("SLURM_JOB_ID"),
+            "job_restart": os.environ.get("SLURM_RESTART_COUNT"),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "heartbeat_s": self._heartbeat_s,
             "token": self._token,
@@ -139,7 +140,13 @@ def is_alive(holder: dict[str, Any], *, heartbeat_age_s: float) -> bool:
     if _same_machine(holder) and isinstance(holder.get("pid"), int):
         started = _pid_started(holder["pid"])
         return started is not None and started == holder.get("pid_started", started)
-    return heartbeat_age_s < STALE_S
+    return heartbeat_age_s < STALE_S and not _is_earlier_start_of_this_job(holder)
+
+
+def _is_earlier_start_of_this_job(holder: dict[str, Any]) -> bool:
+    """Return whether Slurm has started the holder's job again, as this process: it does so when what the job ran is gone."""
+    job, restart = (os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+    return job is not None and holder.get("job_id") == job and holder.get("job_restart") != restart
 
 
 def describe(holder: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def _points(words: list[str], sweep: Sequence[Path]) -> list[list[str]]:
 
 def _queue(calls: Sequence[Call], *, cluster: ClusterConfig, options: SubmitOptions) -> None:
     """Show what would be submitted, or submit it and say how to follow it."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
     jobs = [Job(call=call, cluster=cluster, nodes=options.nodes, cwd=str(Path.cwd())) for call in calls]
     base = calls[0].folder if len(calls) == 1 else calls[0].folder.parent
     name = options.job_name or f"{calls[0].program}-{base.name}"

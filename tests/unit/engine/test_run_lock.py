@@ -160,3 +160,22 @@ def test_a_file_system_without_flock_still_locks(tmp_path, monkeypatch, caplog):
     with pytest.raises(ValueError, match="in use by"):
         RunLock(tmp_path).acquire()
     assert "has no flock" in caplog.text
+
+
+def test_a_job_that_slurm_starts_again_elsewhere_need_not_wait_for_its_own_lock_to_age(tmp_path, monkeypatch):
+    """A node that died leaves a lock whose heartbeat is seconds old."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    forge(tmp_path, host="a-node-that-died", age_s=5)
+    with pytest.raises(ValueError, match="in use by process"):  # another process of the same start
+        RunLock(tmp_path).acquire()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    RunLock(tmp_path).acquire()
+
+
+def test_another_job_still_waits_for_the_lock_to_age(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    forge(tmp_path, host="elsewhere", age_s=5)
+    monkeypatch.setenv("SLURM_JOB_ID", "4712")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(ValueError, match="in use by process"):
+        RunLock(tmp_path).acquire()

@@ -90,6 +90,13 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(launch, words):
     assert "hunter2" not in error
 
 
+def test_secrets_of_the_shell_stand_in_nothing_that_is_submitted(launch, words):
+    more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
+    done = launch("pretrain", *words, *more, WANDB_API_KEY="hunter2", AWS_SECRET_ACCESS_KEY="hunter3")
+    assert done.returncode == 0, done.stderr
+    assert "hunter" not in done.stdout + done.stderr
+
+
 def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values(launch, words, tmp_path):
     run = tmp_path / "runs" / "x"
     (run / "checkpoints" / "step-000000010").mkdir(parents=True)
