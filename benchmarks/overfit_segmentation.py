@@ -59,13 +59,21 @@ class Part:
     backbone: StartConfig = PYRAMID_VIT
     """A small network with random weights."""
     base_lr: float = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate of the backbone."""
+    head_lr_scale: float = 1.0
+    """Factor on it for the head."""
 
 
 HEADS = {
-    "segvit": Part(segmenter=SegmenterConfig(head="segvit", dim=64, num_heads=2), backbone=FINE_VIT, steps=800),
-    "uper_net": Part(segmenter=SegmenterConfig(head="uper_net", dim=64), steps=800),
-    "semantic_fpn": Part(segmenter=SegmenterConfig(head="semantic_fpn", dim=64), steps=1000),
+    "segvit": Part(
+        segmenter=SegmenterConfig(head="segvit", dim=64, num_heads=2),
+        backbone=FINE_VIT,
+        steps=900,
+        base_lr=1e-3,
+        head_lr_scale=5.0,
+    ),
+    "uper_net": Part(segmenter=SegmenterConfig(head="uper_net", dim=64), steps=600),
+    "semantic_fpn": Part(segmenter=SegmenterConfig(head="semantic_fpn", dim=64), steps=600),
     "all_mlp": Part(segmenter=SegmenterConfig(head="all_mlp", dim=64), steps=1000),
 }
 """The heads, by name."""
@@ -139,6 +147,7 @@ def part_config(part: Part, *, shards: Path, folder: Path) -> SegmentConfig:
         evaluation=SegmentEvaluationConfig(every_steps=part.steps, micro_batch_size=4),
         optimizer=OptimizerConfig(
             base_lr=part.base_lr,
+            head_lr_scale=part.head_lr_scale,
             lr_batch_size=BATCH_SIZE,
             decay="poly",
             steps=part.steps,

@@ -73,7 +73,8 @@ def draw_similarities(trained: TrainedSegmenter, image: Picture) -> Image.Image:
     segmenter = trained.segmenter
     if not isinstance(segmenter.head, AtmHead):
         raise ValueError(f"similarities are SegViT's, this run has {trained.config.segmenter.head}")
-    masks = _masks(segmenter, segmenter.head, image)
+    normalised = segmenter.pixels(_batch_of(image, segmenter))
+    (masks,) = infer(segmenter.masks, normalised, config=trained.config.inference, window=window_of(trained.config))
     largest = masks.mean(dim=(1, 2)).argsort(descending=True)[:MOST_MASKS].tolist()
     height, width = image.shape[:2]
     columns = 3
@@ -86,13 +87,6 @@ def draw_similarities(trained: TrainedSegmenter, image: Picture) -> Image.Image:
         draw.text((left + MARGIN_PX, top), name, fill="black")
         canvas.paste(Image.fromarray(tile), (left, top + ROW_PX))
     return canvas
-
-
-def _masks(segmenter: Segmenter, head: AtmHead, image: Picture) -> Tensor:
-    """Return each class's mask [c, h, w] in [0, 1]."""
-    features = segmenter.features(segmenter.pixels(_batch_of(image, segmenter)))
-    masks = head.stages(features)[-1].logits
-    return torch.nn.functional.interpolate(masks, image.shape[:2], mode="bilinear", align_corners=False)[0].sigmoid()
 
 
 def _batch_of(image: Picture, segmenter: Segmenter) -> Tensor:

@@ -3,7 +3,7 @@
 Legend: b images, c classes, h w height and width in pixels, m (image, class) pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -19,7 +19,7 @@ from engine.randomness import torch_seed
 from finetune.pyramid import MULTIPLE, Pyramid, build_pyramid, dense_start, freeze_batch_norm
 from finetune.segmentation.config import SegmentConfig, SegmenterConfig
 from finetune.segmentation.heads.pixel_head import all_mlp, semantic_fpn, uper_net
-from finetune.segmentation.heads.segvit import SegViTHead, ShrunkHead
+from finetune.segmentation.heads.segvit import AtmHead, SegViTHead, ShrunkHead
 from finetune.segmentation.vit_layers import VitLayers
 from finetune.start import Start, build_network
 
@@ -62,11 +62,19 @@ class Segmenter(nn.Module):
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
         """Return each class's score at each pixel of normalised ``images`` of any size."""
+        return self._at_own_size(images, self._head.scores)
+
+    def masks(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the mask of each class's query at each pixel of normalised ``images``, in [0, 1]; only SegViT's heads have masks."""
+        assert isinstance(self.head, AtmHead)
+        return self._at_own_size(images, self.head.masks)
+
+    def _at_own_size(self, images: Tensor, read: Callable[[Sequence[Tensor], tuple[int, int]], Tensor]) -> Tensor:
+        """Return what ``read`` makes of the maps of padded images, without the padding."""
         size = images.shape[2:]
         rows, columns = self.features.patch if isinstance(self.features, VitLayers) else (MULTIPLE, MULTIPLE)
         images = F.pad(images, (0, -size[1] % columns, 0, -size[0] % rows))
-        found = self._head.scores(self.features(images), (images.shape[2], images.shape[3]))
-        return found[:, :, : size[0], : size[1]]
+        return read(self.features(images), (images.shape[2], images.shape[3]))[:, :, : size[0], : size[1]]
 
     @property
     def _head(self) -> Head:

@@ -64,6 +64,11 @@ class AtmHead(nn.Module):
         found = combined(full_precision(last.classes), masks.sigmoid())
         return found if self.score_stride == 1 else F.interpolate(found, size, mode="bilinear", align_corners=False)
 
+    def masks(self, features: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, "b q h w"]:
+        """Return each query's mask in [0, 1] at each pixel of an image of ``size``: its similarity with the places."""
+        logits = full_precision(self.stages(features)[-1].logits)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+
     def _first_queries(self, features: Sequence[Tensor]) -> Float[Tensor, "b q d"]:
         return self.queries.weight.expand(features[0].shape[0], -1, -1)
 
