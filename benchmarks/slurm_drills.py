@@ -30,6 +30,8 @@ from tests.slurm.cluster import Cluster, missing, running
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_PER_DRILL, SAVE_EVERY, NEW_STEPS = 20, 8, 3
+STEPS_UNTIL_DOWN = 150
+"""Done while Slurm waits for a slurmd that is gone: what that slurmd started trains on."""
 LIMIT_S = 600.0
 WARNING_S = 60
 CLUSTER = f"""
@@ -65,7 +67,8 @@ def main() -> None:
 
 def measure(cluster: Cluster, folder: Path, *, drills: tuple[str, ...]) -> tuple[dict[str, Any], list[Goal]]:
     """Return the figures of the drills, and the goals that they must meet."""
-    drill = Drill(cluster, folder, steps=STEPS_PER_DRILL * (len(drills) + 1))
+    more = STEPS_UNTIL_DOWN if "slurmd" in drills else 0
+    drill = Drill(cluster, folder, steps=STEPS_PER_DRILL * (len(drills) + 1) + more)
     drill.submit("whole")
     drill.until_done()
     drill.submit("disturbed")

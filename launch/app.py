@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,8 +117,9 @@ def _queue(calls: Sequence[Call], *, cluster: ClusterConfig, options: SubmitOpti
 
 def _resume(words: list[str]) -> None:
     """``resume RUN``: submit the run again as it was, or with what the further options change."""
-    folder = JobFolder(_run_folder(words[:1], "resume"))
+    folder = JobFolder(_run_folder(words[:1], "resume").resolve())
     before = folder.read()
+    os.chdir(before.cwd)  # where the recipe's relative paths start
     ours, changes, rest = split_words(words[1:])
     options = tyro.cli(SubmitOptions, args=ours, default=SubmitOptions(nodes=before.nodes))
     chosen = any(word.partition("=")[0] == "--cluster" for word in ours)

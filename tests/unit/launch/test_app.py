@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import yaml
 from engine.recipe import parse
 from finetune.config import FinetuneConfig
 from launch.app import split_words
-from launch.programs import TASKS
+from launch.config import read_cluster
+from launch.job_folder import Job, JobFolder
+from launch.programs import TASKS, check_call
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -128,6 +131,30 @@ def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, words, t
     assert f"settle $? {runs[0]} {runs[1]}" in done.stdout
     assert "mask_ratio: 0.6\n" in done.stdout
     assert "mask_ratio: 0.75\n" in done.stdout
+
+
+def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, words, tmp_path):
+    """The recipe's relative paths start where the run was submitted."""
+    relative = [*words[:2], "--data.shards", "shards", "--run.folder", "runs/x", "--distributed.engine", "single"]
+    call = check_call("pretrain", words, num_processes=1)
+    folder = JobFolder(tmp_path / "runs" / "x")
+    folder.make()
+    recipe = (
+        launch("pretrain", *relative, "--dry-run").stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    )
+    job = Job(call=replace(call, recipe=recipe), cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path))
+    folder.write(job)
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "main.py"), "resume", "../runs/x", "--dry-run"],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"in {tmp_path}:" in done.stdout
+    assert f"{folder.recipe}" in done.stdout
 
 
 def test_words_go_to_the_launcher_to_the_cluster_and_to_the_program():
