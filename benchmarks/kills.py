@@ -66,8 +66,10 @@ def main() -> None:
         drills = Drills(folder, rng=random.Random(seed), deadline=start + 60 * options.minutes)
         figures: dict[str, Any] = {"machine": machine(), "layout": str(LAYOUT), "seed": seed}
         figures["kills"] = drills.kills("killed", num_kills=options.kills)
+        say(f"kills: {figures['kills']}")
         if options.fills:
             figures["full_disk"] = drills.full_disk(num_fills=options.fills)
+            say(f"full disk: {figures['full_disk']}")
         if options.slow_kills:
             slow = ROOT / "benchmarks" / "slow_disk.py"
             figures["slow_disk"] = drills.kills("slow", num_kills=options.slow_kills, program=slow)

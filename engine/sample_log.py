@@ -6,6 +6,7 @@ that line stand those of the steps up to where it was found.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -19,7 +20,14 @@ class SampleLog:
     @classmethod
     def open(cls, folder: Path, *, rank: int, enabled: bool, names: tuple[str, ...]) -> Self:
         """Open the record of process ``rank`` in a run folder; ``names`` are the tensors of a batch to write down."""
-        return cls((folder / f"samples-{rank:05d}.jsonl").open("a", buffering=1) if enabled else None, names=names)
+        if not enabled:
+            return cls(None, names=names)
+        path = folder / f"samples-{rank:05d}.jsonl"
+        cut_short = path.exists() and not _ends_whole(path)
+        file = path.open("a", buffering=1)
+        if cut_short:  # by a kill or a full disk: the next line must not join it
+            file.write("\n")
+        return cls(file, names=names)
 
     def note(self, step: int, micro_batch: int, batch: dict[str, Any]) -> None:
         """Write down one micro-batch."""
@@ -38,6 +46,14 @@ class SampleLog:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def read_sample_logs(run_folder: Path) -> dict[tuple[int, int], str]:

@@ -23,7 +23,7 @@ from pretrain.config import PretrainConfig
 from pretrain.launched_run import LaunchedRun, Layout, final_tensors, noted_micro_batches
 
 MOVED_BOUND = 1e-4
-"""Largest difference, relative to a tensor's largest element, that other orders of sums may make in so few steps."""
+"""Largest difference of a weight that other orders of sums may make in so few steps; where weights exceed 1, relative to them."""
 TIME_LIMIT_S = 3600.0
 
 
@@ -50,7 +50,7 @@ class Evidence:
     resumed_micro_batches_differing: int
     """Of the resumed run, made of other samples, crops or masks."""
     moved_difference: float
-    """Largest difference of a weight of the moved run, relative to its tensor's largest."""
+    """Largest difference of a weight of the moved run; in a tensor whose largest exceeds 1, relative to that."""
     moved_micro_batches_differing: int
     """Of the moved run."""
 
@@ -168,8 +168,8 @@ class _Proof:
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of two tensors over the largest element."""
-    return float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp(min=1e-12))
+    """Return the largest difference of two tensors, over the largest element if that exceeds 1."""
+    return float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp(min=1.0))
 
 
 def _other(config: PretrainConfig, processes: int) -> int:

@@ -1,0 +1,66 @@
+"""What ``verify-resume`` calls proved, and what it refuses. The proof itself: tests/integration/test_survival.py."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from engine.recipe import dump
+from pretrain.launched_run import Layout
+from pretrain.verify_resume import Evidence, verify_resume
+
+PROVED = Evidence(
+    steps=8,
+    killed_after=4,
+    deterministic=True,
+    layout=Layout(processes=2),
+    moved_layout=Layout(processes=1),
+    num_tensors=10,
+    num_micro_batches=16,
+    resumed_tensors_differing=0,
+    resumed_micro_batches_differing=0,
+    moved_difference=1e-7,
+    moved_micro_batches_differing=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "proved"),
+    [
+        ({}, True),
+        ({"resumed_tensors_differing": 1}, False),
+        ({"resumed_tensors_differing": 1, "deterministic": False}, True),
+        ({"resumed_micro_batches_differing": 1, "deterministic": False}, False),
+        ({"moved_micro_batches_differing": 1}, False),
+        ({"moved_difference": 1e-3}, False),
+        ({"moved_difference": float("nan")}, False),
+    ],
+)
+def test_bits_are_promised_with_deterministic_kernels_and_samples_always(change, proved):
+    evidence = replace(PROVED, **change)
+    assert evidence.proved is proved
+    screen = io.StringIO()
+    Console(width=200, file=screen).print(evidence.table())
+    said = screen.getvalue()
+    assert ("NOT PROVED" in said) is not proved
+    assert ("not deterministic" in said) is (not evidence.deterministic)
+
+
+@pytest.fixture
+def words(micro, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump(micro()))
+    return ["--recipe", str(tmp_path / "recipe.yaml")]
+
+
+def test_what_cannot_be_proved_is_refused_before_anything_runs(words, tmp_path):
+    with pytest.raises(ValueError, match="cannot be divided among 3 processes; process counts that work: 1, 2"):
+        verify_resume([*words, "--processes", "3"])
+    with pytest.raises(ValueError, match="--steps must be at least 2"):
+        verify_resume([*words, "--processes", "2", "--steps", "1"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(ValueError, match=r"is not empty; choose another --run.folder"):
+        verify_resume([*words, "--processes", "2"])
+    with pytest.raises(ValueError, match=r"no other number of processes; halve data.micro-batch-size 8"):
+        verify_resume([*words, "--processes", "1", "--data.micro-batch-size", "8"])
