@@ -1,6 +1,6 @@
 """What ``test_survival.py`` launches: the tiny run (``tests/tiny_run.py``) with one thing going wrong in it.
 
-Arguments: run folder, what goes wrong (``poison``, ``hang``, ``stop``, ``slow``), or ``count`` to
+Arguments: run folder, what goes wrong (``poison``, ``hang``, ``stop``), or ``count`` to
 count the bytes that a checkpoint moves between the processes (``moved-00000.json``); distributed engine, ZeRO stage.
 """
 
@@ -84,9 +84,6 @@ def main() -> None:
             time.sleep(3600)
         if what == "stop" and step == 3:
             os.kill(os.getpid(), signal.SIGSTOP)
-        if what == "slow":
-            with training.reporter.timed("compute"):
-                time.sleep(0.3)
 
     config = config_of(
         folder,

@@ -1,4 +1,4 @@
-"""What a run survives, in real processes under the real launcher: hangs, stragglers, numbers that are not finite, kills."""
+"""What a run survives, in real processes under the real launcher: hangs, numbers that are not finite, kills."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from engine.checkpoint import newest_checkpoint
 from tests.integration.survival_program import POISONED, STALL_TIMEOUT_S
 from tests.integration.test_pretrain import ROOT, start
-from tests.tiny_run import MICRO_BATCHES, STEPS, lines
+from tests.tiny_run import MICRO_BATCHES, STEPS
 
 FP32_BOUND = 1e-5
 PROGRAM = "tests/integration/survival_program.py"
@@ -102,17 +102,6 @@ def test_a_process_that_hangs_ends_the_run_within_the_set_time_and_is_named(tmp_
         assert "before_step" in (folder / "stalls" / "rank-00001.txt").read_text()
     silent = min(beat["silent_s"] for beat in report["heartbeats"] if beat["rank"] == 0)
     assert STALL_TIMEOUT_S < silent < 4 * STALL_TIMEOUT_S, f"of {seconds:.0f} s in all"
-
-
-def test_a_slow_process_is_named_in_the_reports(tmp_path):
-    folder = tmp_path / "run"
-    ended = run(TWO_DDP, folder, "slow")
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    for line in lines(folder / "metrics.jsonl"):
-        assert line["slowest_process"] == 1
-        assert line["slowest_process_ratio"] > 1.2
-        assert line["seconds_busy_max"] >= 4 * 0.3
-    assert "process 1 takes" in ended.stderr
 
 
 @pytest.mark.parametrize(
