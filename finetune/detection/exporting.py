@@ -40,13 +40,13 @@ def export_detector(run: Path, file: Path, *, size: Size | None = None, weights:
     trained = pick_weights({found.name: found for found in find_detectors(run)}, asked=weights, where=run)
     resize = trained.config.resize
     side = -(-resize.test_short_side // MULTIPLE) * MULTIPLE
-    size = size or (resize.canvas if resize.mode == "letterbox" else (side, side))
-    if any(length % MULTIPLE for length in size):
-        raise ValueError(f"export: a detector takes sides that are multiples of {MULTIPLE} px, got {size[0]}x{size[1]}")
+    height, width = size or (resize.canvas if resize.mode == "letterbox" else (side, side))
+    if height % MULTIPLE or width % MULTIPLE:
+        raise ValueError(f"export: a detector takes sides that are multiples of {MULTIPLE} px, got {height}x{width}")
     if file.suffix != SUFFIX:
         raise ValueError(f"export: a detector is written with torch.export, as a file ending in {SUFFIX}, got {file}")
-    network = dense_boxes(trained.network, pixels=trained.pixels, size=size).eval()
-    images = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    network = dense_boxes(trained.network, pixels=trained.pixels, size=(height, width)).eval()
+    images = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
         torch.export.save(torch.export.export(network, (images,), strict=False), file)
         written = torch.export.load(file).module()(images)
