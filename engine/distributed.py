@@ -107,9 +107,13 @@ class Engine:
         self._wrapped = _data_parallel(wrapped, self.device) if self.kind == "ddp" else wrapped
         self._layout = Replicated(model, optimizer, rank=self.rank, world_size=self.world_size)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model in the config's precision; floating-point outputs come back in the type of the weights."""
-        return self._wrapped(*args, **kwargs)
+    def forward(self, *args: Any, last: bool = True, **kwargs: Any) -> Any:
+        """Run the model in the config's precision; floating-point outputs come back in the type of the weights.
+
+        ``last`` marks the step's last micro-batch: DDP decides here whether the backward pass will sum over processes.
+        """
+        with contextlib.nullcontext() if last or self.kind != "ddp" else self._wrapped.no_sync():
+            return self._wrapped(*args, **kwargs)
 
     def autocast(self) -> torch.autocast:
         """Return the precision of ``forward`` as a context, for evaluating ``module`` or parts of it."""
@@ -121,8 +125,7 @@ class Engine:
         if self.kind == "deepspeed":
             self._wrapped.set_gradient_accumulation_boundary(last)
             self._wrapped.backward(loss, scale_wrt_gas=False)
-            return
-        with contextlib.nullcontext() if last or self.kind == "single" else self._wrapped.no_sync():
+        else:
             loss.backward()
 
     def step(self, lrs: Sequence[float], *, skipped: Sequence[int] = ()) -> Tensor:

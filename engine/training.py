@@ -250,7 +250,7 @@ class Training:
         self._watch("forward")
         with self.reporter.timed("compute"):
             torch.manual_seed(torch_seed(self._config.run.seed, "model", *key))
-            return self.engine.forward(*args, **kwargs)
+            return self.engine.forward(*args, last=key[1] == self.micro_batches[-1], **kwargs)
 
     def backward(self, loss: Tensor, **metrics: Tensor) -> None:
         """Add one micro-batch's gradient to the step's mean; ``metrics`` are averaged into the next report."""

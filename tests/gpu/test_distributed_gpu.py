@@ -24,7 +24,7 @@ def test_step_never_waits_for_the_device(kind, stage):
         for step in range(4):
             torch.cuda.set_sync_debug_mode("error" if step > 1 else "default")
             for last in (False, True):
-                engine.backward(engine.forward(x).square().mean(), last=last)
+                engine.backward(engine.forward(x, last=last).square().mean(), last=last)
             engine.step([0.01])
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -115,8 +115,10 @@ def run_job(job: str) -> Engine:
     norms: list[Tensor] = []
     for step in range(first, last):
         for index in range(own):
-            loss = engine.forward(micro_batch(step, engine.rank * own + index).to(engine.device))
-            engine.backward(loss, last=index == own - 1)
+            last = index == own - 1
+            loss = engine.forward(micro_batch(step, engine.rank * own + index).to(engine.device), last=last)
+            engine.backward(loss, last=last)
+            check_summed_last(engine, last)
         norms.append(engine.step([lr / (1 + step) for lr in LRS]))
         ema.update()
         evaluate(engine, ema)
@@ -135,6 +137,14 @@ def check_collectives(engine: Engine) -> None:
     assert engine.any(rank == world_size - 1)
     assert not engine.any(False)
     assert engine.broadcast_object({"from": rank}) == {"from": 0}
+
+
+def check_summed_last(engine: Engine, last: bool) -> None:
+    """DDP must sum over processes once a step, not after every micro-batch."""
+    if engine.kind == "ddp":
+        gradient = next(parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None)
+        everyone = engine.gather(gradient.flatten()[:1].double())
+        assert (len(set(everyone.tolist())) == 1) == last, everyone
 
 
 def check_partitioned(engine: Engine, mode: str) -> None:

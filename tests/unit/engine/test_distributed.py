@@ -57,7 +57,7 @@ def run_steps(engine, steps):
     norms = []
     for step in steps:
         for index, x in enumerate(inputs(step)):
-            engine.backward(engine.forward(x)["y"].square().mean(), last=index == 1)
+            engine.backward(engine.forward(x, last=index == 1)["y"].square().mean(), last=index == 1)
         norms.append(float(engine.step([0.01 * (step + 1), 0.02])))
     return norms
 
