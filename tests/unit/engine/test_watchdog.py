@@ -76,7 +76,7 @@ def test_without_a_limit_nothing_is_watched_or_written(tmp_path):
 def test_a_heartbeat_that_is_half_written_is_passed_over(tmp_path):
     with Watchdog(tmp_path, rank=0, world_size=2, timeout_s=60.0) as watched:
         (tmp_path / "stalls" / "heartbeats" / "rank-00001.json").write_text(json.dumps({"rank": 1})[:-2])
-        assert watched.read_heartbeats() == []
+        assert all(beat.rank != 1 for beat in watched.read_heartbeats())
     faulthandler.cancel_dump_traceback_later()
 
 

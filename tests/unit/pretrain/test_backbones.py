@@ -51,7 +51,7 @@ def test_loss_falls_and_weights_reach_fine_tuning(encoder, backbone, micro, shar
     trained = CheckpointStore(config.run.folder / "checkpoints", rank=0, world_size=1).latest()
     names = [name for name in trained.names("weight") if name.startswith("encoder.")]
     assert len(names) > 20
-    assert timm.create_model(f"local-dir:{folder}").pretrained_cfg["input_size"][1:] == (*config.backbone.img_size,)
+    assert tuple(timm.create_model(f"local-dir:{folder}").pretrained_cfg["input_size"][1:]) == config.backbone.img_size
     moments = set(trained.names("exp_avg_sq"))
     still = [name for name in names if name in moments and not trained.read_full("exp_avg_sq", name).any()]
     assert not still, "the loss falls for a blind encoder, too: each of its parameters must have had a gradient"

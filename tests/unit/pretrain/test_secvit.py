@@ -30,7 +30,7 @@ def secvit(micro):
     """Return a function from options of SEC and other changes to a micro recipe of SecViT."""
 
     def change(options=None, **sections):
-        config = micro(backbone={"name": "secvit_tiny", "num_heads": (1, 2, 4, 4)}, **sections)
+        config = micro(backbone={"name": "secvit_tiny", "num_heads": (2, 2, 4, 4), "window": None}, **sections)
         return replace(config, backbone=replace(config.backbone, sec=SecConfig(**(options or {}))))
 
     return change
