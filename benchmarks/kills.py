@@ -40,7 +40,7 @@ from pretrain.launched_run import (
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUT = Layout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
 SAVE_EVERY = 2
-STEPS_PER_KILL = 4
+STEPS_PER_KILL = 8
 END_WITHIN_S, TIME_LIMIT_S = 240.0, 600.0
 DISK_MIB = 40
 LIMITED_BYTES = 1 << 18
@@ -102,7 +102,7 @@ class Drills:
 
     def kills(self, name: str, *, num_kills: int, program: Path = PROGRAM) -> dict[str, Any]:
         """Kill a run so often, then let it end."""
-        steps = max(12, STEPS_PER_KILL * num_kills)
+        steps = STEPS_PER_KILL * num_kills
         whole = self._whole(steps)
         killed: list[tuple[Killed, bool]] = []
         while len(killed) < num_kills and time.monotonic() < self._deadline:

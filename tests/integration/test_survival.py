@@ -123,7 +123,7 @@ def test_a_checkpoint_moves_nothing_between_the_processes(tmp_path, launcher, en
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone():
     ended = start(
-        sys.executable, *("benchmarks/kills.py", "--kills", "3", "--fills", "1", "--slow-kills", "0"), timeout_s=850
+        sys.executable, *("benchmarks/kills.py", "--kills", "2", "--fills", "0", "--slow-kills", "0"), timeout_s=850
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
 
