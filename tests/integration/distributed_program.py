@@ -141,7 +141,7 @@ def check_collectives(engine: Engine) -> None:
 
 def check_summed_last(engine: Engine, last: bool) -> None:
     """DDP must sum over processes once a step, not after every micro-batch."""
-    if engine.kind == "ddp":
+    if engine.kind == "ddp" and engine.world_size > 1:
         gradient = next(parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None)
         everyone = engine.gather(gradient.flatten()[:1].double())
         assert (len(set(everyone.tolist())) == 1) == last, everyone
