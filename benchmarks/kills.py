@@ -178,7 +178,7 @@ class Drills:
         """Kill one process, somewhere in the next steps, and say whether a checkpoint was being written; None at the end."""
         before = running.last_step()
         saving = self._rng.random() < 1 / 3
-        past = before + self._rng.randrange(1, STEPS_PER_KILL)
+        past = before + self._rng.randrange(1, STEPS_PER_KILL // 2)  # it trains on for a while until it is dead
         if not running.until(lambda: running.last_step() >= past):
             return None
         if saving and not running.until(running.is_saving):
