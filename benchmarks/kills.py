@@ -40,7 +40,7 @@ from pretrain.launched_run import (
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUT = Layout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
 SAVE_EVERY = 2
-STEPS_PER_KILL = 8
+STEPS_PER_KILL = 12
 END_WITHIN_S, TIME_LIMIT_S = 240.0, 600.0
 DISK_MIB = 40
 LIMITED_BYTES = 1 << 18
@@ -178,7 +178,7 @@ class Drills:
         """Kill one process, somewhere in the next steps, and say whether a checkpoint was being written; None at the end."""
         before = running.last_step()
         saving = self._rng.random() < 1 / 3
-        past = before + self._rng.randrange(1, STEPS_PER_KILL // 2)  # it trains on for a while until it is dead
+        past = before + self._rng.randrange(1, STEPS_PER_KILL // 4)  # it trains on for a while until it is dead
         if not running.until(lambda: running.last_step() >= past):
             return None
         if saving and not running.until(running.is_saving):
