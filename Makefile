@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow test-gpu check
+.PHONY: help setup demo test test-slow test-slurm test-gpu check
 
 help:
 	@echo "make setup      environment in $(VENV)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       the tests (10 minutes on 2 cores)"
 	@echo "make check      ruff, pyright, import-linter and the unit tests"
 	@echo "make test-slow  the long drills"
+	@echo "make test-slurm drills under a real Slurm on this machine (root, slurm-wlm and munge installed)"
 	@echo "make test-gpu   the tests that need a GPU"
 
 setup: $(VENV)/.ready
@@ -28,10 +29,13 @@ demo: setup
 	$(BIN)/python benchmarks/demo.py --images "$(IMAGES)"
 
 test: setup
-	$(BIN)/pytest -q -m "not slow and not gpu" -n 2
+	$(BIN)/pytest -q -m "not slow and not gpu and not slurm" -n 2
 
 test-slow: setup
-	$(BIN)/pytest -q -m "slow and not gpu" --timeout 1500
+	$(BIN)/pytest -q -m "slow and not gpu and not slurm" --timeout 1500
+
+test-slurm: setup
+	$(BIN)/pytest -q -m slurm --timeout 1500
 
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
@@ -41,4 +45,4 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/unit -m "not slow and not gpu" -n 2
+	$(BIN)/pytest -q tests/unit -m "not slow and not gpu and not slurm" -n 2

@@ -39,8 +39,8 @@ ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNA
 def requeue(job_id: str, *, wait_s: int) -> None:
     """Put a running job, which this ends, back into the queue, to start ``wait_s`` from now at the earliest."""
     _run("scontrol", "requeue", job_id)
-    # without this it waits for its credentials to expire, about two minutes
-    _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{wait_s}", check=False)
+    # without this it waits for its credentials to expire, about two minutes; in the second of the requeue they are refused
+    _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{max(wait_s, 3)}", check=False)
 
 
 def signal_job(job_id: str, name: str) -> None:

@@ -79,7 +79,7 @@ class Evidence:
             "0",
         )
         table.add_row(
-            f"largest difference of a weight, moved to {self.moved_layout}",
+            f"moved to {self.moved_layout}: largest difference of a weight",
             f"{self.moved_difference:.1e}",
             f"at most {MOVED_BOUND:g} (rounding)",
         )

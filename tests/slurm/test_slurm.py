@@ -10,7 +10,7 @@ from benchmarks.slurm_drills import Drill, measure
 from launch.job_folder import JobFolder
 from tests.slurm.cluster import missing, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 
 
