@@ -2,10 +2,19 @@
 
 import os
 import signal
+import time
 
 import pytest
 
 from engine.training import _stop_signals
+
+
+def send(number, *, until):
+    """Send a signal to this process and wait until it is seen: two that are pending at once are one to the kernel."""
+    os.kill(os.getpid(), number)
+    deadline = time.monotonic() + 10
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -13,8 +22,8 @@ def test_schedulers_may_send_their_signals_any_number_of_times(number):
     noted = []
     before = signal.getsignal(number)
     with _stop_signals(lambda number, _frame: noted.append(number)):
-        for _ in range(3):
-            os.kill(os.getpid(), number)
+        for count in (1, 2, 3):
+            send(number, until=lambda count=count: len(noted) == count)
     assert noted == [number] * 3
     assert signal.getsignal(number) is before
 
@@ -24,8 +33,8 @@ def test_a_second_interrupt_interrupts():
 
     def interrupt_twice():
         with _stop_signals(lambda number, _frame: noted.append(number)):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            send(signal.SIGINT, until=lambda: noted)
+            send(signal.SIGINT, until=lambda: False)
 
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
