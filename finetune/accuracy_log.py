@@ -1,8 +1,8 @@
-"""Accuracy while a run trains: measured every so often, the best weights kept.
+"""The log of accuracy, mIoU or average precision while a run trains, and the best weights.
 
     runs/x/
     ├── accuracy.jsonl                   one line per evaluation and set of weights (raw, ema)
-    ├── best/raw-step-000000150/         best weights so far, as a folder that timm reads
+    ├── best/raw-step-000000150/         best weights so far (finetune/trained.py)
     └── best/raw-step-000000150.json     all scores of them
 
 Restarted from an older checkpoint, a run forgets what it measured after it. So the best weights up to each checkpoint on
@@ -33,10 +33,10 @@ class AccuracyLog:
     Args:
         folder: the run folder.
         step: steps done so far; lines past them are forgotten.
-        figure: name of the figure that makes weights the best, such as top1 or miou; higher is better.
+        figure: name of the figure that makes weights the best, such as top1, miou or mask_AP; higher is better.
     """
 
-    def __init__(self, folder: Path, *, step: int, figure: str = "top1") -> None:
+    def __init__(self, folder: Path, *, step: int, figure: str) -> None:
         self._figure = figure
         self._file = folder / "accuracy.jsonl"
         self._best = folder / "best"
@@ -47,7 +47,7 @@ class AccuracyLog:
         for weights in WEIGHTS:
             self._drop_overtaken(weights)
 
-    def add(self, *, step: int, weights: str, figures: dict[str, float]) -> bool:
+    def add(self, *, step: int, weights: str, figures: dict[str, float | None]) -> bool:
         """Write one line; return whether these are the best weights of their kind so far (the first, if equal)."""
         before = self.best_step(weights)
         self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
@@ -58,7 +58,7 @@ class AccuracyLog:
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
         """Return the step of the best figure of one kind of weights, of those measured until a step."""
         measured = [
-            (-line[self._figure], line["step"])
+            (-_known(line[self._figure]), line["step"])
             for line in self.lines
             if line["weights"] == weights and (until is None or line["step"] <= until)
         ]
@@ -98,6 +98,17 @@ class AccuracyLog:
     def _checkpoint_steps(self) -> list[int]:
         found = [re.match(r"step-(\d+)", path.name) for path in self._checkpoints.glob("step-*")]
         return sorted(int(match[1]) for match in found if match)[-CHECKPOINTS_COVERED:]
+
+
+def newest_best(run: Path, weights: str) -> Path | None:
+    """Return the folder of a run's best weights of one kind, if there are any; older ones are there for older checkpoints."""
+    found = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if path.is_dir())
+    return found[-1] if found else None
+
+
+def _known(figure: float | None) -> float:
+    """Return a figure, or less than any where there was nothing to find."""
+    return -1.0 if figure is None else figure
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,10 +16,11 @@ from rich.console import Console
 from engine.errors import one_line_errors
 from engine.recipe import parse
 from engine.status import status
+from finetune.choosing import CONFIGS, choose_task, option_values
 from finetune.onnx_export import export_command
 from finetune.predict import predict
 from finetune.results import FILE_NAME
-from finetune.tasks import choose_task, option_values, task_of_run
+from finetune.tasks import TASKS, task_of_run
 
 
 @one_line_errors
@@ -31,8 +32,8 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    task, words = choose_task(with_own_recipe(with_shards(sys.argv[1:])))
-    config = parse(task.config, words)
+    name, words = choose_task(with_own_recipe(with_shards(sys.argv[1:])))
+    task, config = TASKS[name], parse(CONFIGS[name], words)
     results = task.measure(config) if config.eval_only else task.train(config)
     if results and on_main:
         Console().print(task.table(results, title=config.eval_only or str(config.run.folder)))
@@ -75,7 +76,7 @@ def _results(words: list[str]) -> None:
     path = _run_folder(words, "results") / FILE_NAME
     if not path.is_file():
         raise ValueError(f"{path} is not there yet: a run writes it at its end")
-    table = task_of_run(path.parent).table
+    table = TASKS[task_of_run(path.parent)].table
     Console().print(table(json.loads(path.read_text())["results"], title=str(path.parent)))
 
 
@@ -87,7 +88,7 @@ def _run_folder(words: list[str], command: str) -> Path:
 
 def _predict(words: list[str]) -> None:
     """``predict RUN IMAGES --out FOLDER``: classes, objects or label maps as JSON, and drawn into the pictures."""
-    predict(words, predictor_of=lambda folder: task_of_run(folder).predictor)
+    predict(words, predictor_of=lambda folder: TASKS[task_of_run(folder)].predictor)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from data.config import DataConfig
 from engine.backbone_config import SecConfig
@@ -125,6 +125,37 @@ class AugmentConfig:
         return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
+class EvaluationTimes(Protocol):
+    """What the evaluations of every task are told."""
+
+    @property
+    def every_epochs(self) -> float:
+        """Passes over the training samples between evaluations."""
+        ...
+
+    @property
+    def every_steps(self) -> int | None:
+        """Optimizer steps between evaluations, in their place."""
+        ...
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images of one forward."""
+        ...
+
+
+def check_evaluation(config: EvaluationTimes) -> None:
+    """Refuse numbers that are not positive.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if config.every_epochs <= 0 or (config.every_steps is not None and config.every_steps < 1):
+        raise ValueError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
+    if config.micro_batch_size < 1:
+        raise ValueError(f"evaluation.micro-batch-size must be at least 1, got {config.micro_batch_size}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """When and how accuracy is measured; the last step is always measured."""
@@ -141,10 +172,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"evaluation.crop-ratio must lie in (0, 1], got {self.crop_ratio}")
-        if self.every_epochs <= 0 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
-        if self.micro_batch_size < 1:
-            raise ValueError(f"evaluation.micro-batch-size must be at least 1, got {self.micro_batch_size}")
+        check_evaluation(self)
 
 
 def _published_optimizer() -> OptimizerConfig:
@@ -187,6 +215,6 @@ class FinetuneConfig:
             )
 
 
-def steps_between_evaluations(config: EvaluationConfig, *, steps_per_epoch: int) -> int:
-    """Return after how many optimizer steps accuracy is measured again."""
+def steps_between_evaluations(config: EvaluationTimes, *, steps_per_epoch: int) -> int:
+    """Return after how many optimizer steps a run is measured again."""
     return config.every_steps or max(1, round(config.every_epochs * steps_per_epoch))

@@ -13,17 +13,16 @@ from torch import nn
 from backbones.exact_windows import use_exact_windows
 from backbones.handoff import load_backbone, read_backbone
 from data.loader import ShardSet, open_shards
-from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.config import RunConfig
 from engine.distributed import Engine
 from engine.pixels import Pixels, Statistics
-from engine.slices import Kind
 from finetune.config import FinetuneConfig
 from finetune.evaluate import evaluate, evaluation_images, forward_of
 from finetune.labelled_shards import check_labels
 from finetune.network import build_plain
-from finetune.results import EVAL_ONLY_FILE_NAME, Result, entry, write_results
-from finetune.start import Start
+from finetune.results import EVAL_ONLY_FILE_NAME, write_results
+from finetune.scores import as_json
+from finetune.trained import Weights, described_start, find_weights, results_folder, three
+from finetune.trainer import PROGRAM
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ class Classifier:
     """Channel standard deviations of its pixels in [0, 1]."""
     step: int | None = None
     """Optimizer steps its weights had, where that is known."""
+    classes: tuple[str, ...] | None = None
+    """Names of its classes, where they are known."""
 
 
 def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -62,18 +63,12 @@ def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
     try:
         results = [_measure(config, classifier, val=val, engine=engine) for classifier in classifiers]
         if engine.is_main:
-            path = write_results(_results_folder(config), results, classes=val.classes, name=EVAL_ONLY_FILE_NAME)
+            folder = results_folder(Path(config.eval_only), run=config.run)
+            path = write_results(folder, results, classes=val.classes, name=EVAL_ONLY_FILE_NAME)
             logger.info("results: %s", path)
         return results
     finally:
         engine.close()
-
-
-def _results_folder(config: FinetuneConfig) -> Path:
-    """Return where the scores go: ``run.folder`` where it was given, else the measured run itself."""
-    measured = Path(config.eval_only or "")
-    ours = config.run.folder == RunConfig().folder and (measured / "config.yaml").exists()
-    return measured if ours else config.run.folder
 
 
 def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> Iterator[Classifier]:
@@ -89,13 +84,8 @@ def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> I
     path = Path(name)
     if (path / "config.json").is_file():
         yield _from_folder(path, img_size=img_size)
-    elif (path / "checkpoints").is_dir():
-        checkpoint = newest_checkpoint(path / "checkpoints")
-        if checkpoint is None:
-            raise ValueError(f"the run {path} has no checkpoint yet; expected one in {path / 'checkpoints'}")
-        yield from _from_checkpoint(checkpoint)
     elif path.is_dir():
-        yield from _from_checkpoint(open_checkpoint(path))
+        yield from map(_trained, find_weights(path, program=PROGRAM).values())
     elif timm.is_model(name.partition(".")[0].removeprefix("timm/")):
         yield _from_timm(name, img_size=img_size)
     else:
@@ -115,42 +105,28 @@ def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifie
         network=network,
         num_classes=info.num_classes,
         img_size=img_size or info.img_size,
-        mean=_three(info.mean),
-        std=_three(info.std),
+        mean=three(info.mean),
+        std=three(info.std),
         step=info.provenance.get("step"),
+        classes=None if info.provenance.get("classes") is None else tuple(info.provenance["classes"]),
     )
 
 
-def _from_checkpoint(checkpoint: Checkpoint) -> Iterator[Classifier]:
-    state = checkpoint.state
-    if state.get("program") != "finetune":
-        raise ValueError(
-            f"{checkpoint.path} is a checkpoint of pretraining, without a classifier; fine-tune its backbone/ folder first, or "
-            "measure that with --task.method knn"
-        )
-    start = Start(
-        architecture=state["architecture"],
-        model_args=state["model_args"],
-        img_size=tuple(state["img_size"]),
-        mean=_three(state["mean"]),
-        std=_three(state["std"]),
-        folder=None,
+def _trained(weights: Weights) -> Classifier:
+    """Return the classifier that a checkpoint describes, with one set of its weights."""
+    start, described = described_start(weights.described), weights.described
+    network = build_plain(start, method=described["method"], num_classes=described["num_classes"])
+    weights.fill(network)
+    return Classifier(
+        name=weights.name,
+        network=network,
+        num_classes=described["num_classes"],
+        classes=None if described["classes"] is None else tuple(described["classes"]),
+        img_size=start.img_size,
+        mean=start.mean,
+        std=start.std,
+        step=weights.step,
     )
-    kinds: dict[str, Kind] = {"raw": "weight"}
-    if checkpoint.names("ema"):
-        kinds["ema"] = "ema"
-    for weights, kind in kinds.items():
-        network = build_plain(start, method=state["method"], num_classes=state["num_classes"])
-        checkpoint.load_weights(network, kind=kind, architecture=start.architecture)
-        yield Classifier(
-            name=weights,
-            network=network,
-            num_classes=state["num_classes"],
-            img_size=start.img_size,
-            mean=start.mean,
-            std=start.std,
-            step=checkpoint.step,
-        )
 
 
 def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
@@ -167,8 +143,8 @@ def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
         network=use_exact_windows(network),
         num_classes=network.num_classes,
         img_size=img_size or tuple(known["input_size"][-2:]),
-        mean=_three(known["mean"]),
-        std=_three(known["std"]),
+        mean=three(known["mean"]),
+        std=three(known["std"]),
     )
 
 
@@ -182,7 +158,7 @@ def _measure(config: FinetuneConfig, classifier: Classifier, *, val: ShardSet, e
         engine=engine,
     )
     network.cpu()
-    return entry(Result(name=classifier.name, step=classifier.step, scores=scores), classes=val.classes)
+    return as_json(scores, classes=val.classes, name=classifier.name, step=classifier.step)
 
 
 def _check_classes(classifier: Classifier, val: ShardSet) -> None:
@@ -192,11 +168,6 @@ def _check_classes(classifier: Classifier, val: ShardSet) -> None:
             "measure it on the classes that it was trained on"
         )
     check_labels(val, num_classes=classifier.num_classes, option="val-shards")
-
-
-def _three(values: Any) -> Statistics:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
 
 
 def _similar(name: str) -> str:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from engine.pixels import Pixels
 from finetune.detection.exporting import SUFFIX, export_detector
 from finetune.eval_only import find_classifiers
+from finetune.prediction import pick_weights
 from finetune.segmentation.trained import load_trained
 from finetune.tasks import task_of_run
+from finetune.trained import CHOICES, choose_weights
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,9 @@ def export_command(words: Sequence[str]) -> None:
     parser.add_argument("--size", type=int, nargs=2, help="height and width in pixels; default: the run's")
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
     parser.add_argument("--dynamic-size", action="store_true", help="take any size, where the network allows it")
-    parser.add_argument("--weights", default="raw", choices=["raw", "ema"], help="which weights")
+    parser.add_argument(
+        "--weights", choices=CHOICES, default="raw", help="of the newest checkpoint, or the best measured"
+    )
     options = parser.parse_args(list(words))
     size = tuple(options.size) if options.size else None
     if options.file.suffix == SUFFIX:
@@ -97,15 +101,16 @@ def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str =
     if not (run / "config.yaml").is_file():
         raise ValueError(f"export takes a run folder with a config.yaml, got {run}")
     task = task_of_run(run)
-    if task.section == "segmenter":
-        found = {trained.name: trained for trained in load_trained(run)}
-        trained = _named(found, weights, run)
+    if task == "segment":
+        trained = load_trained(*choose_weights(run, weights))
         return Exportable(
             network=Scores(trained.segmenter).eval(), size=size or trained.config.augment.crop, output="scores"
         )
-    if task.section is not None:
+    if task == "detect":
         raise ValueError(f"{run} is a run of detection, which has no ONNX form here: write FILE{SUFFIX} instead")
-    classifier = _named({found.name: found for found in find_classifiers(str(run), img_size=size)}, weights, run)
+    folder, name = choose_weights(run, weights)
+    found = {classifier.name: classifier for classifier in find_classifiers(str(folder), img_size=size)}
+    classifier = pick_weights(found, asked=name, where=run)
     network = FromPixels(Pixels(classifier.mean, classifier.std), classifier.network).eval()
     return Exportable(network=network, size=classifier.img_size, output="logits")
 
@@ -177,9 +182,3 @@ def _images(number: int, size: tuple[int, int]) -> Tensor:
 def _first_line(error: Exception) -> str:
     """Return the first line of the exporter's message, without its colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
-
-
-def _named(found: dict[str, Any], weights: str, run: Path) -> Any:
-    if weights not in found:
-        raise ValueError(f"{run} has no {weights} weights; it has {', '.join(found)}")
-    return found[weights]

@@ -21,6 +21,7 @@ from data.decode import BadImage, decode_rgb
 from data.preparation import IMAGE_SUFFIXES, read_limited
 from engine.durable import write_durably
 from finetune.prediction import MakePredictor, Predictor
+from finetune.trained import CHOICES, choose_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def predict(words: list[str], *, predictor_of: Callable[[Path], MakePredictor]) 
     if not options.run.is_dir():
         raise ValueError(f"predict: {options.run} is no folder; give that of a run, or one of its checkpoints")
     pictures = find_pictures(options.images)
-    predictor = predictor_of(options.run)(options.run, options.weights)
+    predictor = predictor_of(options.run)(*choose_weights(options.run, options.weights))
     options.out.mkdir(parents=True, exist_ok=True)
     records = [_predict_one(path, name=name, predictor=predictor, out=options.out) for name, path in pictures.items()]
     write_durably(options.out / FILE_NAME, json.dumps(records, indent=1).encode())
@@ -80,5 +81,7 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("images", type=Path, help="a picture, or a folder of pictures")
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
-    parser.add_argument("--weights", choices=("raw", "ema"), default="raw", help="which weights of the checkpoint")
+    parser.add_argument(
+        "--weights", choices=CHOICES, default="raw", help="of the newest checkpoint, or the best measured"
+    )
     return parser.parse_args(words)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.transforms import resize_center_crop
-from engine.checkpoint import newest_checkpoint, open_checkpoint
 from engine.pixels import Pixels
 from finetune.eval_only import find_classifiers
 from finetune.prediction import Picture, Prediction, Predictor, pick_weights
@@ -26,9 +25,7 @@ def class_predictor(path: Path, weights: str) -> Predictor:
     found = {classifier.name: classifier for classifier in find_classifiers(str(path))}
     classifier = pick_weights(found, asked=weights, where=path)
     network, pixels = classifier.network.eval(), Pixels(classifier.mean, classifier.std)
-    checkpoint = newest_checkpoint(path / "checkpoints") if (path / "checkpoints").is_dir() else open_checkpoint(path)
-    assert checkpoint is not None
-    classes = checkpoint.state.get("classes") or [str(number) for number in range(classifier.num_classes)]
+    classes = classifier.classes or tuple(map(str, range(classifier.num_classes)))
 
     @torch.inference_mode()
     def predict(picture: Picture) -> Prediction:

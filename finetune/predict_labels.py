@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.prediction import Picture, Prediction, Predictor, pick_weights
+from finetune.prediction import Picture, Prediction, Predictor
 from finetune.segmentation.pictures import draw_label_map, predict_label_map
 from finetune.segmentation.trained import load_trained
 
@@ -15,7 +15,7 @@ def label_predictor(path: Path, weights: str) -> Predictor:
     Raises:
         ValueError: it has no such weights.
     """
-    trained = pick_weights({found.name: found for found in load_trained(path)}, asked=weights, where=path)
+    trained = load_trained(path, weights)
 
     def predict(picture: Picture) -> Prediction:
         labels = predict_label_map(trained, picture)

@@ -6,29 +6,15 @@ evaluation.json
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from engine.durable import write_durably
-from finetune.scores import Scores, as_json
 
 FILE_NAME = "evaluation.json"
 EVAL_ONLY_FILE_NAME = "eval_only.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The scores of one set of weights."""
-
-    name: str
-    """Which weights: last or best, raw or ema."""
-    step: int | None
-    """Optimizer steps they had; None where that is not known."""
-    scores: Scores
-    """How they did."""
 
 
 def write_results(
@@ -39,11 +25,6 @@ def write_results(
     path = folder / name
     write_durably(path, json.dumps({"classes": classes, "results": results}).encode())
     return path
-
-
-def entry(result: Result, *, classes: tuple[str, ...] | None) -> dict[str, Any]:
-    """Return a result as it stands in the file."""
-    return as_json(result.scores, classes=classes, name=result.name, step=result.step)
 
 
 def results_table(results: list[dict[str, Any]], *, title: str) -> Table:

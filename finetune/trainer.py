@@ -16,18 +16,21 @@ from engine.sample_log import SampleLog
 from engine.training import Training
 from finetune.accuracy import Accuracy
 from finetune.augmentation import BatchAugmentation
-from finetune.classifier_folder import describe_network, write_classifier
+from finetune.classifier_folder import write_classifier
 from finetune.config import FinetuneConfig
+from finetune.evaluations import Evaluations
 from finetune.freezing import set_training_mode
 from finetune.labelled_shards import LabelledShards, open_labelled, write_list
 from finetune.micro_batch import TrainingBuilder
 from finetune.nearest import measure_nearest
 from finetune.network import build_trained
 from finetune.start import Start, resolve_start
+from finetune.trained import describe
 
 logger = logging.getLogger(__name__)
 
 Results = list[dict[str, Any]]
+PROGRAM = "finetune"
 
 
 def train(config: FinetuneConfig) -> Results:
@@ -64,7 +67,8 @@ def _train(
         config.augment, num_classes=labelled.num_classes, seed=config.run.seed, device=engine.device
     )
     cross_entropy = SoftTargetCrossEntropy()
-    accuracy = Accuracy(config, training=training, start=start, labelled=labelled, pixels=pixels)
+    accuracy = Accuracy(config, start=start, labelled=labelled, pixels=pixels, engine=engine)
+    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=accuracy)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "labels", "crops")
@@ -78,12 +82,12 @@ def _train(
                 samples.note(step, number, batch)
             training.update()
             training.report()
-            accuracy.measure_if_due()
+            evaluations.measure_if_due()
             training.save_if_due()
     if training.stopped:
         return []
     hand_off(training)
-    return accuracy.finish()
+    return evaluations.finish()
 
 
 def micro_batches(
@@ -107,6 +111,12 @@ def micro_batches(
         workers=config.data.workers,
         pin=training.engine.device.type == "cuda",
     )
+
+
+def describe_network(config: FinetuneConfig, *, start: Start, labelled: LabelledShards) -> dict[str, Any]:
+    """Return what a checkpoint says about its network, enough to build it again."""
+    known = {"train": labelled.train, "classes": labelled.classes, "num_classes": labelled.num_classes}
+    return describe(PROGRAM, config, start=start, **known) | {"method": config.task.method}
 
 
 def hand_off(training: Training) -> None:

@@ -1,6 +1,5 @@
 """The programs that can be submitted, and what is checked of their command lines before anything is queued. Imports no torch."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,13 @@ from engine.config import micro_batches_of
 from engine.recipe import dump, parse
 from engine.run_folder import changed_fields
 from engine.run_lock import describe, find_holder
+from finetune.choosing import CONFIGS, choose_task
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 Starter = Literal["accelerate", "torchrun", "python"]
 RECIPE = "RECIPE"
 """Stands in a call's words for the file with its resolved recipe."""
-TASKS = {
-    "classify": (None, "finetune.config", "FinetuneConfig"),
-    "detect": ("detector", "finetune.detection.config", "DetectConfig"),
-    "segment": ("segmenter", "finetune.segmentation.config", "SegmentConfig"),
-}
-"""The section that only a task's recipes have, and its config class. Written again from `finetune/tasks.py`, which imports torch."""
 STARTERS: dict[str, Starter] = {
     "auto": "accelerate",
     "deepspeed": "accelerate",
@@ -66,8 +60,8 @@ def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Cal
             not there, another recipe than the one that made the checkpoints in the run folder, or a run folder in use.
         SystemExit: the options do not parse; what is wrong has been printed.
     """
-    task, rest = _without_task(words)
-    config = parse(config_class(program, task, rest), rest)
+    task, rest = choose_task(words) if program == "finetune" else (None, words)
+    config: Any = parse(PretrainConfig if task is None else CONFIGS[task], rest)
     micro_batches_of(
         0, world_size=num_processes, batch_size=config.data.batch_size, micro_batch_size=config.data.micro_batch_size
     )
@@ -102,52 +96,6 @@ def check_write(words: Sequence[str]) -> Call:
         )
     folder = options.out.with_name(f"{options.out.name}.job")
     return Call(program="data", words=tuple(words), folder=folder, recipe="", starter="python", zero_stage=0)
-
-
-def config_class(program: str, task: str | None, words: Sequence[str]) -> type[Any]:
-    """Return the class that a program's options fill; the tasks of fine-tuning have one each.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    if program == "pretrain":
-        return PretrainConfig
-    held = sorted(name for name, (section, _, _) in TASKS.items() if section in _sections(words))
-    name = task or (held[0] if held else "classify")
-    if name not in TASKS:
-        raise ValueError(f"--task takes {', '.join(TASKS)}, got {name!r}")
-    _, module, config = TASKS[name]
-    return getattr(importlib.import_module(module), config)
-
-
-def _sections(words: Sequence[str]) -> set[str]:
-    """Return the top-level sections that options and recipes name; a recipe that cannot be read is refused later."""
-    sections = {word.removeprefix("--").partition(".")[0] for word in words if word.startswith("--")}
-    for path in _values(words, "--recipe"):
-        try:
-            tree = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError):
-            continue
-        sections |= {str(key) for key in tree} if isinstance(tree, dict) else set()
-    return sections
-
-
-def _values(words: Sequence[str], option: str) -> Iterator[str]:
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        name, equals, value = word.partition("=")
-        if name == option:
-            yield value if equals else following
-
-
-def _without_task(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    task, rest, left = None, [], iter(words)
-    for word in left:
-        name, equals, inside = word.partition("=")
-        if name == "--task":
-            task = inside if equals else next(left, "")
-        else:
-            rest.append(word)
-    return task, rest
 
 
 def _shards(config: Any) -> Iterator[str]:

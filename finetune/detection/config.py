@@ -5,7 +5,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
-from finetune.config import StartConfig
+from finetune.config import StartConfig, check_evaluation
 
 DetectorKind = Literal["retinanet", "mask_rcnn", "cascade", "yolo"]
 FULL_BATCH = 8
@@ -102,10 +102,7 @@ class DetectEvaluation:
     """Images of one forward in evaluations."""
 
     def __post_init__(self) -> None:
-        if self.every_epochs <= 0 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
-        if self.micro_batch_size < 1:
-            raise ValueError(f"evaluation.micro-batch-size must be at least 1, got {self.micro_batch_size}")
+        check_evaluation(self)
 
 
 def _published_optimizer() -> OptimizerConfig:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from data.loader import open_shards
-from engine.config import RunConfig
 from engine.distributed import Engine
 from finetune.detection.config import DetectConfig
 from finetune.detection.evaluate import Examination
-from finetune.detection.trained import find_detectors
+from finetune.detection.trained import fill_detector
+from finetune.detection.trainer import PROGRAM
 from finetune.detection.truth import read_truth
 from finetune.results import EVAL_ONLY_FILE_NAME, write_results
+from finetune.trained import find_weights, results_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def measure(config: DetectConfig) -> list[dict[str, Any]]:
     """
     measured = Path(config.eval_only or "")
     val = open_shards(config.val_shards, cache=config.data.cache)
-    detectors = list(find_detectors(measured))
+    detectors = [fill_detector(weights) for weights in find_weights(measured, program=PROGRAM).values()]
     for detector in detectors:
         if val.classes != detector.classes:
             raise ValueError(
@@ -37,8 +38,7 @@ def measure(config: DetectConfig) -> list[dict[str, Any]]:
     engine = Engine(config.distributed)
     try:
         truth = read_truth(val, option="val-shards") if engine.is_main else None
-        ours = config.run.folder == RunConfig().folder and (measured / "config.yaml").exists()
-        folder = measured if ours else config.run.folder
+        folder = results_folder(measured, run=config.run)
         if engine.is_main:
             folder.mkdir(parents=True, exist_ok=True)
         results: list[dict[str, Any]] = []

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from engine.pixels import Pixels
 from finetune.detection.anchors import anchors_on
 from finetune.detection.retinanet import RetinaNet
-from finetune.detection.trained import find_detectors
+from finetune.detection.trained import load_detector
 from finetune.detection.yolo import Yolo
-from finetune.prediction import pick_weights
 from finetune.pyramid import MULTIPLE, Size
+from finetune.trained import choose_weights
 
 SUFFIX = ".pt2"
 MOST_OFF = 1e-3
@@ -32,12 +32,12 @@ def export_detector(run: Path, file: Path, *, size: Size | None = None, weights:
         run: run or checkpoint folder.
         file: where to; its name ends in .pt2.
         size: height and width in pixels, multiples of 32; None is the run's letterbox, or its short side squared.
-        weights: raw or ema.
+        weights: one of :data:`finetune.trained.CHOICES`.
 
     Raises:
         ValueError: it has two stages, no such weights, or the size or the file's name does not fit.
     """
-    trained = pick_weights({found.name: found for found in find_detectors(run)}, asked=weights, where=run)
+    trained = load_detector(*choose_weights(run, weights))
     resize = trained.config.resize
     side = -(-resize.test_short_side // MULTIPLE) * MULTIPLE
     height, width = size or (resize.canvas if resize.mode == "letterbox" else (side, side))

@@ -15,8 +15,8 @@ from torch import Tensor
 from finetune.detection.detector import run_detector
 from finetune.detection.micro_batch import evaluation_transform, on_canvas
 from finetune.detection.predictions import as_found, in_picture
-from finetune.detection.trained import TrainedDetector, find_detectors
-from finetune.prediction import Picture, Prediction, Predictor, pick_weights
+from finetune.detection.trained import TrainedDetector, load_detector
+from finetune.prediction import Picture, Prediction, Predictor
 
 DRAWN_SCORE = 0.3
 OPACITY = 0.45
@@ -29,7 +29,7 @@ def object_predictor(path: Path, weights: str) -> Predictor:
     Raises:
         ValueError: it has no such weights.
     """
-    trained = pick_weights({found.name: found for found in find_detectors(path)}, asked=weights, where=path)
+    trained = load_detector(path, weights)
 
     def predict(picture: Picture) -> Prediction:
         found = detect(trained, picture)

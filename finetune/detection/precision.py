@@ -1,108 +1,57 @@
-"""Measures the average precision of a run's weights, raw and averaged, every so often.
+"""How detectors are measured in a training run, and kept."""
 
-runs/x/
-├── average_precision.jsonl   one line per evaluation and set of weights (raw, ema)
-├── predictions-raw.json      the last evaluation's detections, as COCO's results; and -ema
-└── evaluation.json           all figures of the last weights, and the best of the log
-"""
-
-import contextlib
-import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from engine.durable import write_durably
-from engine.training import Training
 from finetune.detection.config import DetectConfig
 from finetune.detection.detector import build_plain
 from finetune.detection.evaluate import Examination, Scores
-from finetune.freezing import set_training_mode
-from finetune.results import write_results
+from finetune.evaluations import Measured
 from finetune.start import Start
-
-logger = logging.getLogger(__name__)
-
-LOG_NAME = "average_precision.jsonl"
-WEIGHTS = ("raw", "ema")
+from finetune.trained import write_best
 
 
-class PrecisionLog:
-    """Runs the evaluations of a training run; every process takes part in each."""
+class Precision:
+    """COCO's average precision; :class:`finetune.evaluations.Measure` says what is what.
+
+    The last evaluation's detections stand in the run folder, as COCO's results: predictions-raw.json and predictions-ema.json.
+    """
 
     def __init__(
-        self,
-        config: DetectConfig,
-        *,
-        training: Training,
-        start: Start,
-        examination: Examination,
-        classes: tuple[str, ...],
+        self, config: DetectConfig, *, folder: Path, start: Start, examination: Examination, classes: tuple[str, ...]
     ) -> None:
-        self._config, self._training, self._start = config, training, start
-        self._examination, self._classes = examination, classes
-        every = config.evaluation.every_steps
-        self._every = every or max(1, round(config.evaluation.every_epochs * training.schedule.steps_per_epoch))
-        self._file = training.folder.path / LOG_NAME
-        self._lines = [line for line in _read(self._file) if line["step"] <= training.step]
-        self._last: dict[str, Scores] = {}
+        self._config, self._folder, self._start, self._examination = config, folder, start, examination
+        self.best_by = "mask_AP" if config.detector.has_masks else "box_AP"
+        self.classes: tuple[str, ...] | None = classes
 
-    def measure_if_due(self) -> None:
-        """Measure all weights if this step asks for it."""
-        step = self._training.step
-        if step % self._every == 0 or step == self._training.last_step:
-            self._measure()
+    def measure(self, network: nn.Module, *, weights: str) -> Measured:
+        """Return COCO's figures, of boxes and, where they are found, masks."""
+        scores = self._examination.score(network, predictions=self._folder / f"predictions-{weights}.json")
+        return Measured(
+            words=f"{in_words(scores)} on {scores['num_images']} images", figures=flat(scores), result=scores
+        )
 
-    def finish(self) -> list[dict[str, Any]]:
-        """Return the results of the last weights and the best of the log, written to ``evaluation.json`` (main process only)."""
-        if not self._last:
-            self._measure()
-        if not self._training.engine.is_main:
-            return []
-        step = self._training.step
-        results = [{"name": f"last {weights}", "step": step, **scores} for weights, scores in self._last.items()]
-        for weights in self._last:
-            best = max((line for line in self._lines if line["weights"] == weights), key=_rank)
-            results.append({"name": f"best {weights}", **{k: v for k, v in best.items() if k != "weights"}})
-        path = write_results(self._training.folder.path, results, classes=self._classes)
-        logger.info("results: %s", path)
-        return results
+    def rebuild(self) -> nn.Module:
+        """Return the detector without the trained weights."""
+        return build_plain(self._config, start=self._start, num_classes=len(self._examination.shards.classes or ()))
 
-    def _measure(self) -> None:
-        averages = self._training.ema
-        self._last = {}
-        for weights in WEIGHTS if averages is not None else WEIGHTS[:1]:
-            with averages.swap() if averages is not None and weights == "ema" else contextlib.nullcontext():
-                self._measure_present(weights)
+    def keep(
+        self, folder: Path, *, described: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
+    ) -> None:
+        """Write a folder that ``predict`` and ``--eval-only`` read."""
+        write_best(folder, described=described, state=state, step=step, weights=weights)
 
-    def _measure_present(self, weights: str) -> None:
-        """Measure the weights that are in the module now (collective)."""
-        step, folder = self._training.step, self._training.folder.path
-        with self._evaluated_module() as detector:
-            scores = self._examination.score(detector, predictions=folder / f"predictions-{weights}.json")
-        self._last[weights] = scores
-        logger.info("step %d, %s weights: %s on %d images", step, weights, in_words(scores), scores["num_images"])
-        if self._training.engine.is_main:
-            kept = {kind: {k: v for k, v in scores[kind].items() if k != "per_class"} for kind in _kinds(scores)}
-            self._lines = [line for line in self._lines if (line["step"], line["weights"]) != (step, weights)]
-            self._lines.append({"step": step, "weights": weights, **kept, "num_images": scores["num_images"]})
-            write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
-    @contextlib.contextmanager
-    def _evaluated_module(self) -> Iterator[nn.Module]:
-        """Yield a detector in evaluation mode with the present weights: the trained one, or a copy where it is in pieces."""
-        engine = self._training.engine
-        if self._config.distributed.zero_stage == 3 and engine.kind == "deepspeed":
-            state = engine.broadcast_object(engine.full_weights())
-            detector = build_plain(self._config, start=self._start, num_classes=len(self._classes))
-            detector.load_state_dict(state)
-            yield detector.to(engine.device).eval()
-            return
-        yield engine.module.eval()
-        set_training_mode(engine.module)
+def flat(scores: Scores) -> dict[str, float | None]:
+    """Return COCO's figures of boxes and masks under names such as box_AP50."""
+    return {
+        f"{kind}_{name}": value
+        for kind in _kinds(scores)
+        for name, value in scores[kind].items()
+        if name != "per_class"
+    }
 
 
 def in_words(scores: Scores) -> str:
@@ -113,19 +62,9 @@ def in_words(scores: Scores) -> str:
     return ", ".join(parts)
 
 
-def _rank(line: dict[str, Any]) -> tuple[float, int]:
-    """Order lines by mask AP, where there is one, else box AP; of equals the first is best."""
-    figure = line[_kinds(line)[-1]]["AP"]
-    return (-1.0 if figure is None else figure, -line["step"])
-
-
 def _kinds(scores: Scores) -> list[str]:
     return [kind for kind in ("box", "mask") if kind in scores]
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,19 +1,17 @@
-"""Detectors as a run left them: from a run folder or a checkpoint, for measuring and predicting."""
+"""Detectors as a run left them, for measuring and predicting."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.pixels import Pixels
 from engine.recipe import restore
-from engine.slices import Kind
 from finetune.detection.config import DetectConfig
 from finetune.detection.detector import build_plain
 from finetune.detection.trainer import PROGRAM
-from finetune.start import Start
+from finetune.prediction import pick_weights
+from finetune.trained import Weights, described_start, find_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class TrainedDetector:
     """One set of weights with what it needs to be used."""
 
     name: str
-    """Which weights: raw or ema."""
+    """Which weights: raw, ema, best raw or best ema."""
     step: int
     """Optimizer steps they had."""
     network: nn.Module
@@ -36,45 +34,29 @@ class TrainedDetector:
     """COCO's category id of each class."""
 
 
-def find_detectors(path: Path) -> Iterator[TrainedDetector]:
-    """Yield the raw and, if there are any, the averaged weights of a run folder's newest checkpoint, or of a checkpoint.
+def load_detector(path: Path, weights: str) -> TrainedDetector:
+    """Return a detector with weights that :func:`finetune.trained.find_weights` finds.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is not of a detection run.
+        ValueError: there are no such weights, or they are of another program.
     """
-    checkpoint = newest_checkpoint(path / "checkpoints") if (path / "checkpoints").is_dir() else open_checkpoint(path)
-    if checkpoint is None:
-        raise ValueError(f"the run {path} has no checkpoint yet; expected one in {path / 'checkpoints'}")
-    if checkpoint.state.get("program") != PROGRAM:
-        raise ValueError(
-            f"{checkpoint.path} is no checkpoint of a detection run but of {checkpoint.state.get('program', 'pretraining')}"
-        )
-    yield _load(checkpoint, name="raw", kind="weight")
-    if checkpoint.names("ema"):
-        yield _load(checkpoint, name="ema", kind="ema")
+    found = find_weights(path, program=PROGRAM)
+    return fill_detector(pick_weights(found, asked=weights, where=path))
 
 
-def _load(checkpoint: Checkpoint, *, name: str, kind: Kind) -> TrainedDetector:
-    state = checkpoint.state
-    config = restore(DetectConfig, state["recipe"])
-    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (state["mean"], state["std"]))
-    start = Start(
-        architecture=state["architecture"],
-        model_args=state["model_args"],
-        img_size=(state["img_size"][0], state["img_size"][1]),
-        mean=mean,
-        std=std,
-        folder=None,
-    )
-    network = build_plain(config, start=start, num_classes=len(state["classes"]))
-    checkpoint.load_weights(network, kind=kind, architecture=f"{config.detector.kind} on {start.architecture}")
-    numbers = state["category_ids"] or range(1, len(state["classes"]) + 1)
+def fill_detector(weights: Weights) -> TrainedDetector:
+    """Return the detector that a checkpoint describes, with one set of its weights."""
+    described = weights.described
+    config, start = restore(DetectConfig, described["recipe"]), described_start(described)
+    network = build_plain(config, start=start, num_classes=described["num_classes"])
+    weights.fill(network)
+    numbers = described["category_ids"] or range(1, described["num_classes"] + 1)
     return TrainedDetector(
-        name=name,
-        step=checkpoint.step,
+        name=weights.name,
+        step=weights.step,
         network=network.eval(),
         config=config,
-        pixels=Pixels(mean, std),
-        classes=tuple(state["classes"]),
+        pixels=Pixels(start.mean, start.std),
+        classes=tuple(described["classes"]),
         category_ids=tuple(numbers),
     )

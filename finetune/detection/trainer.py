@@ -13,7 +13,6 @@ from data.mixing import training_order
 from data.order import TrainingOrder
 from engine.distributed import Engine
 from engine.pixels import Pixels
-from engine.recipe import plain
 from engine.run_folder import RunFolder
 from engine.sample_log import SampleLog
 from engine.training import Training
@@ -22,11 +21,13 @@ from finetune.detection.config import DetectConfig, largest_size
 from finetune.detection.detector import backbone_state, build_detector
 from finetune.detection.evaluate import Examination
 from finetune.detection.micro_batch import DetectionBuilder
-from finetune.detection.precision_log import PrecisionLog
+from finetune.detection.precision import Precision
 from finetune.detection.truth import Truth
+from finetune.evaluations import Evaluations
 from finetune.freezing import set_training_mode
 from finetune.pyramid import Size, handed_off
 from finetune.start import Start, resolve_start
+from finetune.trained import describe
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def _train(
     batches = micro_batches(config, annotated=annotated, order=order, training=training)
     pixels = Pixels(start.mean, start.std).to(engine.device)
     examination = Examination(config=config, shards=annotated.val, truth=truth, pixels=pixels, engine=engine)
-    precision = PrecisionLog(config, training=training, start=start, examination=examination, classes=annotated.classes)
+    precision = Precision(config, folder=folder.path, start=start, examination=examination, classes=annotated.classes)
+    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=precision)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "sizes")
@@ -83,12 +85,12 @@ def _train(
                 samples.note(step, number, batch)
             training.update()
             training.report()
-            precision.measure_if_due()
+            evaluations.measure_if_due()
             training.save_if_due()
     if training.stopped:
         return []
     hand_off(config, training, start=start)
-    return precision.finish()
+    return evaluations.finish()
 
 
 def micro_batches(
@@ -117,18 +119,9 @@ def describe_detector(
     config: DetectConfig, *, start: Start, annotated: AnnotatedShards, truth: Truth | None
 ) -> dict[str, Any]:
     """Return what a checkpoint says about its detector, enough to build it again."""
-    return {
-        "program": PROGRAM,
-        "architecture": start.architecture,
-        "model_args": plain(start.model_args),
-        "img_size": list(start.img_size),
-        "mean": list(start.mean),
-        "std": list(start.std),
-        "classes": plain(annotated.classes),
-        "category_ids": None if truth is None else truth.category_ids,
-        "manifest_digest": annotated.train.manifest.digest,
-        "shards_per_folder": [len(part) for part in annotated.train.parts],
-        "recipe": plain(config),
+    known = {"train": annotated.train, "classes": annotated.classes, "num_classes": len(annotated.classes)}
+    return describe(PROGRAM, config, start=start, **known) | {
+        "category_ids": None if truth is None else truth.category_ids
     }
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
-from finetune.config import StartConfig
+from finetune.config import StartConfig, check_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +149,7 @@ class SegmentEvaluationConfig:
     """Images of one forward, where they have the same size."""
 
     def __post_init__(self) -> None:
-        if self.every_epochs <= 0 or (self.every_steps is not None and self.every_steps < 1):
-            raise ValueError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
-        if self.micro_batch_size < 1:
-            raise ValueError(f"evaluation.micro-batch-size must be at least 1, got {self.micro_batch_size}")
+        check_evaluation(self)
 
 
 def _published_optimizer() -> OptimizerConfig:
@@ -200,8 +197,3 @@ class SegmentConfig:
 def window_of(config: SegmentConfig) -> tuple[int, int]:
     """Return the height and width of a sliding window in pixels."""
     return config.inference.window or config.augment.crop
-
-
-def steps_between_evaluations(config: SegmentEvaluationConfig, *, steps_per_epoch: int) -> int:
-    """Return after how many optimizer steps the run is measured again."""
-    return config.every_steps or max(1, round(config.every_epochs * steps_per_epoch))

@@ -11,6 +11,7 @@ from engine.distributed import Engine
 from engine.run_folder import RunFolder
 from engine.sample_log import SampleLog
 from engine.training import Training
+from finetune.evaluations import Evaluations
 from finetune.freezing import set_training_mode
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.labelled_shards import LabelledShards, open_labelled
@@ -50,7 +51,8 @@ def _train(
         shard_of=labelled.train.shard_of,
     )
     batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
-    quality = Quality(config, training=training, start=start, labelled=labelled)
+    quality = Quality(config, start=start, labelled=labelled, engine=engine)
+    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=quality)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats")
@@ -63,12 +65,12 @@ def _train(
                 samples.note(step, number, batch)
             training.update()
             training.report()
-            quality.measure_if_due()
+            evaluations.measure_if_due()
             training.save_if_due()
     if training.stopped:
         return []
     hand_off(training)
-    return quality.finish()
+    return evaluations.finish()
 
 
 def micro_batches(

@@ -13,8 +13,8 @@ from data.scenes import CLASSES, scene_members
 from data.writer import NewSample, ShardLimits, write_shards
 from engine.checkpoint import newest_checkpoint
 from engine.recipe import parse
+from finetune.choosing import CONFIGS, choose_task
 from finetune.detection.trainer import train
-from finetune.tasks import choose_task
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file")
@@ -74,7 +74,7 @@ def samples_of(folder: Path) -> list[dict]:
 @pytest.mark.timeout(450)
 def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_path):
     task, left = choose_task([*words, "--run.folder", str(tmp_path / "alone")])
-    train(parse(task.config, left))
+    train(parse(CONFIGS[task], left))
     launch(*words, "--run.folder", str(tmp_path / "together"))
     folders = tmp_path / "alone", tmp_path / "together"
     ours, theirs = map(samples_of, folders)

@@ -24,7 +24,7 @@ def measure(log, step, top1, weights="raw"):
 
 
 def test_the_first_of_equal_bests_is_kept(folder):
-    log = AccuracyLog(folder, step=0)
+    log = AccuracyLog(folder, step=0, figure="top1")
     assert [measure(log, step, top1) for step, top1 in ((1, 0.5), (2, 0.4), (3, 0.5), (4, 0.6))] == [1, 0, 0, 1]
     assert log.best_step("raw") == 4
     assert log.best_result("raw") == {"step": 4, "top1": 0.6}
@@ -33,7 +33,7 @@ def test_the_first_of_equal_bests_is_kept(folder):
 
 
 def test_bests_up_to_each_checkpoint_are_kept_and_others_dropped(folder):
-    log = AccuracyLog(folder, step=0)
+    log = AccuracyLog(folder, step=0, figure="top1")
     for step, top1 in enumerate((0.1, 0.2, 0.3, 0.25, 0.5, 0.6), start=1):
         measure(log, step, top1)
     kept = sorted(path.name for path in (folder / "best").iterdir() if path.is_dir())
@@ -41,12 +41,12 @@ def test_bests_up_to_each_checkpoint_are_kept_and_others_dropped(folder):
 
 
 def test_a_restarted_run_forgets_what_came_after_its_checkpoint(folder):
-    log = AccuracyLog(folder, step=0)
+    log = AccuracyLog(folder, step=0, figure="top1")
     for step, top1 in enumerate((0.1, 0.2, 0.3, 0.25, 0.5), start=1):
         measure(log, step, top1)
     with (folder / "accuracy.jsonl").open("a") as file:
         file.write('{"step": 6, "wei')  # a line cut short by a kill
-    again = AccuracyLog(folder, step=4)
+    again = AccuracyLog(folder, step=4, figure="top1")
     assert again.best_step("raw") == 3
     assert again.best_result("raw") == {"step": 3, "top1": 0.3}
     assert not again.best_folder("raw", 5).exists()
@@ -56,7 +56,7 @@ def test_a_restarted_run_forgets_what_came_after_its_checkpoint(folder):
 
 
 def test_measuring_a_step_again_replaces_its_line(folder):
-    log = AccuracyLog(folder, step=0)
+    log = AccuracyLog(folder, step=0, figure="top1")
     measure(log, 1, 0.5)
     assert not measure(log, 1, 0.5)
     assert len(log.lines) == 1

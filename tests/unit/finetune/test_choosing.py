@@ -2,30 +2,32 @@
 
 import pytest
 
-from finetune import tasks
-from finetune.tasks import TASKS, choose_task
+from finetune.choosing import CONFIGS, SECTIONS, choose_task
 
 
 def test_without_a_word_it_is_classification():
     words = ["--data.shards", "x", "--task.method", "linear"]
-    assert choose_task(words) == (TASKS["classify"], words)
+    assert choose_task(words) == ("classify", words)
 
 
 @pytest.mark.parametrize("spelled", [["--task", "classify"], ["--task=classify"]])
 def test_the_option_is_taken_out_of_the_words(spelled):
-    assert choose_task(["--run.folder", "x", *spelled, "--val-shards", "y"]) == (
-        TASKS["classify"],
-        ["--run.folder", "x", "--val-shards", "y"],
-    )
+    words = ["--run.folder", "x", *spelled, "--val-shards", "y"]
+    assert choose_task(words) == ("classify", ["--run.folder", "x", "--val-shards", "y"])
 
 
-def test_each_task_with_a_section_is_chosen_by_a_recipe_or_an_option_that_has_it(tmp_path):
-    sections = {task.section: task for task in tasks.TASKS.values() if task.section is not None}
-    for section, task in sections.items():
-        (tmp_path / "recipe.yaml").write_text(f"{section}: {{}}\n")
-        words = ["--recipe", str(tmp_path / "recipe.yaml")]
-        assert choose_task(words) == (task, words)
-        assert choose_task([f"--{section}.x", "1"])[0] is task
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_task_with_a_section_is_chosen_by_a_recipe_or_an_option_that_has_it(tmp_path, section):
+    assert section in CONFIGS[SECTIONS[section]].__dataclass_fields__
+    (tmp_path / "recipe.yaml").write_text(f"{section}: {{}}\n")
+    words = ["--recipe", str(tmp_path / "recipe.yaml")]
+    assert choose_task(words) == (SECTIONS[section], words)
+    assert choose_task([f"--{section}.x", "1"])[0] == SECTIONS[section]
+
+
+def test_options_of_two_tasks_are_refused():
+    with pytest.raises(ValueError, match="belong to detect and segment; give those of one task"):
+        choose_task(["--detector.kind", "yolo", "--segmenter.head", "segvit"])
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
@@ -36,4 +38,4 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 def test_a_recipe_that_cannot_be_read_is_left_to_the_parser(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     words = ["--recipe", str(tmp_path / "broken.yaml"), "--recipe", "missing.yaml"]
-    assert choose_task(words) == (TASKS["classify"], words)
+    assert choose_task(words) == ("classify", words)

@@ -6,6 +6,7 @@ import pytest
 
 from data.config import DataConfig
 from engine.recipe import parse
+from finetune.choosing import CONFIGS, choose_task
 from finetune.config import (
     AugmentConfig,
     EvaluationConfig,
@@ -14,7 +15,6 @@ from finetune.config import (
     TaskConfig,
     steps_between_evaluations,
 )
-from finetune.tasks import choose_task
 
 RECIPES = sorted((Path(__file__).parents[3] / "finetune" / "recipes").rglob("*.yaml"))
 WORDS = ["--data.shards", "train", "--val-shards", "val"]
@@ -23,7 +23,7 @@ WORDS = ["--data.shards", "train", "--val-shards", "val"]
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_header_names_process_counts(path):
     task, words = choose_task(["--recipe", str(path), *WORDS])
-    config = parse(task.config, words)
+    config = parse(CONFIGS[task], words)
     header = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     if isinstance(config, FinetuneConfig) and config.task.method == "knn":
         return

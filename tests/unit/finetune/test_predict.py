@@ -7,12 +7,12 @@ from PIL import Image
 
 from data.scenes import scene_members
 from finetune.predict import find_pictures, predict
-from finetune.tasks import task_of_run
+from finetune.tasks import TASKS, task_of_run
 from finetune.trainer import train
 
 
 def predictor_of(folder):
-    return task_of_run(folder).predictor
+    return TASKS[task_of_run(folder)].predictor
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
         assert names == {"a.overlay.png", "b.overlay.png", "inner_b.overlay.png"}
         with Image.open(tmp_path / "out" / "a.overlay.png") as overlay:
             assert overlay.size == (64, 64)
+    best = [str(config.run.folder), str(pictures), "--out", str(tmp_path / "best"), "--weights", "best-raw"]
+    predict(best, predictor_of=predictor_of)
+    assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
+    with pytest.raises(ValueError, match="keeps no best ema weights"):
+        predict([*best[:-1], "best-ema"], predictor_of=predictor_of)
     with pytest.raises(ValueError, match=r"has no ema weights, only raw; choose with --weights"):
         predict(
             [str(run), str(pictures), "--out", str(tmp_path / "out"), "--weights", "ema"], predictor_of=predictor_of

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import yaml
 
 from engine.recipe import parse
@@ -14,7 +13,7 @@ from finetune.config import FinetuneConfig
 from launch.app import split_words
 from launch.config import read_cluster
 from launch.job_folder import Job, JobFolder
-from launch.programs import TASKS, check_call
+from launch.programs import check_call
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -208,13 +207,6 @@ def test_every_line_of_a_clusters_file_is_explained(launch):
     assert done.returncode == 0
     assert "--warning-s" in done.stdout
     assert "a checkpoint must fit into it" in done.stdout
-
-
-def test_the_tasks_are_those_of_the_fine_tuning_program():
-    tasks = pytest.importorskip("finetune.tasks").TASKS
-    for name, task in tasks.items():
-        section, module, config = TASKS[name]
-        assert (section, module, config) == (task.section, task.config.__module__, task.config.__name__)
 
 
 def test_the_command_is_found_from_any_folder_as_script_and_as_module(launch):

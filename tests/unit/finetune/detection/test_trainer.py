@@ -34,8 +34,9 @@ def test_boxes_and_masks_of_raw_and_averaged_weights_are_measured(whole):
     assert json.loads((folder / "evaluation.json").read_text())["results"] == results
     assert all(line["num_images"] == 5 for line in results)
     assert set(results[0]["mask"]) == set(results[0]["box"]) >= {"AP", "AP50", "AR100", "per_class"}
-    lines = [json.loads(line) for line in (folder / "average_precision.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
     assert [(line["step"], line["weights"]) for line in lines] == [(s, w) for s in (2, 4) for w in ("raw", "ema")]
+    assert {"box_AP", "box_AP50", "mask_AP"} <= set(lines[0])
     predictions = json.loads((folder / "predictions-raw.json").read_text())
     assert set(predictions[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
 
@@ -53,7 +54,7 @@ def test_resumed_equals_uninterrupted(whole, tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert again == results
-    name = "average_precision.jsonl"
+    name = "accuracy.jsonl"
     assert (resumed / name).read_text() == (folder / name).read_text()
 
 
@@ -74,6 +75,15 @@ def test_eval_only_repeats_what_the_run_measured(whole, tmp_path, target):
     for one, other in zip(again, results[:2], strict=True):
         assert one["box"] == other["box"]
         assert one["mask"] == other["mask"]
+
+
+def test_the_best_weights_are_kept_and_measured_again_alike(whole, tmp_path):
+    """By mask AP, and of equal ones the first; a copy of their folder is enough."""
+    config, folder, results = whole
+    _, _, best, _ = results
+    copied = shutil.copytree(folder / "best" / f"raw-step-{best['step']:09d}", tmp_path / "copied")
+    (again,) = measure(replace(config, eval_only=str(copied), run=replace(config.run, folder=tmp_path / "eval")))
+    assert (again["name"], again["step"], again["mask"]) == ("best raw", best["step"], best["mask"])
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "cascade", "yolo"])
