@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,7 +73,9 @@ class VisibleLayout:
         return cast(VisibleLayout, _replaced(self, views))
 
 
-def build_layout(spec: LayoutSpec, visible: Bool[np.ndarray, "rows cols"], *, rule: Rule = "optimal") -> VisibleLayout:
+def build_layout(
+    spec: LayoutSpec, visible: Shaped[np.ndarray, "rows cols"], *, rule: Rule = "optimal"
+) -> VisibleLayout:
     """Return the layout of the mask units that are ``visible``; ``rule`` says how windows are grouped, where there are any.
 
     Raises:

@@ -77,7 +77,7 @@ def window_stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule
     return tuple(_stage_layout(spec, stage, units, rule=rule) for stage in spec.stages)
 
 
-def nested_offsets(side: int) -> Int[np.ndarray, "side*side 2"]:
+def nested_offsets(side: int) -> Int[np.ndarray, "_ 2"]:
     """Return the rows and columns of a square of ``side`` tokens (a power of two) in nested order."""
     if side == 1:
         return np.zeros((1, 2), dtype=np.int64)

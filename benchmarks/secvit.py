@@ -29,6 +29,7 @@ from backbones.submanifold import depthwise
 from backbones.visible import VisibleLayout, build_layout
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.plain_secvit import PlainSecViT
+from benchmarks.saved_bytes import saved_bytes
 from data.scenes import make_scene
 
 MODELS = ("secvit_tiny", "secvit_small")
@@ -89,7 +90,8 @@ def against_the_listing(name: str, options: argparse.Namespace) -> dict[str, flo
     times = _interleaved(runs, rounds=options.rounds)
     found = {f"seconds_{key}": seconds for key, seconds in times.items()}
     found |= {
-        f"saved_bytes_{side}": saved_bytes(m, m.train(), images) for side, m in (("ours", ours), ("listing", plain))
+        f"saved_bytes_{side}": saved_bytes(m, partial(m.train(), images))
+        for side, m in (("ours", ours), ("listing", plain))
     }
     found |= {kind: times[f"listing_{kind}"] / times[f"ours_{kind}"] for kind in ("training", "inference")}
     return found | {"bytes": found["saved_bytes_ours"] / found["saved_bytes_listing"]}
@@ -112,7 +114,7 @@ def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
     forwards = {"dense": whole.forward_features, "visible": partial(_visible, whole, layout=layout)}
     macs = {side: _macs(forward, images[:1]) for side, forward in forwards.items()}
     found = {f"seconds_{key}": seconds for key, seconds in times.items()}
-    found |= {f"saved_bytes_{side}": saved_bytes(whole, forward, images) for side, forward in forwards.items()}
+    found |= {f"saved_bytes_{side}": saved_bytes(whole, partial(forward, images)) for side, forward in forwards.items()}
     found["speedup"] = times["dense"] / times["visible"]
     found["speedup_without_depthwise"] = times["dense_without_depthwise"] / times["visible_without_depthwise"]
     found["ceiling_by_macs"] = macs["dense"] / macs["visible"]
@@ -156,24 +158,6 @@ def changed_clusters(name: str) -> dict[str, float]:
         for one, other in zip(exact, rounded, strict=True):
             shares.setdefault(str(one.cluster.shape[1]), []).append(float((one.cluster != other.cluster).mean()))
     return {rows: float(np.mean(values)) for rows, values in shares.items()}
-
-
-def saved_bytes(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """Return the bytes that autograd keeps for backward: each storage once, parameters and their views left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, int] = {}
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward(images)
-    return sum(seen.values())
 
 
 def _images(options: argparse.Namespace) -> Tensor:

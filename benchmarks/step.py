@@ -19,6 +19,7 @@ from torch import Tensor
 from backbones.build import layout_spec
 from backbones.visible import build_layout
 from benchmarks.goals import Goal, finish, machine
+from benchmarks.saved_bytes import saved_bytes
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig
@@ -90,7 +91,7 @@ def measure(architecture: str, window: int, ratio: float, *, options: argparse.N
             if number:
                 times[name].append(seconds)
     saved = {
-        name: saved_bytes(model, images, batches[0], options.device)
+        name: _saved_bytes(model, images, batches[0], options.device)
         for name, model in (("sparse", sparse), ("dense", dense))
     }
     found = {f"seconds_{name}": median(values) for name, values in times.items()}
@@ -146,24 +147,9 @@ def _timed(run: Callable[[], None], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def saved_bytes(model: GreenMIM, images: Tensor, batch: dict[str, Any], device: str) -> int:
-    """Return the bytes that autograd keeps for backward: each storage once, parameters and their views left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    seen: dict[int, int] = {}
-    kept: list[Tensor] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)
-        return tensor
-
-    autocast = torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
-        loss = model(images, **batch)
-    del loss
-    return sum(seen.values())
+def _saved_bytes(model: GreenMIM, images: Tensor, batch: dict[str, Any], device: str) -> int:
+    with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+        return saved_bytes(model, lambda: model(images, **batch))
 
 
 def _device_name(device: str) -> str:

@@ -43,7 +43,7 @@ class MapGroup:
     """Their places in the micro-batch."""
     size: Size
     """Height and width that the backbone saw, in pixels: a multiple of 32."""
-    maps: list[Float[Tensor, "g c h w"]]
+    maps: list[Float[Tensor, "g _ _ _"]]
     """One a stride, finest first."""
 
 

@@ -1,34 +1,19 @@
 """Shape annotations of tensor functions are checked in every test, and nowhere else."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-SHAPED = (
-    "backbones.convnext",
-    "backbones.faster_vit",
-    "backbones.positions",
-    "backbones.sec_attention",
-    "backbones.sec_network",
-    "backbones.sec_stage",
-    "backbones.sec_swin",
-    "backbones.sec_visible",
-    "backbones.secvit",
-    "backbones.submanifold",
-    "backbones.token_grid",
-    "backbones.twins",
-    "backbones.vit",
-    "backbones.window_attention",
-    "backbones.xfa",
-    "backbones.xformer",
-    "backbones.xformer_visible",
-    "engine.probes",
-    "pretrain.decoder",
-    "pretrain.greenmim",
-    "pretrain.targets",
-)
+ROOT = Path(__file__).parents[1]
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("backbones", "data", "engine", "finetune", "pretrain")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "from jaxtyping import" in path.read_text()
+]
 
 install_import_hook(SHAPED, "beartype.beartype")
 

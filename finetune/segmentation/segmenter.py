@@ -5,7 +5,7 @@ Legend: b images, c classes, h w height and width in pixels, m (image, class) pa
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ PIXEL_HEADS = {"uper_net": (uper_net, 512), "semantic_fpn": (semantic_fpn, 256),
 """What makes each head, and its published width."""
 
 
+@runtime_checkable
 class Head(Protocol):
     """What turns maps into a loss or into scores."""
 

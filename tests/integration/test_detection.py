@@ -1,24 +1,16 @@
 """The detection program under the real launcher: two processes learn and measure what one does."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from data.scenes import CLASSES, scene_members
 from data.writer import NewSample, ShardLimits, write_shards
-from engine.checkpoint import newest_checkpoint
 from engine.recipe import parse
 from finetune.choosing import CONFIGS, choose_task
 from finetune.detection.trainer import train
+from tests.integration.launched import difference, launch_well, results_of, samples_of
 
-ROOT = Path(__file__).parents[2]
-TWO_PROCESSES = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file")
-CONFIG_FILE = "pretrain/cpu_two_processes.yaml"
 FP32_BOUND = 2e-5
 RECIPE = """
 backbone: {name: swin_tiny_patch4_window7_224, img_size: [64, 64], window: 4, embed_dim: 16,
@@ -49,42 +41,18 @@ def words(tmp_path):
     return ["--recipe", str(tmp_path / "recipe.yaml"), *shards]
 
 
-def launch(*words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))}
-    done = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, CONFIG_FILE, "--main_process_port", port, "finetune/main.py", *words],
-        cwd=ROOT,
-        env={**kept, "OMP_NUM_THREADS": "1"},
-        timeout=400,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
-def samples_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for path in folder.glob("samples-*.jsonl") for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda line: (line["step"], line["micro_batch"]))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(450)
 def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_path):
     task, left = choose_task([*words, "--run.folder", str(tmp_path / "alone")])
     train(parse(CONFIGS[task], left))
-    launch(*words, "--run.folder", str(tmp_path / "together"))
+    launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"), timeout_s=400)
     folders = tmp_path / "alone", tmp_path / "together"
     ours, theirs = map(samples_of, folders)
     assert ours == theirs
     assert len(ours) == 8
-    one, two = (newest_checkpoint(folder / "checkpoints") for folder in folders)
-    for kind in ("weight", "ema"):
-        for name in one.names(kind):
-            assert (one.read_full(kind, name) - two.read_full(kind, name)).abs().max() < FP32_BOUND, name
-    alone, together = (json.loads((folder / "evaluation.json").read_text())["results"] for folder in folders)
+    assert difference(*folders) < FP32_BOUND
+    alone, together = map(results_of, folders)
     assert [line["name"] for line in together] == ["last raw", "last ema", "best raw", "best ema"]
     for mine, other in zip(alone, together, strict=True):
         assert mine["num_images"] == other["num_images"] == 5

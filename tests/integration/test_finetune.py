@@ -1,30 +1,16 @@
 """The fine-tuning program under the real launcher: two processes learn and measure what one does, at every ZeRO stage."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from data.scenes import scene_members
 from data.writer import NewSample, ShardLimits, write_shards
-from engine.checkpoint import newest_checkpoint
 from engine.recipe import parse
 from finetune.config import FinetuneConfig
 from finetune.trainer import train
+from tests.integration.launched import difference, launch_well, results_of, samples_of
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = "finetune/main.py"
-TWO_PROCESSES = (
-    "-m",
-    "accelerate.commands.accelerate_cli",
-    "launch",
-    "--config_file",
-    "pretrain/cpu_two_processes.yaml",
-)
 FP32_BOUND = 2e-6  # measured: 1.5e-7 after four steps, for another order of fp32 sums
 RECIPE = """
 backbone: {name: swin_tiny_patch4_window7_224, img_size: [64, 64], window: 2, embed_dim: 16,
@@ -54,41 +40,11 @@ def words(tmp_path):
     ]
 
 
-def launch(*words: str, timeout_s: int = 150) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))}
-    done = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, "--main_process_port", port, PROGRAM, *words],
-        cwd=ROOT,
-        env={**kept, "OMP_NUM_THREADS": "1"},
-        timeout=timeout_s,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-
-
-def samples_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for path in folder.glob("samples-*.jsonl") for line in path.read_text().splitlines()]
-    return sorted(lines, key=lambda line: (line["step"], line["micro_batch"]))
-
-
-def difference(one: Path, other: Path) -> float:
-    ours, theirs = (newest_checkpoint(folder / "checkpoints") for folder in (one, other))
-    return max(
-        float((ours.read_full(kind, name) - theirs.read_full(kind, name)).abs().max())
-        for kind in ("weight", "ema")
-        for name in ours.names(kind)
-    )
-
-
 def check_alike(alone: Path, together: Path) -> None:
     assert samples_of(alone) == samples_of(together)
     assert len(samples_of(alone)) == 16
     assert difference(alone, together) < FP32_BOUND
-    results = [json.loads((folder / "evaluation.json").read_text())["results"] for folder in (alone, together)]
+    results = [results_of(folder) for folder in (alone, together)]
     assert [line["name"] for line in results[1]] == ["last raw", "last ema", "best raw", "best ema"]
     for ours, theirs in zip(*results, strict=True):
         assert ours["num_images"] == theirs["num_images"] == 19
@@ -98,7 +54,7 @@ def check_alike(alone: Path, together: Path) -> None:
 @pytest.mark.timeout(200)
 def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_path):
     train(parse(FinetuneConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
-    launch(*words, "--run.folder", str(tmp_path / "together"))
+    launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"))
     check_alike(tmp_path / "alone", tmp_path / "together")
 
 
@@ -106,5 +62,5 @@ def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_pa
 @pytest.mark.timeout(300)
 def test_two_processes_under_zero3_learn_and_measure_what_one_does(words, tmp_path):
     train(parse(FinetuneConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
-    launch(*words, "--run.folder", str(tmp_path / "together"), "--distributed.zero-stage", "3")
+    launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"), "--distributed.zero-stage", "3")
     check_alike(tmp_path / "alone", tmp_path / "together")

@@ -1,8 +1,6 @@
 """The pretraining program under the real launcher: two processes equal one, and it refuses what cannot be divided."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,32 +10,9 @@ import pytest
 import torch
 
 from engine.checkpoint import CheckpointStore
+from tests.integration.launched import ROOT, launch, start
 
-ROOT = Path(__file__).parents[2]
-ACCELERATE = (
-    sys.executable,
-    "-m",
-    "accelerate.commands.accelerate_cli",
-    "launch",
-    "--config_file",
-    "pretrain/cpu_two_processes.yaml",
-)
 FP32_BOUND = 1e-5
-
-
-def start(*command: str, timeout_s: int = 150) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_"))}
-    return subprocess.run(
-        command, cwd=ROOT, env={**kept, "OMP_NUM_THREADS": "1"}, timeout=timeout_s, capture_output=True, text=True
-    )
-
-
-def launch(*words: str, processes: int = 2, timeout_s: int = 150) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    more = ("--num_processes", str(processes), "--main_process_port", port)
-    return start(*ACCELERATE, *more, "pretrain/main.py", *words, timeout_s=timeout_s)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +54,7 @@ def notes(folder: Path) -> dict[tuple[int, int], str]:
 def test_two_processes_under_deepspeed_equal_one(words, tmp_path):
     one = start(sys.executable, "pretrain/main.py", *words, "--run.folder", str(tmp_path / "one"))
     assert one.returncode == 0, one.stderr[-3000:]
-    two = launch(*words, "--run.folder", str(tmp_path / "two"))
+    two = launch("pretrain", *words, "--run.folder", str(tmp_path / "two"))
     assert two.returncode == 0, two.stderr[-3000:]
     assert len(list((tmp_path / "two").glob("samples-*.jsonl"))) == 2
     assert notes(tmp_path / "one") == notes(tmp_path / "two")
@@ -95,13 +70,13 @@ def test_an_error_on_one_process_ends_all_with_its_message(words, tmp_path):
     folder = tmp_path / "taken"
     folder.mkdir()
     (folder / "checkpoints").write_text("a file where the folder belongs")
-    refused = launch(*words, "--run.folder", str(folder))
+    refused = launch("pretrain", *words, "--run.folder", str(folder))
     assert refused.returncode != 0
     assert f"error: run folder {folder} cannot be used" in refused.stderr + refused.stdout
 
 
 def test_a_process_count_that_does_not_divide_is_refused_with_those_that_do(words, tmp_path):
-    refused = launch(*words, "--run.folder", str(tmp_path / "three"), processes=3)
+    refused = launch("pretrain", *words, "--run.folder", str(tmp_path / "three"), processes=3)
     assert refused.returncode != 0
     errors = {
         line.split("error: ")[1] for line in (refused.stderr + refused.stdout).splitlines() if "error: 4 micro" in line

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_pretrain import FP32_BOUND, launch, start
+from tests.integration.launched import ROOT, launch, start
+from tests.integration.test_pretrain import FP32_BOUND
 
-ROOT = Path(__file__).parents[2]
 IMAGENETTE = ROOT.parent / "shared" / "data" / "imagenette_128_shards"
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +31,7 @@ def words(tmp_path_factory):
 
 
 def test_two_processes_under_deepspeed_learn_from_photographs(words, tmp_path):
-    done = launch(*words, "--run.folder", str(tmp_path / "run"), timeout_s=1500)
+    done = launch("pretrain", *words, "--run.folder", str(tmp_path / "run"), timeout_s=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     found = losses(tmp_path / "run")
     assert len(found) == 12
@@ -43,6 +43,6 @@ def test_two_processes_equal_one(words, tmp_path):
     few = ("--optimizer.steps", "3", "--report.every-steps", "1", "--optimizer.warmup-steps", "1")
     one = start(sys.executable, "pretrain/main.py", *words, *few, "--run.folder", str(tmp_path / "one"), timeout_s=600)
     assert one.returncode == 0, one.stderr[-3000:]
-    two = launch(*words, *few, "--run.folder", str(tmp_path / "two"), timeout_s=600)
+    two = launch("pretrain", *words, *few, "--run.folder", str(tmp_path / "two"), timeout_s=600)
     assert two.returncode == 0, two.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=10 * FP32_BOUND)
