@@ -108,10 +108,10 @@ def cluster_attention(
     place = torch.empty(sort.numel(), dtype=torch.int64, device=q.device).scatter_(0, sort.flatten(), slot.flatten())
     rows = sort.index_select(1, slots.rank).flatten() if slots.free is not None else sort.flatten()
     q, k, v = (
-        _take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(batch * heads, num_clusters, -1, x.shape[-1])
+        _take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(batch * heads * num_clusters, 1, -1, x.shape[-1])
         for x in (q, k, v)
-    )
-    seen = None if slots.free is None else ~slots.free[:, None, :]
+    )  # bh n -> bhg 1 s: with one head to a cluster, attention's outcome and gradients lie as they are read next
+    seen = None if slots.free is None else ~slots.free.repeat(batch * heads, 1)[:, None, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).flatten(0, 2)
     # the gradient of a free slot is zero, not that of the token whose copy it holds
     out = _take(out, place, back=rows) if slots.free is None else out.index_select(0, place)
