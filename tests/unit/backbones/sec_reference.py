@@ -6,7 +6,7 @@ from torch import nn
 
 from backbones.faster_vit import ConvBlock, NormedDownsample
 from backbones.faster_vit import Stem as FasterStem
-from backbones.sec_attention import cluster_attention, rotation, turned
+from backbones.sec_attention import cluster_attention, num_clusters_for, rotation, turned
 from backbones.sec_stage import ConvDownsample, ConvStem
 from backbones.sec_swin import MergeDownsample, PatchEmbed
 
@@ -22,7 +22,7 @@ def dense_reference(model, x, visible):
                 y = F.gelu(_batch_norm(block.norm1, block.conv1(x), visible), approximate="tanh") * _seen(x, visible)
                 x = x + _batch_norm(block.norm2, block.conv2(y), visible)
             else:
-                x = _attention_block(block, x, _seen(x, visible), rope=stage.rope)
+                x = _attention_block(block, x, _seen(x, visible), rope=stage.rope, num_units=int(visible.sum()))
     tokens = x[:, :, visible].mT
     return model.norm(tokens) if isinstance(model.norm, nn.LayerNorm) else tokens
 
@@ -75,7 +75,7 @@ def _layer_norm(layer, maps, visible):
     return layer(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * _seen(maps, visible)
 
 
-def _attention_block(block, x, keep, *, rope):
+def _attention_block(block, x, keep, *, rope, num_units):
     def tokens(maps):
         return maps[:, :, keep].mT
 
@@ -90,7 +90,8 @@ def _attention_block(block, x, keep, *, rope):
     q, k, v = qkv.unbind(2)
     if rope:
         q, k, v = turned(qkv, rotation(keep.nonzero(), q.shape[-1], dtype=x.dtype))
-    out = cluster_attention(q, k, v, num_clusters=attn.num_clusters, global_token=attn.global_token).flatten(2)
+    clusters = num_clusters_for(num_units, at_224=attn.num_clusters) if attn.scale_clusters else attn.num_clusters
+    out = cluster_attention(q, k, v, num_clusters=clusters, global_token=attn.global_token).flatten(2)
     if attn.lepe is not None:
         out = out + tokens(attn.lepe(maps(v.flatten(2))))
     x = x + maps(attn.out_proj(out))

@@ -23,6 +23,17 @@ MODELS = {
     "swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN),
     "swin_v2": ("swinv2_tiny_window8_256", SMALL_SWIN),
     "vit": ("vit_small_patch16_224", SMALL_VIT),
+    "twins": (
+        "twins_svt_small",
+        {
+            "img_size": (64, 96),
+            "embed_dims": (16, 32, 64, 128),
+            "num_heads": (1, 2, 4, 8),
+            "depths": (2, 2, 2, 2),
+            "wss": (4, 4, 2, 1),
+        },
+    ),
+    "convnext": ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}),
 }
 
 
@@ -57,7 +68,8 @@ for folder in folders:
         head = timm.create_model("local-dir:" + folder, pretrained=True, num_classes=10).eval()
         maps = timm.create_model("local-dir:" + folder, pretrained=True, features_only=True).eval()
         size = tuple(2 * side for side in x.shape[-2:])
-        large = timm.create_model("local-dir:" + folder, pretrained=True, img_size=size).eval()
+        sized = {} if "convnext" in folder else {"img_size": size}
+        large = timm.create_model("local-dir:" + folder, pretrained=True, **sized).eval()
         results[folder] = {
             "features": model.forward_features(x), "mean": cfg["mean"], "std": cfg["std"], "size": cfg["input_size"],
             "with_head": head.forward_features(x), "logits": head(x).shape, "maps": [m.shape for m in maps(x)],
@@ -73,7 +85,7 @@ def fresh_process(tmp_path_factory):
     base = tmp_path_factory.mktemp("handoff")
     for kind, (_, model_args) in MODELS.items():
         hand_off(base / kind, make(kind), kind)
-        torch.save(torch.randn(2, 3, *model_args["img_size"]), base / f"{kind}.images.pt")
+        torch.save(torch.randn(2, 3, *model_args.get("img_size", (224, 224))), base / f"{kind}.images.pt")
     root = str(Path(__file__).parents[3])
     script = base / "fresh.py"
     script.write_text(f"import sys; sys.path[:] = [p for p in sys.path if p != {root!r}]\n" + FRESH)
@@ -101,7 +113,7 @@ def test_timm_alone_adds_a_head_gives_maps_and_takes_other_sizes(fresh_process, 
     assert len(found["maps"]) >= 2
     assert found["large"][0] == 2
     assert (tuple(found["mean"]), tuple(found["std"])) == (MEAN, STD)
-    assert found["size"] == (3, *images.shape[-2:])
+    assert tuple(found["size"]) == (3, *images.shape[-2:])
 
 
 def test_folder_says_how_it_was_made(tmp_path):
@@ -134,7 +146,7 @@ def test_loading_at_another_size_resizes_tables(tmp_path):
 def test_feature_maps_are_those_of_the_whole_model(tmp_path, kind):
     model = make(kind)
     hand_off(tmp_path / "backbone", model, kind)
-    images = torch.randn(1, 3, *MODELS[kind][1]["img_size"])
+    images = torch.randn(1, 3, *MODELS[kind][1].get("img_size", (224, 224)))
     with torch.no_grad():
         maps = load_backbone(tmp_path / "backbone", features_only=True).eval()(images)
         expected = model.forward_intermediates(images, intermediates_only=True)[-1]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from backbones.build import forward_masked, forward_visible, layout_spec, mask_token_dim
+from backbones.sec_attention import num_clusters_for
 from backbones.visible import build_layout
 from engine.batch_norm import commit_step_statistics, step_batch_norm
 from tests.unit.backbones.sec_reference import dense_reference
@@ -54,6 +55,17 @@ def test_masked_forward_and_gradient_equal_dense_maps_without_the_masked_tokens(
     gradients, expected_gradients = (torch.autograd.grad((f * weight).sum(), parameters) for f in (got, expected))
     for (name, _), g, e in zip(model.named_parameters(), gradients, expected_gradients, strict=True):
         assert (g - e).abs().max() <= 1e-10 * max(1, e.abs().max()), name
+
+
+def test_clusters_follow_the_number_of_visible_units():
+    """90 of 100 units, of 49 at 224 px: twice the clusters, and what dense maps without the masked tokens give."""
+    model = small(img_size=(320, 320))
+    visible = np.ones((10, 10), dtype=bool)
+    visible.flat[::10] = False
+    layout, seen = layout_for(model, visible)
+    assert num_clusters_for(layout.stages[2].num_units, at_224=32) == 64
+    got = forward_visible(model, images(320, 320, batch=1), layout)
+    assert torch.allclose(got, dense_reference(model, images(320, 320, batch=1), seen), rtol=1e-9)
 
 
 OPTIONS = [("secvit_tiny", options) for options in ABLATIONS.values()] + [

@@ -21,7 +21,7 @@ def hand_off(folder, model, *, name="secvit_tiny", **model_args):
     write_backbone(
         folder,
         architecture=name,
-        model_args={**SMALL, "img_size": (64, 96), **model_args},
+        model_args=model_args or {**SMALL, "img_size": (64, 96)},
         state=model.state_dict(),
         mean=MEAN,
         std=STD,
@@ -48,10 +48,15 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("name", ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"])
+XFORMER = {"widths": (8, 8, 12, 16, 16), "stem_width": 4, "embed_dims": (12, 12, 16), "depths": (1, 1, 1), "qkv_dim": 8}
+MODELS = {"secvit_tiny": SMALL, "sec_swin_tiny": SMALL, "sec_faster_vit_0": SMALL, "xformer": XFORMER}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path, name):
-    model = small(name, img_size=(64, 96)).float()
-    hand_off(tmp_path / "backbone", model, name=name)
+    sizes = {**MODELS[name], "img_size": (64, 96)}
+    model = timm.create_model(name, num_classes=0, **sizes).eval()
+    hand_off(tmp_path / "backbone", model, name=name, **sizes)
     x = images(64, 96).float()
     torch.save(x, tmp_path / "x.pt")
     command = [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("backbone", "x.pt", "out.pt"))]
