@@ -3,7 +3,8 @@
     FOLDER/
     ├── predictions.json     one entry a picture, in the order of their names
     ├── cat.overlay.png      the answer drawn into cat.jpg
-    └── cat.labels.png       the class of each pixel, of runs that segment
+    ├── cat.labels.png       the class of each pixel, of runs that segment
+    └── cat.similarities.png each class query's likeness with the places, of runs that segment with SegViT
 
 A picture that does not decode is named in ``predictions.json`` with the reason.
 """
@@ -73,6 +74,8 @@ def _predict_one(path: Path, *, name: str, predictor: Predictor, out: Path) -> d
     answer.overlay.save(out / f"{name}.overlay.png")
     if answer.label_map is not None:
         Image.fromarray(answer.label_map).save(out / f"{name}.labels.png")
+    if answer.similarities is not None:
+        answer.similarities.save(out / f"{name}.similarities.png")
     return {"file": str(path), "height": pixels.shape[0], "width": pixels.shape[1], **answer.record}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.prediction import Picture, Prediction, Predictor
-from finetune.segmentation.pictures import draw_label_map, predict_label_map
+from finetune.segmentation.pictures import draw_label_map, draw_similarities, has_queries, predict_label_map
 from finetune.segmentation.trained import load_trained
 
 
@@ -22,6 +22,11 @@ def label_predictor(path: Path, weights: str) -> Predictor:
         shares = np.bincount(labels.ravel(), minlength=len(trained.classes)) / labels.size
         present = {name: float(share) for name, share in zip(trained.classes, shares, strict=True) if share}
         overlay = draw_label_map(picture, labels, classes=trained.classes)
-        return Prediction(record={"shares": present}, overlay=overlay, label_map=labels.astype(np.uint8))
+        return Prediction(
+            record={"shares": present},
+            overlay=overlay,
+            label_map=labels.astype(np.uint8),
+            similarities=draw_similarities(trained, picture) if has_queries(trained) else None,
+        )
 
     return predict

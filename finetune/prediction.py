@@ -22,6 +22,8 @@ class Prediction:
     """The answer drawn into the picture."""
     label_map: npt.NDArray[np.uint8] | None = None
     """[height, width]: the class of each pixel, of runs that segment."""
+    similarities: Image.Image | None = None
+    """Masks of the class queries beside the picture, of runs that segment with SegViT."""
 
 
 Predictor = Callable[[Picture], Prediction]

@@ -63,16 +63,16 @@ def draw_label_map(image: Picture, label_map: LabelMap, *, classes: Sequence[str
     return canvas
 
 
+def has_queries(trained: TrainedSegmenter) -> bool:
+    """Return whether the head has class queries, as SegViT's have."""
+    return isinstance(trained.segmenter.head, AtmHead)
+
+
 @torch.inference_mode()
 def draw_similarities(trained: TrainedSegmenter, image: Picture) -> Image.Image:
-    """Return the image [h, w, 3] beside the masks of the classes with the largest ones: query-to-place similarities as shares.
-
-    Raises:
-        ValueError: the head has no class queries; only SegViT's have.
-    """
+    """Return the image [h, w, 3] beside the masks of the classes with the largest ones: query-to-place similarities as shares."""
     segmenter = trained.segmenter
-    if not isinstance(segmenter.head, AtmHead):
-        raise ValueError(f"similarities are SegViT's, this run has {trained.config.segmenter.head}")
+    assert has_queries(trained)
     normalised = segmenter.pixels(_batch_of(image, segmenter))
     (masks,) = infer(segmenter.masks, normalised, config=trained.config.inference, window=window_of(trained.config))
     largest = masks.mean(dim=(1, 2)).argsort(descending=True)[:MOST_MASKS].tolist()

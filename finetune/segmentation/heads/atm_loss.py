@@ -36,6 +36,9 @@ def atm_losses(
 ) -> dict[str, Tensor]:
     """Return ``loss``, the weighted sum over all stages, and its parts of the last: ``class_loss``, ``focal_loss``, ``dice_loss``.
 
+    Focal and dice losses are means over the masks of this micro-batch; the published code divides by the mean number of masks
+    over the devices, so that pictures with many classes weigh more.
+
     ``shown`` are the (image, class) pairs that the label maps show, found where they were read: finding them here would wait
     for the device.
     """

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from engine.checkpoint import newest_checkpoint
+from finetune.predict import predict
 from finetune.segmentation.config import SegmenterConfig
 from finetune.segmentation.eval_only import measure
 from finetune.segmentation.segmenter import build_segmenter
 from finetune.segmentation.trained import load_trained
 from finetune.segmentation.trainer import train
 from finetune.start import resolve_start
+from finetune.tasks import TASKS, task_of_run
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 VIT = {"name": "vit_tiny_patch16_224", "embed_dim": 32, "depths": None, "num_heads": (2,), "window": None}
@@ -89,6 +92,21 @@ def test_a_trained_segmenter_is_made_again_without_the_weights_it_started_from(w
     raw = load_trained(folder, "raw")
     assert (raw.name, raw.step, raw.classes) == ("raw", 4, ("sky", "wall", "road"))
     assert raw.segmenter.scores(torch.zeros(1, 3, 40, 56)).shape == (1, 3, 40, 56)
+
+
+def test_predict_writes_label_maps_and_what_the_queries_look_like(whole, make_scene, tmp_path):
+    folder, _ = whole
+    (tmp_path / "one.png").write_bytes(make_scene(3, size=(40, 56))["png"])
+    task = TASKS[task_of_run(folder)]
+    words = [str(folder), str(tmp_path / "one.png"), "--out", str(tmp_path / "out"), "--weights", "best-ema"]
+    predict(words, predictor_of=lambda _: task.predictor)
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert sum(record["shares"].values()) == pytest.approx(1)
+    with Image.open(tmp_path / "out" / "one.labels.png") as labels:
+        assert labels.size == (56, 40)
+        assert labels.getextrema()[1] <= 2
+    assert (tmp_path / "out" / "one.overlay.png").is_file()
+    assert (tmp_path / "out" / "one.similarities.png").is_file()
 
 
 HEADS = {
