@@ -1,6 +1,6 @@
 """What ``test_survival.py`` launches: the tiny run (``tests/tiny_run.py``) with one thing going wrong in it.
 
-Arguments: run folder, what goes wrong (``poison``, ``hang``, ``stop``), or ``count`` to
+Arguments: run folder, what goes wrong (``poison``, ``hang``, ``stop``, ``slow``), or ``count`` to
 count the bytes that a checkpoint moves between the processes (``moved-00000.json``); distributed engine, ZeRO stage.
 """
 
@@ -22,6 +22,8 @@ from tests.tiny_run import config_of, run_tiny
 
 POISONED = {(4, 2), (6, 1)}
 STALL_TIMEOUT_S = 8.0
+SLOW_S = 0.1
+"""How much longer the slow process takes for each micro-batch."""
 
 
 COLLECTIVES = (
@@ -80,6 +82,8 @@ def main() -> None:
             count(training, folder)
         if training.engine.rank != last:
             return
+        if what == "slow" and step == 0:
+            training.engine.module.register_forward_pre_hook(lambda *_: time.sleep(SLOW_S))
         if what == "hang" and step == 3:
             time.sleep(3600)
         if what == "stop" and step == 3:

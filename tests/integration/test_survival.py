@@ -9,19 +9,15 @@ import pytest
 import torch
 
 from engine.checkpoint import newest_checkpoint
-from tests.integration.survival_program import POISONED, STALL_TIMEOUT_S
-from tests.integration.test_pretrain import ROOT, start
+from tests.integration.launched import ACCELERATE, ROOT, start
+from tests.integration.survival_program import POISONED, SLOW_S, STALL_TIMEOUT_S
 from tests.tiny_run import MICRO_BATCHES, STEPS
 
 FP32_BOUND = 1e-5
 PROGRAM = "tests/integration/survival_program.py"
 ALONE = (sys.executable,)
 TWO_DDP = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-TWO_DEEPSPEED = (
-    sys.executable,
-    *("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "pretrain/cpu_two_processes.yaml"),
-    *("--num_processes", "2", "--main_process_port", "0"),
-)
+TWO_DEEPSPEED = (*ACCELERATE, "--num_processes", "2", "--main_process_port", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +98,25 @@ def test_a_process_that_hangs_ends_the_run_within_the_set_time_and_is_named(tmp_
         assert "before_step" in (folder / "stalls" / "rank-00001.txt").read_text()
     silent = min(beat["silent_s"] for beat in report["heartbeats"] if beat["rank"] == 0)
     assert STALL_TIMEOUT_S < silent < 4 * STALL_TIMEOUT_S, f"of {seconds:.0f} s in all"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "engine", "stage"),
+    [
+        (TWO_DDP, "ddp", "1"),
+        pytest.param(TWO_DEEPSPEED, "deepspeed", "1", marks=pytest.mark.slow),
+        pytest.param(TWO_DEEPSPEED, "deepspeed", "3", marks=pytest.mark.slow),
+    ],
+)
+def test_a_slow_process_is_named_though_the_others_wait_for_it(tmp_path, launcher, engine, stage):
+    ended = run(launcher, tmp_path / "run", "slow", engine, stage)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["slowest_process"] == 1
+    if stage != "3":  # there the others wait in the forward pass, too, for its share of the weights
+        assert last["seconds_busy_max"] - last["seconds_busy_median"] > 4 * SLOW_S, "of 4 steps of 2 micro-batches each"
+    assert last["slowest_process_ratio"] > 1.3
+    assert "process 1 takes" in ended.stderr
 
 
 @pytest.mark.parametrize(
