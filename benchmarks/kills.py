@@ -89,6 +89,11 @@ def goals(figures: dict[str, Any]) -> list[Goal]:
                 Goal(name=f"{words}: micro-batches lost or made of other samples", value=drill["lost"], at_most=0)
             )
             found.append(Goal(name=f"{words}: tensors that differ", value=drill["tensors_differing"], at_most=0))
+    if "full_disk" in figures:
+        drill = figures["full_disk"]
+        found.append(
+            Goal(name="full disk: ends that say what to do", value=drill["said_what_to_do"], at_least=drill["fills"])
+        )
     return found
 
 
@@ -144,7 +149,7 @@ class Drills:
                     raise RunFailedError(f"the run ended well on a full disk, fill {fill + 1}")
                 if not any(words in said for words in NO_SPACE):
                     raise RunFailedError(f"the run does not say that the disk is full:\n{said}")
-                messages += "is intact" in said or "there is no earlier one" in said
+                messages += "free some space" in said and "Traceback" not in said
                 filler.unlink(missing_ok=True)
                 say(f"full disk: fill {fill + 1} of {num_fills}, ended with code {code}")
             self._start(disk / "run", steps=steps).wait_done()
@@ -153,7 +158,7 @@ class Drills:
             if mounted:
                 subprocess.run(["umount", str(disk)], check=True)
         way = f"tmpfs of {DISK_MIB} MiB" if mounted else "RLIMIT_FSIZE"
-        return {"way": way, "fills": num_fills, "said_what_is_intact": messages, **compared}
+        return {"way": way, "fills": num_fills, "said_what_to_do": messages, **compared}
 
     def _whole(self, steps: int) -> Path:
         """Return an undisturbed run of so many steps."""

@@ -5,7 +5,6 @@ the folder; a process that fails leaves its message instead, and all of them fai
 """
 
 import contextlib
-import errno
 import json
 import logging
 import shutil
@@ -23,11 +22,10 @@ from engine.checkpoint_format import (
     write_slices,
 )
 from engine.durable import fsync_folder
+from engine.errors import NO_SPACE
 from engine.slices import Slice
 
 logger = logging.getLogger(__name__)
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CheckpointError(ValueError):
@@ -140,7 +138,7 @@ class Write:
         needed_bytes = sum(s.values.numel() * s.values.element_size() for s in self.slices)
         steps = checkpoint_steps(self.folder.parent)
         intact = f"{step_folder(self.folder.parent, steps[-1])} is intact" if steps else "there is no earlier one"
-        advice = "free some space or lower run.keep-last" if error.errno in _NO_SPACE else "check the folder"
+        advice = "free some space or lower run.keep-last" if error.errno in NO_SPACE else "check the folder"
         return CheckpointError(
             f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs {needed_bytes} bytes there "
             f"({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
