@@ -100,18 +100,20 @@ def cluster_attention(
     if num_clusters <= 1:
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    order = similarity(q, k, global_token=global_token).argsort(dim=-1, stable=True)
+    likeness = similarity(q, k, global_token=global_token)
+    # ONNX has one sort, which is stable
+    order = likeness.argsort(dim=-1) if torch.onnx.is_in_onnx_export() else likeness.argsort(dim=-1, stable=True)
     slots = cluster_slots(num_tokens, num_clusters, device=q.device)
     image, head = (torch.arange(size, device=q.device) for size in (batch, heads))
     sort = ((image[:, None, None] * num_tokens + order) * heads + head[:, None]).flatten(0, 1)  # bh n: rows of b n h
     slot = torch.arange(batch * heads, device=q.device)[:, None] * slots.rank.numel() + slots.slot
     place = torch.empty(sort.numel(), dtype=torch.int64, device=q.device).scatter_(0, sort.flatten(), slot.flatten())
     rows = sort.index_select(1, slots.rank).flatten() if slots.free is not None else sort.flatten()
+    groups = (batch * heads, num_clusters) if q.is_cuda else (batch * heads * num_clusters, 1)
     q, k, v = (
-        _take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(batch * heads * num_clusters, 1, -1, x.shape[-1])
-        for x in (q, k, v)
-    )  # bh n -> bhg 1 s: with one head to a cluster, attention's outcome and gradients lie as they are read next
-    seen = None if slots.free is None else ~slots.free.repeat(batch * heads, 1)[:, None, None]
+        _take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(*groups, -1, x.shape[-1]) for x in (q, k, v)
+    )  # on a CPU with one head to a cluster, so that attention's gradients lie as they are read next; GPUs' grids end at 65535
+    seen = None if slots.free is None else ~slots.free.repeat(batch * heads, 1).view(*groups, 1, -1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).flatten(0, 2)
     # the gradient of a free slot is zero, not that of the token whose copy it holds
     out = _take(out, place, back=rows) if slots.free is None else out.index_select(0, place)
@@ -163,16 +165,16 @@ def window_groups(coords: Int[Tensor, "n 2"], *, partition: Partition, side: int
     return torch.stack([row, col]) if partition == "cswin" else (row * (1 << 20) + col)[None]
 
 
-def rotation(coords: Int[Tensor, "n 2"], head_dim: int, *, dtype: torch.dtype) -> Tensor:
-    """Return [n, f] complex numbers that turn pairs of features by a token's row (first half) and column (second half)."""
+def rotation(coords: Int[Tensor, "n 2"], head_dim: int, *, dtype: torch.dtype) -> Float[Tensor, "n f 2"]:
+    """Return cosines and sines that turn pairs of features by a token's row (first half) and column (second half)."""
     quarter = head_dim // 4
     frequency = 10000.0 ** -torch.linspace(0, 1, quarter, dtype=dtype, device=coords.device)
     angle = (coords.to(dtype)[:, :, None] * frequency).flatten(1)
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def turned(
-    qkv: Float[Tensor, "b n 3 h d"], turn: Tensor
+    qkv: Float[Tensor, "b n 3 h d"], turn: Float[Tensor, "n f 2"]
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
     """Return queries and keys with their pairs of features turned, in fp32 or better, and the values as they are."""
     found: Any = _Turned.apply(qkv, turn)
@@ -195,14 +197,18 @@ class _Turned(torch.autograd.Function):
         grad_q, grad_k, grad_v = grads
         batch, tokens, heads, dim = grad_v.shape
         grad = grad_v.new_empty(batch, tokens, 3, heads, dim, dtype=ctx.dtype)
-        grad[:, :, 0], grad[:, :, 1], grad[:, :, 2] = rotate(grad_q, turn.conj()), rotate(grad_k, turn.conj()), grad_v
+        back = turn * turn.new_tensor((1, -1))
+        grad[:, :, 0], grad[:, :, 1], grad[:, :, 2] = rotate(grad_q, back), rotate(grad_k, back), grad_v
         return grad, None
 
 
-def rotate(x: Float[Tensor, "b n h d"], turn: Tensor) -> Float[Tensor, "b n h d"]:
+def rotate(x: Float[Tensor, "b n h d"], turn: Float[Tensor, "n f 2"]) -> Float[Tensor, "b n h d"]:
     """Return queries or keys with their pairs of features turned, in fp32 or better."""
-    pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
+    pairs = x.to(turn.dtype).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # neither compilers nor ONNX know complex numbers
+        (first, second), (cos, sin) = pairs.unbind(-1), turn[:, None].unbind(-1)
+        return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn)[:, None]).flatten(-2)
 
 
 @dataclass(frozen=True, kw_only=True)

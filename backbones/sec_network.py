@@ -56,7 +56,7 @@ class SecNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        self.head_kind, self.global_pool, self.drop_rate = head, global_pool, drop_rate
+        self.head_kind, self.drop_rate = head, drop_rate
         self.head_layers = {"projected": ("proj", "norm"), "normed": ("norm",), "plain": ()}[head]
         """Layers that exist for the classifier only: without one they go, with a new one they start anew."""
         self.grad_checkpointing = False
@@ -68,7 +68,7 @@ class SecNetwork(nn.Module):
         ]
         self.proj: nn.Module | None = None
         self.norm: nn.Module | None = nn.LayerNorm(dims[-1]) if head == "plain" else None
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, global_pool)
         init_weights(self)
 
     def forward(self, x: Float[Tensor, "b 3 y x"]) -> Tensor:
@@ -84,7 +84,7 @@ class SecNetwork(nn.Module):
         """Return the logits of a map, [b classes] or, without pooling, [b h w classes], or what the classifier would be given."""
         if self.proj is not None:
             x = self.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if self.norm is not None and self.head_kind != "plain":
             x = self.norm(x)
         if self.proj is not None:
             x = F.silu(x)
@@ -142,10 +142,11 @@ class SecNetwork(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one; for 0 classes the whole head goes."""
+        if global_pool not in ("avg", "", None):
+            raise ValueError(f"global_pool is avg, or nothing for a map, got {global_pool!r}")
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
-        if self.global_pool not in ("avg", ""):
-            raise ValueError(f"global_pool is avg, or nothing for a map, got {self.global_pool!r}")
+        like = next(self.patch_embed.parameters())
         width = PROJECTION if self.head_kind == "projected" else self.num_features
         self.head_hidden_size = width if num_classes else self.num_features
         if not num_classes:
@@ -154,9 +155,10 @@ class SecNetwork(nn.Module):
             self.head = None
             return
         if self.head_layers and self.norm is None:
-            self.norm = nn.BatchNorm2d(width)
-            self.proj = init_weights(nn.Linear(self.num_features, width)) if "proj" in self.head_layers else None
-        self.head = init_weights(nn.Linear(width, num_classes))
+            self.norm = nn.BatchNorm2d(width).to(like)
+            if "proj" in self.head_layers:
+                self.proj = init_weights(nn.Linear(self.num_features, width)).to(like)
+        self.head = init_weights(nn.Linear(width, num_classes)).to(like)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns of timm's layer groups."""
@@ -178,7 +180,7 @@ class SecNetwork(nn.Module):
 
     def final(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Return the last stage's tokens after what ends the features."""
-        return self.norm(x) if isinstance(self.norm, nn.LayerNorm) else x
+        return self.norm(x) if self.norm is not None and self.head_kind == "plain" else x
 
     def stage_tokens(
         self, x: Float[Tensor, "b n c"], levels: Sequence[TokenGrid], *, num_stages: int | None = None

@@ -40,9 +40,9 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
 
 
 def normed_convolution(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Float[Tensor, "b n c"], grid: TokenGrid
+    conv: nn.Conv2d, norm: Any, x: Float[Tensor, "b n c"], grid: TokenGrid
 ) -> Float[Tensor, "bm d p q"]:
-    """Return :func:`convolution` and its BatchNorm, over the places that there are; in evaluation as one convolution."""
+    """Return :func:`convolution` and its BatchNorm, of any kind, over the places that there are; in evaluation as one convolution."""
     if norm.training:
         return norm(convolution(conv, x, grid))
     mean, variance = norm.running_mean, norm.running_var

@@ -24,6 +24,8 @@ from finetune.segmentation.config import SegmenterConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, BATCH_SIZE, SIDE, LIMIT_S = 10, 4, 192, 900
+SEGVIT_LR = 3e-4
+"""What the wide head stands, from random weights."""
 LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "pretrain/cpu_two_processes.yaml")
 DETECTORS = tuple(overfit_detection.STEPS)
 HEADS = tuple(overfit_segmentation.HEADS)
@@ -102,6 +104,8 @@ def _segmenter(head: str, *, data: Path, work: Path, folder: Path) -> Any:
     part = overfit_segmentation.HEADS[head]
     shards = overfit_segmentation.write_chosen(data / "camvid_semseg", work / "camvid_8").resolve()
     own: Any = SegmenterConfig(head=part.segmenter.head, dim=384 if head == "segvit" else None)
+    if head == "segvit":
+        part = replace(part, base_lr=SEGVIT_LR, head_lr_scale=1.0)
     small = overfit_segmentation.part_config(replace(part, segmenter=own), shards=shards, folder=folder)
     crop = (SIDE, 256)
     return replace(

@@ -160,13 +160,24 @@ def _check(found: Exportable, file: Path, *, dynamic_batch: bool, dynamic_size: 
             images = _images(batch, size)
             with torch.inference_mode():
                 expected = found.network(images)
-            (answer,) = session.run(None, {"images": images.numpy()})
+            answer = _answer(session, images)
             off = max(off, float((torch.from_numpy(answer) - expected).abs().max()))
     if off > MOST_OFF:
         raise ValueError(
             f"{file} differs by {off:.1e} from torch under onnxruntime, at most {MOST_OFF:.0e} is expected"
         )
     return off
+
+
+def _answer(session: Any, images: Tensor) -> Any:
+    try:
+        (answer,) = session.run(None, {"images": images.numpy()})
+    except Exception as error:  # onnxruntime's own kinds
+        raise ValueError(
+            f"the file does not take images {tuple(images.shape)}: the network's code depends on what --dynamic-batch and "
+            f"--dynamic-size leave open; leave them out ({_first_line(error)})"
+        ) from error
+    return answer
 
 
 def _dynamic(*, batch: bool, size: bool) -> dict[int, Any]:

@@ -1,7 +1,8 @@
 """Feature pyramids of any backbone: maps of several strides, the same for a picture alone and inside a larger batch.
 
 The pictures of a micro-batch lie in the top-left corners of one canvas. The backbone runs once per true size, rounded up to
-a multiple of 32 pixels and filled with zeros there, so that padding never reaches a window, a cluster, a sum or a statistic.
+a multiple of 32 pixels and filled with zeros there, so that no padding beyond that reaches a window, a cluster, a sum or a
+statistic.
 
 Legend: b pictures, g pictures of one group, c channels, h w rows and columns of an image or a map.
 """

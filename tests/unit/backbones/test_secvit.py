@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from backbones.handoff import skeleton
@@ -190,6 +191,23 @@ def test_head_comes_with_classes_and_goes_without():
     model.reset_classifier(0, "")
     assert model(images()).shape == (2, 128, 2, 2)
     assert model.get_classifier() is None
+
+
+@pytest.mark.parametrize("name", ["secvit_tiny", "sec_faster_vit_0"])
+@pytest.mark.parametrize("convert", [convert_sync_batchnorm, freeze_batch_norm_2d])
+def test_the_head_keeps_its_norm_whatever_its_batch_norm_became(name, convert):
+    model = small(name, num_classes=5)
+    expected = model(images())
+    assert torch.allclose(convert(model).eval()(images()), expected)
+
+
+def test_a_new_classifier_has_the_networks_type_and_a_refused_one_changes_nothing():
+    model = small(num_classes=5)
+    model.reset_classifier(3)
+    assert model(images()).dtype == torch.float64
+    with pytest.raises(ValueError, match="global_pool is avg, or nothing for a map, got 'max'"):
+        model.reset_classifier(7, "max")
+    assert (model.num_classes, model.global_pool, model(images()).shape[-1]) == (3, "avg", 3)
 
 
 def test_first_version_has_its_own_head_and_no_rotation():

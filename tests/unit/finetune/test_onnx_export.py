@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 
+import backbones  # noqa: F401  (registers SecViT)
 from engine.pixels import Pixels
 from finetune.onnx_export import Exportable, FromPixels, Scores, export, exportable
 from finetune.segmentation.heads.segvit import SegViTHead
@@ -31,6 +32,20 @@ def segmenter():
     head = SegViTHead(features.channels, dim=16, num_heads=2, num_classes=3, loss="atm", score_stride=1)
     network = Segmenter(features, head, pixels=Pixels(*PIXELS))
     return Exportable(network=Scores(network).eval(), size=(32, 48), output="scores")
+
+
+def clustered():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)}
+    network = timm.create_model("secvit_tiny", num_classes=4, **sizes).eval()
+    return Exportable(network=FromPixels(Pixels(*PIXELS), network).eval(), size=(96, 64), output="logits")
+
+
+@pytest.mark.slow
+def test_clusters_and_rotary_positions_export_for_a_fixed_batch_and_a_free_one_is_refused(tmp_path):
+    assert 0 <= export(clustered(), tmp_path / "model.onnx") < 1e-4
+    with pytest.raises(ValueError, match="any number of images|does not take images"):
+        export(clustered(), tmp_path / "model.onnx", dynamic_batch=True)
 
 
 @pytest.mark.slow
