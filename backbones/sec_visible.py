@@ -54,7 +54,11 @@ def _forward_masked(
     visible: Bool[Tensor, "rows cols"],
     mask_token: Float[Tensor, "1 1 1 e"],
 ) -> Float[Tensor, "b l c"]:
-    """Run everything, without the masked pixels, and with the mask token after the stem."""
+    """Run everything, without the masked pixels, and with the mask token after the stem.
+
+    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way on
+    visible tokens has statistics that fit whole images.
+    """
     levels = dense_levels(images)
     pixels = torch.where(token_map(visible, levels[0].tile), images, 0)
     tokens = model.patch_embed(dense_pixels(pixels), levels)

@@ -120,7 +120,11 @@ def _forward_masked(
     visible: Bool[Tensor, "rows cols"],
     mask_token: Float[Tensor, "1 1 1 e"],
 ) -> Float[Tensor, "b l c"]:
-    """Run everything, without the masked pixels, and with the mask token after the stem."""
+    """Run everything, without the masked pixels, and with the mask token after the stem.
+
+    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way on
+    visible tokens has statistics that fit whole images.
+    """
     pixels = token_map(visible, (images.shape[2], images.shape[3]))
     x = model.stem(torch.where(pixels, images, 0))
     seen = token_map(visible, (x.shape[2], x.shape[3]))
