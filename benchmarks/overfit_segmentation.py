@@ -75,7 +75,7 @@ class Part:
 HEADS = {
     "segvit": Part(
         segmenter=SegmenterConfig(head="segvit", dim=64, num_heads=2, strides=(4, 8, 16)),
-        steps=800,
+        steps=1350,
         head_lr_scale=2.5,
         follows="semantic_fpn",
     ),
