@@ -15,7 +15,7 @@ from backbones.exporting import Layout, export_weights
 from backbones.handoff import CONFIG, read_backbone
 from backbones.importing import Imported, import_backbone
 from backbones.layouts import MergeOrder, to_timm
-from backbones.pictures import draw, random_layout, read_photograph
+from backbones.pictures import draw, picture_file, random_layout, read_photograph
 from engine.errors import one_line_errors
 
 _SHOWN_NAMES = 5
@@ -78,10 +78,9 @@ def clusters(
         img_size: Height and width in pixels.
         mask_ratio: Share of the mask units that are hidden.
         seed: Of the mask, and of random weights.
-        out: PNG to write.
+        out: File to write; a PNG where its name has no ending.
     """
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: the folder {out.parent} is not there; make it first")
+    out = picture_file(out)
     network = load_network(backbone, img_size=img_size, seed=seed)
     photograph = read_photograph(image, img_size)
     found = clusters_of(network, normalised(photograph, network))

@@ -3,7 +3,9 @@
 Legend: b batch, n tokens, h heads, d channels per head, p q rows and columns of pixels.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from backbones.handoff import CONFIG, load_backbone, skeleton
 from backbones.sec_attention import SecAttention, cluster_slots, num_clusters_for, rotate, similarity
+from backbones.sec_network import SecNetwork
 from backbones.token_grid import TokenGrid
 
 
@@ -22,6 +25,8 @@ from backbones.token_grid import TokenGrid
 class Clusters:
     """The clusters of one attention layer for one image."""
 
+    stage: int
+    """Its stage, from 1."""
     cluster: Int[np.ndarray, "h rows cols"]
     """The interval of ranks that each token is in, from least to most like the global token."""
     number: int
@@ -51,32 +56,37 @@ def normalised(photograph: UInt8[np.ndarray, "p q 3"], model: nn.Module) -> Floa
 
 @torch.no_grad()
 def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
-    """Return the clusters of the first image in the last layer of every resolution that has more than one.
+    """Return the clusters of the first image in the last layer of every stage that has more than one.
+
+    The model is in the mode that it was in, and without hooks, also where its forward fails.
 
     Raises:
         ValueError: the network has no such attention.
     """
-    found: dict[tuple[int, int], Clusters] = {}
+    found: dict[int, Clusters] = {}
 
-    def note(attn: Any, inputs: tuple[Any, ...]) -> None:
-        clusters = _clusters(attn, *inputs)
+    def note(stage: int, attn: Any, inputs: tuple[Any, ...]) -> None:
+        clusters = _clusters(attn, *inputs, stage=stage)
         if clusters is not None:
-            found[clusters.cluster.shape[1], clusters.cluster.shape[2]] = clusters
+            found[stage] = clusters
 
-    layers = [module for module in model.modules() if isinstance(module, SecAttention)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    model.eval()(images)
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as after:
+        after.callback(model.train, model.training)
+        for stage, layers in enumerate(model.layers if isinstance(model, SecNetwork) else (), start=1):
+            for layer in layers.modules():
+                if isinstance(layer, SecAttention):
+                    after.enter_context(layer.register_forward_pre_hook(partial(note, stage)))
+        model.eval()(images)
     if not found:
         raise ValueError("this network has no attention in clusters; choose a network such as secvit_tiny")
     return list(found.values())
 
 
-def _clusters(attn: SecAttention, x: Tensor, grid: TokenGrid, turn: Tensor | None) -> Clusters | None:
+def _clusters(attn: SecAttention, x: Tensor, grid: TokenGrid, turn: Tensor | None, *, stage: int) -> Clusters | None:
     number = attn.num_clusters
     if attn.scale_clusters:
         number = num_clusters_for(grid.num_units, at_224=number)
+    number = min(number, x.shape[1])
     if attn.partition is not None or number <= 1:
         return None
     q, k, _ = attn.qkv(x[:1]).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
@@ -86,4 +96,4 @@ def _clusters(attn: SecAttention, x: Tensor, grid: TokenGrid, turn: Tensor | Non
     slots = cluster_slots(x.shape[1], number, device=x.device)
     of_rank = slots.slot // (slots.rank.numel() // number)
     cluster = torch.empty_like(order).scatter_(1, order, of_rank.expand_as(order))
-    return Clusters(cluster=cluster.unflatten(1, grid.tile).cpu().numpy(), number=number)
+    return Clusters(stage=stage, cluster=cluster.unflatten(1, grid.tile).cpu().numpy(), number=number)

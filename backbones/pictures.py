@@ -31,15 +31,31 @@ GROUP_COLOURS = "tab20"
 CLUSTER_COLOURS = "turbo"
 
 
+def picture_file(out: Path) -> Path:
+    """Return the file to write a picture to: ``out``, a PNG where its name has no ending.
+
+    Raises:
+        ValueError: it is a folder, or in one that is not there.
+    """
+    file = out if out.suffix else out.with_name(f"{out.name}.png")
+    for path in (out, file):
+        if path.is_dir():
+            raise ValueError(f"--out {out}: {path} is a folder; name a file, such as {path / 'clusters.png'}")
+    if not file.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {file.parent} is not there; make it first")
+    return file
+
+
 def read_photograph(path: Path, size: tuple[int, int]) -> Photograph:
-    """Return the middle of an image file in ``size`` (height, width).
+    """Return the middle of an image file in ``size`` (height, width), upright as its EXIF data say.
 
     Raises:
         ValueError: it is no image.
     """
     try:
         with Image.open(path) as file:
-            return np.asarray(ImageOps.fit(file.convert("RGB"), (size[1], size[0]), Image.Resampling.BICUBIC))
+            upright = ImageOps.exif_transpose(file).convert("RGB")
+            return np.asarray(ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BICUBIC))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path}: expected a photograph that Pillow reads, {error}") from None
 
@@ -73,7 +89,7 @@ def draw(photograph: Photograph, clusters: list[Clusters], layout: VisibleLayout
     axes[0][0].set_title("photograph", fontsize=10)
     for column, stage in enumerate(clusters[: PANELS - 1], start=1):
         for head in range(min(HEADS, len(stage.cluster))):
-            _draw_clusters(axes[head][column], photograph, stage, head=head, stage=column)
+            _draw_clusters(axes[head][column], photograph, stage, head=head)
     _explain(axes[1][0])
     for axis, (number, spec, stage, plan) in zip(axes[HEADS], _plans(layout), strict=False):
         _draw_plan(axis, photograph, layout, stage=stage, spec=spec, plan=plan)
@@ -81,14 +97,15 @@ def draw(photograph: Photograph, clusters: list[Clusters], layout: VisibleLayout
     figure.savefig(path, dpi=110)
 
 
-def _draw_clusters(axis: Axes, photograph: Photograph, clusters: Clusters, *, head: int, stage: int) -> None:
+def _draw_clusters(axis: Axes, photograph: Photograph, clusters: Clusters, *, head: int) -> None:
     colours = mpl.colormaps[CLUSTER_COLOURS]
     share = clusters.cluster[head] / (clusters.number - 1)
     axis.imshow(_tinted(photograph, share, colours, seen=np.ones(share.shape, dtype=bool)))
     rows, cols = share.shape
     tokens = rows * cols // clusters.number
     axis.set_title(
-        f"stage {stage}, head {head + 1}: {clusters.number} clusters of {tokens}\n({rows}x{cols} tokens)", fontsize=9
+        f"stage {clusters.stage}, head {head + 1}: {clusters.number} clusters of {tokens}\n({rows}x{cols} tokens)",
+        fontsize=9,
     )
 
 
