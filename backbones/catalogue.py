@@ -34,16 +34,22 @@ SHOWN = (
 
 
 def print_list(pattern: str | None) -> None:
-    """Print one row for each architecture that can be pretrained and whose name matches."""
+    """Print one row for each architecture that can be pretrained and whose name matches.
+
+    Raises:
+        ValueError: no name matches.
+    """
     names = (
         [name for known in SHOWN for name in timm.list_models(known)] if pattern is None else timm.list_models(pattern)
     )
+    if not names:
+        raise ValueError(f"none of timm's names matches {pattern!r}; * stands for any letters, as in 'swin*'")
     columns = (Column("timm name", no_wrap=True), "params", "MACs", "px", "strides", "mask unit", "ways")
     table = Table(*columns, title="can be pretrained")
     for name in names:
         model = skeleton(name)
         spec = _spec(model)
-        if spec is not None:
+        if isinstance(spec, LayoutSpec):
             table.add_row(name, *_counted(measure(name)), sides(spec.unit), ", ".join(_ways(model)))
     Console().print(table)
     Console().print(
@@ -52,7 +58,11 @@ def print_list(pattern: str | None) -> None:
 
 
 def print_architecture(name: str, img_size: tuple[int, int] | None = None, **model_args: Any) -> None:
-    """Print the counted size of an architecture, its maps, and how it can be pretrained."""
+    """Print the counted size of an architecture, its maps, and how it can be pretrained, or why not.
+
+    Raises:
+        ValueError: there is no such architecture, or it cannot take images of ``img_size``.
+    """
     model, size = made_for(name, img_size, model_args), measure(name, img_size=img_size, **model_args)
     without = (size.macs - size.attention_macs) / 1e9
     parameters, macs, px, _ = _counted(size)
@@ -64,8 +74,8 @@ def print_architecture(name: str, img_size: tuple[int, int] | None = None, **mod
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(size.channels, size.strides, strict=True))
     Console().print(f"maps: {maps}", markup=False)
     spec = _spec(model)
-    if spec is None:
-        Console().print("dense only: it cannot run on visible tokens")
+    if isinstance(spec, ValueError):
+        Console().print(f"no pretraining: {spec}", markup=False, soft_wrap=True)
         return
     Console().print(f"pretraining: {' or '.join(_ways(model))}")
     Console().print(_stage_table(spec))
@@ -81,12 +91,12 @@ def _counted(size: ModelSize) -> tuple[str, str, str, str]:
     return f"{size.parameters / 1e6:.1f} M", f"{size.macs / 1e9:.2f} G", sides(size.img_size), strides
 
 
-def _spec(model: nn.Module) -> LayoutSpec | None:
-    """Return the sizes that the model's visible layouts follow from, or None where it has none."""
+def _spec(model: nn.Module) -> LayoutSpec | ValueError:
+    """Return the sizes that the model's visible layouts follow from, or why it has none."""
     try:
         return layout_spec(model)
-    except ValueError:
-        return None
+    except ValueError as error:
+        return error
 
 
 def _ways(model: nn.Module) -> list[str]:
@@ -95,9 +105,11 @@ def _ways(model: nn.Module) -> list[str]:
 
 
 def _stage_table(spec: LayoutSpec) -> Table:
-    names = [field.name for field in fields(spec.stages[0])]
+    """Return the table of the stages; levels of pixels or of a stem, finer than the first stage's tokens, are none."""
+    stages = [stage for stage in spec.stages if stage.grid[0] * spec.patch[0] <= spec.img_size[0]]
+    names = [field.name for field in fields(stages[0])]
     table = Table("stage", *names, title=f"tokens under a mask of units of {sides(spec.unit)} px")
-    for number, stage in enumerate(spec.stages, start=1):
+    for number, stage in enumerate(stages, start=1):
         table.add_row(str(number), *(_words(getattr(stage, name)) for name in names))
     return table
 

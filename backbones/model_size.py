@@ -39,12 +39,15 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
     """Return the size of timm's ``architecture``, made with ``model_args``, for an image of ``img_size`` or its own size.
 
     Raises:
-        ValueError: timm does not know the architecture or refuses an argument.
+        ValueError: timm does not know the architecture or refuses an argument, or images of this size are too small for it.
     """
     model: Any = made_for(architecture, img_size, model_args).eval()
     size = img_size or tuple(model.pretrained_cfg["input_size"][1:])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, *size, device="meta"))
+        try:
+            model(torch.empty(1, 3, *size, device="meta"))
+        except RuntimeError as error:
+            raise ValueError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
     flops = counter.get_flop_counts()["Global"]
     between = sum(count for operator, count in flops.items() if any(word in str(operator) for word in _ATTENTION))
     maps = {info["reduction"]: info["num_chs"] for info in model.feature_info}
@@ -59,14 +62,18 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
 
 
 def made_for(architecture: str, img_size: tuple[int, int] | None, model_args: dict[str, Any]) -> nn.Module:
-    """Return the model without memory for its weights, made for ``img_size`` where it is of those that can be told.
+    """Return the model without memory for its weights, made for ``img_size``.
 
     Raises:
-        ValueError: timm does not know the architecture or refuses an argument.
+        ValueError: timm does not know the architecture or refuses an argument, or the size is not positive.
     """
-    if img_size is not None:
-        try:
-            return skeleton(architecture, img_size=img_size, **model_args)
-        except ValueError:  # most convolutional networks take no such argument, and any image
-            pass
-    return skeleton(architecture, **model_args)
+    if img_size is None:
+        return skeleton(architecture, **model_args)
+    if min(img_size) < 1:
+        raise ValueError(f"expected an image size of two positive numbers, got {img_size[0]} and {img_size[1]}")
+    try:
+        return skeleton(architecture, img_size=img_size, **model_args)
+    except ValueError:  # most convolutional networks take no such argument, and any image
+        model = skeleton(architecture, **model_args)
+    model.img_size = img_size  # pyright: ignore[reportArgumentType] # what its masks are laid out for
+    return model

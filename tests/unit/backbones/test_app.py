@@ -51,8 +51,25 @@ def test_show_counts_at_the_image_size_asked_for(run):
     assert "24x16" in run("show", "vit_tiny_patch16_224", "--img-size", "384", "256")
 
 
-def test_show_says_when_a_network_is_dense_only(run):
-    assert "cannot run on visible tokens" in run("show", "resnet18")
+def test_show_says_why_a_network_cannot_be_pretrained(run):
+    assert "ResNet cannot run on visible tokens only; these can: Swin" in run("show", "resnet18")
+    said = run("show", "secvit_tiny", "--img-size", "100", "100")
+    assert "img-size 100x100 is no multiple of the mask unit of 32x32 px; nearest that fit: height 96 or 128" in said
+    assert "visible tokens" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (("convnext_tiny", "--img-size", "224", "256"), ["56x64", "28x32", "14x16", "7x8"]),
+        (("sec_faster_vit_0",), ["56x56", "28x28", "14x14", "7x7"]),
+        (("xformer",), ["128x128", "64x64", "32x32", "16x16", "8x8"]),
+        (("vit_tiny_patch16_224",), ["14x14"]),
+    ],
+)
+def test_show_numbers_the_stages_and_gives_their_grids(run, words, stages):
+    rows = [line.replace("│", " ").split() for line in run("show", *words).splitlines() if line.startswith("│")]
+    assert [row[:2] for row in rows] == [[str(number), grid] for number, grid in enumerate(stages, start=1)]
 
 
 def test_list_names_what_matches_and_can_be_pretrained(run):
@@ -73,6 +90,12 @@ def test_list_shows_a_choice_of_every_family(run):
     ("words", "message"),
     [
         (["show", "nothing.pth"], "timm has no architecture 'nothing.pth'"),
+        (
+            ["show", "secvit_tiny", "--img-size", "0", "0"],
+            "expected an image size of two positive numbers, got 0 and 0",
+        ),
+        (["show", "vit_tiny_patch16_224", "--img-size", "8", "8"], "cannot take images of 8x8 px: "),
+        (["list", "nothing*"], "none of timm's names matches 'nothing*'"),
         (["import", "nothing.pth", "out"], "nothing.pth: no such file"),
         (["export", "nothing", "out.pth"], "nothing: no such file"),
     ],
