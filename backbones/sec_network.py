@@ -5,7 +5,7 @@ Tokens are ``b n c`` throughout: the same parts run on all tokens or on the visi
 Legend: b batch, n tokens, c channels, y x rows and columns of images, h w of the map at the last stride.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
@@ -202,6 +202,18 @@ def check_stages(**sizes: Sequence[int]) -> None:
     for name, values in sizes.items():
         if len(values) != NUM_STAGES or min(values) < 1:
             raise ValueError(f"{name} takes {NUM_STAGES} numbers from 1 on, one for each stage, got {tuple(values)}")
+
+
+def check_choice(choices: Iterable[object], **options: object) -> None:
+    """Refuse options with a value that is none of the ``choices``.
+
+    Raises:
+        ValueError: they are such; names them and the choices.
+    """
+    known = list(choices)
+    for name, value in options.items():
+        if value not in known:
+            raise ValueError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:

@@ -8,7 +8,7 @@ Legend: b batch, n o tokens, c d channels.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from backbones.sec_attention import GlobalToken
-from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_stages, describe
+from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
 from backbones.sec_stage import SecStage, check_patches, rising
 from backbones.token_grid import TokenGrid
 
@@ -46,10 +46,12 @@ def make_sec_swin(
     """Return SEC-Swin; the arguments are those of ``backbones.secvit.make_secvit``.
 
     Raises:
-        ValueError: sizes are not given for four stages, or do not go together.
+        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
-    check_stages(depths=depths, num_heads=num_heads, clusters=clusters or CLUSTERS)
+    at_224 = CLUSTERS if clusters is None else clusters
+    check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
+    check_choice(get_args(GlobalToken), global_token=global_token)
     rates = rising(drop_path_rate, depths)
     stages = [
         SecStage(
@@ -63,7 +65,7 @@ def make_sec_swin(
             mlp_conv=False,
             scaled=False,
             norm_eps=NORM_EPS,
-            num_clusters=(clusters or CLUSTERS)[i],
+            num_clusters=at_224[i],
             scale_clusters=clusters is None,
             lce=lce,
             global_token=global_token,

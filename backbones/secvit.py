@@ -9,19 +9,21 @@ its checkpoints).
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from backbones.sec_attention import GlobalToken
-from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_stages, describe
+from backbones.sec_network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
 from backbones.sec_stage import STEMS, ConvDownsample, SecStage, rising
 
 CLUSTERS = (32, 8, 2, 1)
 """Clusters of the stages at 224 px; 1 is full attention."""
 STRIPES = (1, 2, 7, 7)
 """Widths of CSWin's stripes in the stages."""
+Version = Literal[1, 2]
+Attention = Literal["sec", "window", "cswin"]
 
 
 def make_secvit(
@@ -35,13 +37,13 @@ def make_secvit(
     num_heads: Sequence[int] = (2, 4, 8, 16),
     mlp_ratio: float = 3.0,
     clusters: Sequence[int] | None = None,
-    version: Literal[1, 2] = 2,
+    version: Version = 2,
     rope: bool | None = None,
     stem: Literal["conv", "patch"] = "conv",
     cpe: bool = True,
     lce: bool = True,
     global_token: GlobalToken = "k",
-    attention: Literal["sec", "window", "cswin"] = "sec",
+    attention: Attention = "sec",
     window_size: int = 7,
     scaled_stages: Sequence[int] = (),
     drop_rate: float = 0.0,
@@ -72,12 +74,17 @@ def make_secvit(
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: sizes are not given for four stages, or do not go together.
+        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
-    check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=clusters or CLUSTERS)
-    if attention == "cswin" and min(num_heads) < 2:
-        raise ValueError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
+    at_224 = CLUSTERS if clusters is None else clusters
+    check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=at_224)
+    check_choice(get_args(Version), version=version)
+    check_choice(STEMS, stem=stem)
+    check_choice(get_args(GlobalToken), global_token=global_token)
+    _check_attention(attention, num_heads=num_heads, window_size=window_size)
+    for stage in scaled_stages:
+        check_choice(range(NUM_STAGES), scaled_stages=stage)
     rates = rising(drop_path_rate, depths)
     stages = [
         SecStage(
@@ -90,7 +97,7 @@ def make_secvit(
             mlp_ratio=mlp_ratio,
             mlp_conv=version == 2,
             scaled=i in scaled_stages,
-            num_clusters=(clusters or CLUSTERS)[i],
+            num_clusters=at_224[i],
             scale_clusters=clusters is None,
             lce=lce,
             global_token=global_token,
@@ -109,6 +116,14 @@ def make_secvit(
         global_pool=global_pool,
         drop_rate=drop_rate,
     )
+
+
+def _check_attention(attention: Attention, *, num_heads: Sequence[int], window_size: int) -> None:
+    check_choice(get_args(Attention), attention=attention)
+    if attention == "cswin" and min(num_heads) < 2:
+        raise ValueError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
+    if window_size < 1:
+        raise ValueError(f"window_size is a number from 1 on, got {window_size}")
 
 
 _VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,6 @@
 """SecViT: the published sizes to the last digit, the published listing's numbers, timm's contract."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import timm
@@ -299,9 +300,23 @@ def test_a_pruned_network_gives_the_map_of_its_last_stage(name):
         ("secvit_tiny", {"num_heads": (3, 2, 4, 4)}, "3 heads of 16 channels: expected a multiple of 12 channels, for"),
         ("secvit_tiny", {"attention": "cswin", "num_heads": (1, 2, 4, 4)}, "num_heads from 2 on"),
         ("secvit_tiny", {"global_pool": "max"}, "global_pool is avg, or nothing for a map, got 'max'"),
+        ("secvit_tiny", {"clusters": ()}, r"clusters takes 4 numbers from 1 on, one for each stage, got \(\)"),
+        ("sec_swin_tiny", {"clusters": ()}, "clusters takes 4 numbers"),
+        ("sec_faster_vit_0", {"clusters": ()}, "clusters takes 4 numbers"),
+        ("secvit_tiny", {"version": 3}, "version is 1 or 2, got 3"),
+        ("secvit_tiny", {"stem": "linear"}, "stem is 'conv' or 'patch', got 'linear'"),
+        ("secvit_tiny", {"attention": "swin"}, "attention is 'sec' or 'window' or 'cswin', got 'swin'"),
+        ("secvit_tiny", {"window_size": 0}, "window_size is a number from 1 on, got 0"),
+        ("secvit_tiny", {"scaled_stages": (2, 4)}, "scaled_stages is 0 or 1 or 2 or 3, got 4"),
+        ("secvit_tiny", {"global_token": "v"}, "global_token is 'k' or 'q', got 'v'"),
+        ("sec_swin_tiny", {"global_token": "v"}, "global_token is 'k' or 'q', got 'v'"),
+        ("sec_faster_vit_0", {"global_token": "v"}, "global_token is 'k' or 'q', got 'v'"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(name, changes, words):
+def test_sizes_and_options_that_there_are_not_are_refused(name, changes, words, monkeypatch):
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as in use: in tests annotations would speak first
     with pytest.raises(ValueError, match=words):
         timm.create_model(name, **{**SMALL, **changes})
 
