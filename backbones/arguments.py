@@ -70,6 +70,11 @@ def _convnext(sizes: dict[str, Any]) -> dict[str, Any]:
     _refuse(sizes, "window_size", option="window", family="a ConvNeXt")
     _refuse(sizes, "num_heads", option="num-heads", family="a ConvNeXt")
     found = dict(sizes)
+    if len(found.get("depths", (1,) * NUM_STAGES)) != NUM_STAGES:
+        raise ValueError(
+            f"backbone.depths: a ConvNeXt has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
+            f"got {len(found['depths'])}: {found['depths']}"
+        )
     found.pop("img_size")  # it takes any, and no such argument
     if "embed_dim" in found:
         found["dims"] = _doubled(found.pop("embed_dim"))

@@ -30,6 +30,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones.sec_network import check_choice
 from backbones.xfa import FORMULAS, Formula
 
 WIDTHS = (32, 64, 96, 128, 160)
@@ -57,6 +58,9 @@ class XFormer(nn.Module):
         depths: attention layers of stages 3 to 5.
         mlp_ratios: hidden over embedding width of their MLPs.
         qkv_dim: channels of queries, keys and values.
+
+    Raises:
+        ValueError: sizes are not given for every stage, or there is no such attention.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class XFormer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_sizes("", WIDTHS, widths=widths)
+        _check_sizes(" with attention", DEPTHS, embed_dims=embed_dims, depths=depths, mlp_ratios=mlp_ratios)
+        check_choice(FORMULAS, attention=attention)
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
@@ -297,6 +304,16 @@ def fold(tokens: Float[Tensor, "s n c"], size: tuple[int, int]) -> Map:
 def _sequences(x: Map) -> Float[Tensor, "s n c"]:
     x = x.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # b c rows ph cols pw
     return x.permute(0, 3, 5, 2, 4, 1).flatten(3, 4).flatten(0, 2)  # -> (b ph pw) (rows cols) c
+
+
+def _check_sizes(kind: str, published: Sequence[int], **sizes: Sequence[int | float]) -> None:
+    """Refuse sizes that are not positive, or not as many as the published network has for its stages of a ``kind``."""
+    for name, values in sizes.items():
+        if len(values) != len(published) or min(values) <= 0:
+            raise ValueError(
+                f"{name} takes {len(published)} numbers above 0, one for each stage{kind}, got {len(values)}: "
+                f"{tuple(values)}"
+            )
 
 
 def _conv(in_chs: int, out_chs: int, kernel: int, *, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Module:

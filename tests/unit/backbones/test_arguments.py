@@ -44,6 +44,7 @@ def test_xformers_widths_keep_the_published_proportions():
         ("vit_tiny_patch16_224", {"depths": (2, 2)}, r"backbone.depths: a plain ViT has one stage.*got \(2, 2\)"),
         ("vit_tiny_patch16_224", {"window": 7}, "backbone.window: a plain ViT has no such size, got 7; leave it out"),
         ("convnext_tiny", {"num_heads": (1, 2, 3, 4)}, "backbone.num-heads: a ConvNeXt has no such size"),
+        ("convnext_tiny", {"depths": (1,)}, r"backbone.depths: a ConvNeXt has 4 stages, so 4 .* got 1: \(1,\)"),
         ("secvit_tiny", {"window": 7}, "backbone.window: a backbone with attention in clusters has no such size"),
         ("xformer", {"window": 7}, "backbone.window: XFormer has no such size"),
         ("xformer", {"embed_dim": 7}, "half as wide as its first stage, got 7; use even"),

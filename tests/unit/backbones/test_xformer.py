@@ -1,5 +1,6 @@
 """The reconstructed XFormer: its published and derived sizes, timm's contract, and every reading of its attention."""
 
+import jaxtyping
 import pytest
 import timm
 import torch
@@ -141,3 +142,21 @@ def test_drop_path_rises_over_the_attention_layers():
 def test_other_output_formats_are_refused():
     with pytest.raises(ValueError, match="NCHW, got output_fmt 'NLC'"):
         tiny().forward_intermediates(torch.randn(1, 3, 64, 64), output_fmt="NLC")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"widths": (8, 8, 12, 16)}, r"widths takes 5 numbers above 0, one for each stage, got 4: \(8, 8, 12, 16\)"),
+        ({"depths": (1, 1)}, r"depths takes 3 numbers above 0, one for each stage with attention, got 2: \(1, 1\)"),
+        ({"depths": (1, 1, 1, 1)}, "depths takes 3 .* got 4: "),
+        ({"depths": (1, 0, 1)}, "depths takes 3 numbers above 0"),
+        ({"embed_dims": (12,)}, "embed_dims takes 3 .* got 1: "),
+        ({"mlp_ratios": (2.0, 2.0)}, "mlp_ratios takes 3 .* got 2: "),
+        ({"attention": "r4"}, "attention is 'r1' or 'r2' or 'r3' or 'softmax', got 'r4'"),
+    ],
+)
+def test_sizes_and_attentions_that_there_are_not_are_refused(changes, words, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as in use: in tests annotations speak first
+    with pytest.raises(ValueError, match=words):
+        tiny(**changes)
