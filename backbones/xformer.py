@@ -136,7 +136,7 @@ class XFormer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the maps after the stages ``indices``, and unless ``intermediates_only`` the final map before them.
+        """Return the maps after the stages ``indices``, and unless ``intermediates_only`` the last map before them.
 
         Raises:
             ValueError: ``output_fmt`` is not NCHW.
@@ -152,7 +152,10 @@ class XFormer(nn.Module):
             x = stage(x)
             if i in take:
                 found.append(x)
-        return found if intermediates_only else (self.final_conv(x), found)
+        if intermediates_only:
+            return found
+        whole = not stop_early or last + 1 == len(self.stages)
+        return self.final_conv(x) if whole else x, found
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

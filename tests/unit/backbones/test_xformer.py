@@ -80,6 +80,17 @@ def test_any_image_size_gives_logits_and_maps_at_the_strides(size):
     assert [x.shape[2:] for x in maps] == [tuple(-(-s // 2**i) for s in size) for i in range(1, 6)]
 
 
+@pytest.mark.parametrize("last", [1, 4])
+def test_stopping_early_gives_the_last_map_that_there_is(last):
+    model = tiny().eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        final, (found,) = model.forward_intermediates(images, indices=[last], stop_early=True)
+        assert torch.equal(final, found if last == 1 else model.forward_features(images))
+        (whole,) = model.forward_intermediates(images, indices=[last], intermediates_only=True)
+    assert torch.equal(found, whole)
+
+
 def test_features_only_gives_the_maps_of_the_stages():
     model = tiny().eval()
     features = tiny(features_only=True, out_indices=(2, 4)).eval()
