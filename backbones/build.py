@@ -113,7 +113,11 @@ def forward_visible(
     """Return the features after the final norm of the visible units, in raster order, from their pixels alone.
 
     ``images`` are normalised; ``layout`` is on their device; ``attention`` names the implementation.
+
+    Raises:
+        ValueError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
     """
+    _check_images(images, layout.spec)
     return pretrainable(model).forward(model, images, layout, attention=attention)
 
 
@@ -153,6 +157,15 @@ def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3) or timm.list_models("swin*")[:3]
         raise ValueError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
+
+
+def _check_images(images: Tensor, spec: LayoutSpec) -> None:
+    height, width = images.shape[2:]
+    if (height, width) != spec.img_size:
+        raise ValueError(
+            f"images of {height}x{width} px, but the layout is of images of {spec.img_size[0]}x{spec.img_size[1]} px; "
+            f"build it with the layout_spec of a model that was made for this size"
+        )
 
 
 def _check_img_size(img_size: tuple[int, int], unit: tuple[int, int]) -> None:

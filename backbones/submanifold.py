@@ -42,9 +42,15 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
 def normed_convolution(
     conv: nn.Conv2d, norm: Any, x: Float[Tensor, "b n c"], grid: TokenGrid
 ) -> Float[Tensor, "bm d p q"]:
-    """Return :func:`convolution` and its BatchNorm, of any kind, over the places that there are; in evaluation as one convolution."""
+    """Return :func:`convolution` and its BatchNorm, of any kind, over the places that there are; in evaluation as one convolution.
+
+    Raises:
+        ValueError: in training there is one place only.
+    """
     if norm.training:
-        return norm(convolution(conv, x, grid))
+        maps = convolution(conv, x, grid)
+        check_places(norm, maps.shape[0] * maps.shape[2] * maps.shape[3])
+        return norm(maps)
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -54,6 +60,19 @@ def normed_convolution(
     weight, bias = conv.weight * scale[:, None, None, None], norm.bias + (bias - mean) * scale
     stride: Any = conv.stride
     return F.conv2d(halo, weight, bias, stride=stride, padding=padding, groups=conv.groups)
+
+
+def check_places(norm: nn.Module, num_places: int) -> None:
+    """Refuse to train a BatchNorm on one place of one image, which has no variance.
+
+    Raises:
+        ValueError: there is one only.
+    """
+    if norm.training and num_places < 2:
+        raise ValueError(
+            "BatchNorm cannot be trained on one place: expected at least 2 visible units or images in a micro-batch, got 1 "
+            "visible unit of 1 image; lower the mask ratio or make micro-batches larger"
+        )
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

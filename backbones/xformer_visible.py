@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.submanifold import convolution
+from backbones.submanifold import check_places, convolution
 from backbones.token_grid import UNIT, TokenGrid, tile_levels
 from backbones.visible import Indices, LayoutSpec, Pair, Rule, VisibleLayout, compact
 from backbones.visible_tokens import token_map, unit_maps
@@ -77,7 +77,12 @@ def forward_visible_xformer(
 
 
 def _conv(layer: Any, x: Tokens, above: TokenGrid, below: TokenGrid) -> NextTokens:
-    """Run a convolution and its norm from the tokens of one level to those of the same or the next."""
+    """Run a convolution and its norm from the tokens of one level to those of the same or the next.
+
+    Raises:
+        ValueError: in training there is one token only.
+    """
+    check_places(layer.bn, len(x) * len(below.coords))
     if layer.conv.kernel_size == (1, 1):
         return below.tokens(layer(above.maps(x)), len(x))
     return below.tokens(layer.bn(convolution(layer.conv, x, above)), len(x))

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 
-from backbones.build import architecture, build, feature_dim, layout_spec
+from backbones.build import architecture, build, feature_dim, forward_visible, layout_spec
+from backbones.visible import build_layout
 from engine.backbone_config import BackboneConfig
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
@@ -38,6 +40,16 @@ def test_image_size_that_units_do_not_divide_is_refused_with_those_that_would_do
     model = build(BackboneConfig(name=TINY, img_size=(240, 224), **SMALL))
     with pytest.raises(ValueError, match=r"240x224.*32x32 px; nearest that fit: height 224 or 256, width 224"):
         layout_spec(model)
+
+
+@pytest.mark.parametrize("name", [TINY, "secvit_tiny", "xformer", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (60, 96)])
+def test_images_of_another_size_than_the_layouts_are_refused_with_both(name, size):
+    model = timm.create_model(name, img_size=(64, 96), num_classes=0)
+    spec = layout_spec(model)
+    layout = build_layout(spec, np.ones(spec.units, dtype=bool)).to("cpu")
+    with pytest.raises(ValueError, match=f"images of {size[0]}x{size[1]} px, but the layout is of images of 64x96 px"):
+        forward_visible(model, torch.zeros(1, 3, *size), layout)
 
 
 def test_network_that_is_dense_only_says_so():

@@ -57,6 +57,22 @@ def test_masked_forward_and_gradient_equal_dense_maps_without_the_masked_tokens(
         assert (g - e).abs().max() <= 1e-10 * max(1, e.abs().max()), name
 
 
+@pytest.mark.parametrize(
+    ("name", "alone"), [("secvit_tiny", False), ("sec_swin_tiny", True), ("sec_faster_vit_0", True)]
+)
+def test_one_visible_unit_of_one_image_trains_where_no_batch_norm_is_left_with_one_place(name, alone):
+    model = small(name, img_size=(64, 64))
+    layout, _ = layout_for(model, np.eye(2, dtype=bool) & [[True, False]])
+    assert forward_visible(model.eval(), images(64, 64)[:1], layout).shape[1] == 1
+    model.train()
+    assert len(forward_visible(model, images(64, 64)[:2], layout)) == 2
+    if alone:
+        assert forward_visible(model, images(64, 64)[:1], layout).shape[1] == 1
+    else:
+        with pytest.raises(ValueError, match="expected at least 2 visible units or images in a micro-batch, got 1 vis"):
+            forward_visible(model, images(64, 64)[:1], layout)
+
+
 def test_clusters_follow_the_number_of_visible_units():
     """90 of 100 units, of 49 at 224 px: twice the clusters, and what dense maps without the masked tokens give."""
     model = small(img_size=(320, 320))

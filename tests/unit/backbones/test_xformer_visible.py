@@ -142,3 +142,14 @@ def test_dense_way_puts_the_mask_token_where_nothing_is_seen():
     masked = forward_masked(model, images, seen, token)
     assert torch.equal(masked, forward_masked(model, other, seen, token))
     assert not torch.equal(masked, forward_masked(model, images, seen, 2 * token))
+
+
+def test_one_visible_unit_of_one_image_cannot_train_batch_norm():
+    model = narrow((64, 64))
+    spec = layout_spec(model)
+    layout = build_layout(spec, np.eye(2, dtype=bool) & [[True, False]]).to("cpu")
+    assert forward_visible(model, images_for(spec, batch=1), layout).shape[1] == 1
+    model.train()
+    assert len(forward_visible(model, images_for(spec), layout)) == 2
+    with pytest.raises(ValueError, match="expected at least 2 visible units or images in a micro-batch, got 1 visible"):
+        forward_visible(model, images_for(spec, batch=1), layout)
