@@ -36,7 +36,7 @@ MODELS = ("secvit_tiny", "secvit_small")
 VISIBLE_MODEL = "secvit_small"
 RATIO = 0.75
 LISTING_GOAL, VISIBLE_GOAL, BYTES_GOAL = 1.4, 1.8, 0.4
-CONVOLUTIONS = ((0, 3), (0, 5), (1, 5), (2, 3), (2, 5), (3, 5))
+CONVOLUTIONS = tuple((stage, side) for stage in range(4) for side in (3, 5))
 """Stage and kernel side of the convolutions that are measured alone, at SecViT-S's widths."""
 PRECISION_IMAGES = 8
 
