@@ -26,6 +26,9 @@ from engine.slices import Kind, Slice
 
 logger = logging.getLogger(__name__)
 
+REMOVED = ".removed"
+"""Ending of a checkpoint's folder while it is deleted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -204,7 +207,7 @@ class CheckpointStore:
         self._error: Exception | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0:
-            self._clear_partial()
+            self._clear_leftovers()
 
     def latest(self, *, verify: bool = True) -> Checkpoint | None:
         """Return the newest undamaged checkpoint; see ``newest_checkpoint``."""
@@ -265,15 +268,18 @@ class CheckpointStore:
         for step in steps[: -self._keep_last]:
             if not (self._keep_every_steps and step % self._keep_every_steps == 0):
                 folder = step_folder(self.folder, step)
-                # Renamed first: a kill in the middle must not leave half a checkpoint under a complete one's name.
-                folder.rename(folder.with_suffix(".partial"))
-        self._clear_partial(log=False)
+                # Renamed first: a kill in the middle must not leave half a checkpoint under a complete one's name. No other
+                # folder is touched: the other processes may have begun the next checkpoint already.
+                removed = folder.with_suffix(REMOVED)
+                folder.rename(removed)
+                shutil.rmtree(removed, ignore_errors=True)
 
-    def _clear_partial(self, *, log: bool = True) -> None:
+    def _clear_leftovers(self) -> None:
         for partial in self.folder.glob("step-*.partial"):
-            if log:
-                logger.warning("%s was not finished by the run that wrote it: removed", partial)
+            logger.warning("%s was not finished by the run that wrote it: removed", partial)
             shutil.rmtree(partial, ignore_errors=True)
+        for removed in self.folder.glob(f"step-*{REMOVED}"):
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 class _HostCopies:

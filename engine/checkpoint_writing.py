@@ -27,6 +27,9 @@ from engine.slices import Slice
 
 logger = logging.getLogger(__name__)
 
+VISIBLE_WITHIN_S = 30.0
+"""How long a shared file system may take to show another node's rename."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint could not be written; the message says where, how much was needed, and what is still intact."""
@@ -76,6 +79,10 @@ class Write:
         beside.replace(self._mine(".json"))
 
     def _publish(self, parts: Sequence[dict[str, Any]]) -> None:
+        for file in (part["file"] for part in parts):
+            path = self.partial / file["name"]
+            if not path.is_file() or path.stat().st_size != file["size_bytes"]:
+                raise CheckpointError(f"cannot save checkpoint {self.folder}: {file['name']} is not what was announced")
         write_index(
             self.partial, make_index(int(self.folder.name.removeprefix("step-")), json.loads(self.state), parts)
         )
@@ -104,6 +111,11 @@ class Write:
                 self._check_failures()
             self._pause(pause_s, "process 0 did not complete it")
             pause_s = min(pause_s * 1.5, 0.5)
+        visible_by = time.monotonic() + VISIBLE_WITHIN_S
+        while not self.folder.is_dir():
+            if time.monotonic() > visible_by:
+                raise CheckpointError(f"cannot save checkpoint {self.folder}: its unfinished folder is gone")
+            time.sleep(pause_s)
 
     def _pause(self, pause_s: float, what: str) -> None:
         if time.monotonic() > self.deadline:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from engine.checkpoint import CheckpointStore, checkpoint_steps, newest_checkpoint
 from engine.checkpoint_format import write_slices
+from engine.checkpoint_writing import CheckpointError
 from engine.slices import Slice
 
 
@@ -45,6 +47,50 @@ def test_the_caller_goes_on_while_a_checkpoint_is_written_and_the_next_save_wait
     assert checkpoint_steps(tmp_path)[0] == 1
     store.wait()
     assert checkpoint_steps(tmp_path) == [1, 2]
+
+
+def test_a_save_that_follows_at_once_is_not_touched_by_the_clearing_up_of_the_one_before(tmp_path, monkeypatch):
+    """As when a stop is asked for while a checkpoint is written: the others begin while process 0 still clears up."""
+
+    def slow_folder(path):
+        if path == tmp_path:
+            time.sleep(0.1)
+
+    def slow_file(path, slices):
+        part = write_slices(path, slices)
+        time.sleep(0.3)
+        return part
+
+    monkeypatch.setattr("engine.checkpoint_writing.fsync_folder", slow_folder)
+    monkeypatch.setattr("engine.checkpoint_writing.write_slices", slow_file)
+    stores = [CheckpointStore(tmp_path, rank=r, world_size=3, keep_last=1, timeout_s=20) for r in range(3)]
+    together = threading.Barrier(3)
+
+    def save_all(rank):
+        for step in (1, 2, 3):
+            together.wait(20)
+            stores[rank].save(step, slices_of({f"w{rank}": torch.ones(3)}), {"step": step})
+        stores[rank].wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save_all, range(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]
+    checkpoint = newest_checkpoint(tmp_path)
+    assert sorted(checkpoint.names("weight")) == ["w0", "w1", "w2"]
+
+
+def test_a_file_that_is_not_what_was_announced_is_never_published(tmp_path, monkeypatch):
+    def lost(path, slices):
+        part = write_slices(path, slices)
+        path.unlink()
+        return part
+
+    monkeypatch.setattr("engine.checkpoint_writing.write_slices", lost)
+    store = CheckpointStore(tmp_path)
+    store.save(1, slices_of({"w": torch.ones(3)}), {})
+    with pytest.raises(CheckpointError, match="is not what was announced"):
+        store.wait()
+    assert checkpoint_steps(tmp_path) == []
 
 
 def test_all_processes_learn_that_one_could_not_write(tmp_path, monkeypatch):
