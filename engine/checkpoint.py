@@ -213,8 +213,12 @@ class CheckpointStore:
         """Return the newest undamaged checkpoint; see ``newest_checkpoint``."""
         self.wait()
         checkpoint = newest_checkpoint(self.folder, verify=verify)
-        self._newest = checkpoint.step if checkpoint else None
+        self.go_on_from(checkpoint.step if checkpoint else None)
         return checkpoint
+
+    def go_on_from(self, step: int | None) -> None:
+        """Take the checkpoint of ``step`` for the newest: later ones, which process 0 found damaged, are written again."""
+        self._newest = step
 
     def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
         """Copy the slices to the host and write them in the background; ``state`` is JSON, the same on all processes.

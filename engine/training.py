@@ -187,9 +187,12 @@ class Training:
             found = newest.path if newest is not None else self._config.run.branch_from
         found = self.engine.broadcast_object(found)
         if found is None:
+            self.store.go_on_from(None)
             return None
         checkpoint = open_checkpoint(found, verify=self.engine.is_main)
-        if found.parent == self.folder.checkpoints:
+        own = found.parent == self.folder.checkpoints
+        self.store.go_on_from(checkpoint.step if own else None)
+        if own:
             self._check_same_data(checkpoint)
         return checkpoint
 

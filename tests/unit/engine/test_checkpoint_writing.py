@@ -79,6 +79,26 @@ def test_a_save_that_follows_at_once_is_not_touched_by_the_clearing_up_of_the_on
     assert sorted(checkpoint.names("weight")) == ["w0", "w1", "w2"]
 
 
+def test_all_processes_write_a_step_again_that_the_first_found_damaged(tmp_path):
+    """As when a run goes back: only process 0 looks, and says where all go on."""
+    stores = [CheckpointStore(tmp_path, rank=r, world_size=2, timeout_s=20) for r in range(2)]
+
+    def save(step):
+        for rank, store in enumerate(stores):
+            store.save(step, slices_of({f"w{rank}": torch.full((3,), float(step))}), {"step": step})
+        for store in stores:
+            store.wait()
+
+    save(1)
+    save(2)
+    with (tmp_path / "step-000000002" / "rank-00001.safetensors").open("r+b") as file:
+        file.truncate(10)
+    assert stores[0].latest().step == 1
+    stores[1].go_on_from(1)
+    save(2)
+    assert newest_checkpoint(tmp_path).step == 2
+
+
 def test_a_file_that_is_not_what_was_announced_is_never_published(tmp_path, monkeypatch):
     def lost(path, slices):
         part = write_slices(path, slices)
