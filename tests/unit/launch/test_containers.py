@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_both_build_the_same_environment():
         re.search(r"--upgrade (.*?)(?: \\)?$", text, re.MULTILINE).group(1) for text in (dockerfile, sections["post"])
     ]
     assert upgraded[0] == upgraded[1]
+
+
+def test_the_definition_copies_the_packages_and_nothing_else_that_lies_about():
+    root = FOLDER.parent
+    named = {line.split()[0] for line in definition()[1]["files"].splitlines() if line.strip()}
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(packages) | {"pyproject.toml", "README.md", "LICENSE"} == named
+    assert all((root / name).exists() for name in named)
