@@ -59,6 +59,8 @@ def test_both_build_the_same_environment():
 def test_the_definition_copies_the_packages_and_nothing_else_that_lies_about():
     root = FOLDER.parent
     named = {line.split()[0] for line in definition()[1]["files"].splitlines() if line.strip()}
-    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
     assert set(packages) | {"pyproject.toml", "README.md", "LICENSE"} == named
     assert all((root / name).exists() for name in named)
