@@ -105,12 +105,36 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
     canvas = Image.new("1", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
-        corners = np.array(polygon, np.float64)
-        if not (np.abs(corners) <= MAX_COORDINATE).all():
-            raise ValueError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
-        if len(corners) >= 6:  # fewer than three corners enclose nothing
-            draw.polygon(corners.tolist(), fill=1)
+        corners = _corners(polygon)
+        if len(corners) >= 3:  # fewer enclose nothing
+            draw.polygon(corners.flatten().tolist(), fill=1)
     return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
+
+
+def fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
+    """Return why polygons or an RLE cover no pixel of an image of this ``size``; nothing where they do, or are absent.
+
+    Raises:
+        ValueError: they are not as :func:`mask_of` expects.
+    """
+    if not segmentation or (isinstance(segmentation, list) and _has_corner_inside(segmentation, size=size)):
+        return ""
+    return "" if mask_of(segmentation, size=size).any() else "its mask is empty"
+
+
+def _has_corner_inside(polygons: list[list[float]], *, size: tuple[int, int]) -> bool:
+    """Return whether the corners alone tell that there is a pixel, which is many times faster than to fill the polygons."""
+    shapes = [_corners(polygon) for polygon in polygons]
+    last = size[1] - 1, size[0] - 1
+    return any(len(corners) >= 3 and ((corners >= 0) & (corners <= last)).all(1).any() for corners in shapes)
+
+
+def _corners(polygon: list[float]) -> npt.NDArray[np.float64]:
+    """Return a polygon as x and y of each corner."""
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    if not (np.abs(corners) <= MAX_COORDINATE).all():
+        raise ValueError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
+    return corners
 
 
 def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None:

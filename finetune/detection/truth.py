@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.annotations import mask_of
+from data.annotations import fault_of_mask
 from data.shards import ShardSet
 
 FAULTS_NAME = "annotation_faults.jsonl"
@@ -136,7 +136,7 @@ class _Reader:
         try:
             category = int(item["category"])
             box = [float(value) for value in item["bbox"]]
-            reason = _fault_of_box(box, size=size) or _fault_of_mask(item.get("segmentation"), size=size)
+            reason = _fault_of_box(box, size=size) or fault_of_mask(item.get("segmentation"), size=size)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             reason, category, box = f"{type(error).__name__}: {error}", 0, []
         if reason:
@@ -191,14 +191,6 @@ def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
     if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
         return f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)"
     return ""
-
-
-def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
-    if not segmentation:
-        return ""
-    if isinstance(segmentation, dict):
-        return "" if mask_of(segmentation, size=size).any() else "its mask is empty"
-    return "" if any(len(polygon) >= 6 for polygon in segmentation) else "its mask is empty"
 
 
 def _category_ids(found: dict[int, int], *, num_classes: int, like: Truth | None) -> list[int]:

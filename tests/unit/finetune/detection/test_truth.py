@@ -21,6 +21,13 @@ BAD = {
     "RLE too short": ({"segmentation": {"size": [64, 64], "counts": [10, 10]}}, "runs over 20 pixels"),
     "empty RLE": ({"segmentation": {"size": [64, 64], "counts": [64 * 64]}}, "its mask is empty"),
     "two corners": ({"segmentation": [[1.0, 1.0, 3.0, 3.0]]}, "its mask is empty"),
+    "half a corner": ({"segmentation": [[1.0, 1.0, 9.0, 9.0, 1.0, 9.0, 2.0]]}, "ValueError"),
+    "no polygon": ({"segmentation": "a mask"}, "ValueError"),
+    "not a number": ({"segmentation": [[float("nan"), 4.0, 24.0, 4.0, 24.0, 24.0]]}, "not within 1000000 pixels"),
+    "endless": ({"segmentation": [*SQUARE, [4.0, 4.0, float("inf"), 4.0, 24.0, 24.0]]}, "not within 1000000 pixels"),
+    "far away": ({"segmentation": [[4.0, 4.0, 1e9, 4.0, 1e9, 24.0]]}, "not within 1000000 pixels"),
+    "polygon outside": ({"segmentation": [[70.0, 70.0, 90.0, 70.0, 90.0, 90.0]]}, "its mask is empty"),
+    "polygon beside a corner": ({"segmentation": [[-90.0, 40.0, 40.0, -90.0, -90.0, -90.0]]}, "its mask is empty"),
 }
 
 
@@ -62,6 +69,11 @@ def test_an_object_that_cannot_be_used_is_named_and_left_out(write, tmp_path, na
     (fault,) = truth.faults
     assert (fault.sample, fault.file_name, fault.object) == (2, "2.jpg", 77)
     assert said in fault.reason
+
+
+def test_a_polygon_over_the_whole_picture_is_a_mask_though_its_corners_lie_outside(write, tmp_path):
+    around = [[-9.0, -9.0, 99.0, -9.0, 99.0, 99.0, -9.0, 99.0]]
+    assert truth_of(write, tmp_path / "x", lambda _: [{**GOOD, "segmentation": around}]).faults == []
 
 
 def test_annotations_that_are_no_json_are_named(write, tmp_path):
