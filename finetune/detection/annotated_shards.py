@@ -56,7 +56,7 @@ def check_annotations(config: DetectConfig, annotated: AnnotatedShards, *, folde
         ValueError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
     """
     learnt = None if annotated.train.cached else read_truth(annotated.train, option="data.shards")
-    val = read_truth(annotated.val, option="val-shards", like=learnt)
+    val = read_truth(annotated.val, option="val-shards", like=() if learnt is None else learnt.category_ids)
     found = [truth for truth in (learnt, val) if truth is not None]
     faults = [fault for truth in found for fault in truth.faults]
     if faults:

@@ -37,7 +37,8 @@ def measure(config: DetectConfig) -> list[dict[str, Any]]:
             )
     engine = Engine(config.distributed)
     try:
-        truth = read_truth(val, option="val-shards") if engine.is_main else None
+        like = detectors[0].category_ids
+        truth = read_truth(val, option="val-shards", like=like) if engine.is_main else None
         folder = results_folder(measured, run=config.run)
         if engine.is_main:
             folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ Annotations are read once, without the pictures. What is wrong with one object c
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,16 @@ class Truth:
         return [category["id"] for category in self.dataset["categories"]]
 
 
-def read_truth(shards: ShardSet, *, option: str, like: "Truth | None" = None) -> Truth:
+def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Truth:
     """Return what is annotated in ``shards``.
 
     Args:
         shards: written from COCO's layout, or with such a `.json` beside each picture.
         option: what the shards were given as, for messages.
-        like: another set of the same classes, whose category ids hold for classes that have no object here.
+        like: category ids of another set of the same classes, kept for classes that have no object here.
 
     Raises:
-        ValueError: there are no annotations or classes, or an object has a class beyond the last.
+        ValueError: there are no annotations or classes, an object has a class beyond the last, or two classes have one category id.
     """
     if not shards.classes:
         raise ValueError(
@@ -70,13 +71,17 @@ def read_truth(shards: ShardSet, *, option: str, like: "Truth | None" = None) ->
             "`python data/main.py write`"
         )
     reader = _Reader(shards, option=option)
-    found: dict[int, int] = {}
     for sample, content in enumerate(_contents(shards)):
         reader.add(sample, content)
-        found |= reader.category_ids
     if reader.beyond:
         raise ValueError(reader.beyond)
-    numbers = _category_ids(found, num_classes=len(shards.classes), like=like)
+    if twice := _shared_id(reader.category_ids):
+        first, second, number = twice
+        raise ValueError(
+            f"{option} {shards.folder}: the classes {shards.classes[first]} and {shards.classes[second]} have the same "
+            f"category_id {number}; give each class its own, and write the shards again"
+        )
+    numbers = complete_ids(reader.category_ids, num_classes=len(shards.classes), like=like)
     for annotation in reader.annotations:
         annotation["category_id"] = numbers[annotation.pop("category")]
     categories = [{"id": number, "name": name} for number, name in zip(numbers, shards.classes, strict=True)]
@@ -135,10 +140,11 @@ class _Reader:
         own_id = item.get("id")
         try:
             category = int(item["category"])
+            number = int(item["category_id"]) if "category_id" in item else None
             box = [float(value) for value in item["bbox"]]
             reason = _fault_of_box(box, size=size) or fault_of_mask(item.get("segmentation"), size=size)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
-            reason, category, box = f"{type(error).__name__}: {error}", 0, []
+            reason, category, number, box = f"{type(error).__name__}: {error}", 0, None, []
         if reason:
             self._fault(sample, name, own_id, reason)
             return
@@ -148,7 +154,8 @@ class _Reader:
                 f"{self._num_classes} classes, from 0; write the shards again, or mend their manifest"
             )
             return
-        self.category_ids[category] = int(item.get("category_id", category + 1))
+        if number is not None:
+            self.category_ids[category] = number
         self.without_mask += not item.get("segmentation")
         self.annotations.append(
             {
@@ -193,9 +200,25 @@ def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
     return ""
 
 
-def _category_ids(found: dict[int, int], *, num_classes: int, like: Truth | None) -> list[int]:
-    """Return an id for each class: as annotated, else as in ``like``, else the next free one."""
-    known = {} if like is None else dict(enumerate(like.category_ids))
-    numbers = known | found
-    free = iter(range(max(numbers.values(), default=0) + 1, max(numbers.values(), default=0) + 1 + num_classes))
-    return [numbers[number] if number in numbers else next(free) for number in range(num_classes)]
+def complete_ids(found: Mapping[int, int], *, num_classes: int, like: Sequence[int] = ()) -> list[int]:
+    """Return an id for each class, all different.
+
+    It is as annotated (``found``, by class), else as in ``like`` where no other class has that id, else the next one above
+    all of them.
+    """
+    owners = {number: category for category, number in found.items()}
+    for category, number in enumerate(like):
+        if category not in found:
+            owners.setdefault(number, category)
+    numbers = {category: number for number, category in owners.items()}
+    free = count(max((0, *like, *owners)) + 1)
+    return [numbers[category] if category in numbers else next(free) for category in range(num_classes)]
+
+
+def _shared_id(found: Mapping[int, int]) -> tuple[int, int, int] | None:
+    """Return two classes with the same id, and that id."""
+    owners: dict[int, int] = {}
+    for category, number in found.items():
+        if (first := owners.setdefault(number, category)) != category:
+            return first, category, number
+    return None

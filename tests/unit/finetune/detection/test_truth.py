@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from data.loader import open_shards
+from finetune.detection.eval_only import measure
 from finetune.detection.trainer import train
-from finetune.detection.truth import read_truth
+from finetune.detection.truth import complete_ids, read_truth
 
 SQUARE = [[4.0, 4.0, 24.0, 4.0, 24.0, 24.0, 4.0, 24.0]]
 GOOD = {"category": 2, "category_id": 7, "id": 5, "bbox": [4.0, 4.0, 20.0, 20.0], "area": 400.0, "iscrowd": 0}
@@ -94,6 +95,42 @@ def test_image_ids_that_repeat_are_replaced_by_free_ones(write, tmp_path):
     ids = read_truth(open_shards(tmp_path / "x"), option="val-shards").image_ids
     assert len(set(ids)) == 4
     assert ids[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "like", "expected"),
+    [
+        ({}, (), [1, 2, 3, 4]),
+        ({1: 2, 2: 4}, (), [5, 2, 4, 6]),
+        ({1: 2, 3: 5}, (5, 2, 4, 6), [7, 2, 4, 5]),  # what is annotated comes before what was made up
+        ({0: 7}, (7, 7, 7, 3), [7, 8, 9, 3]),
+    ],
+)
+def test_each_class_has_an_id_of_its_own_whatever_is_annotated(found, like, expected):
+    assert complete_ids(found, num_classes=4, like=like) == expected
+
+
+def test_two_classes_with_one_category_id_are_refused(write, tmp_path):
+    other = {**GOOD, "category": 3}
+    with pytest.raises(ValueError, match=r"the classes \S+ \S+ and \S+ \S+ have the same category_id 7; give each"):
+        truth_of(write, tmp_path / "x", lambda number: [GOOD, other])
+
+
+def test_category_ids_of_training_hold_where_the_evaluated_pictures_have_no_such_class(write, micro, tmp_path):
+    one = {**GOOD, "category": 3, "category_id": 9}
+    write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda _: [GOOD]))
+    write(tmp_path / "y", first=0, count=4, change=annotated_with(lambda _: [one]))
+    config = replace(
+        refused(micro, tmp_path / "x", kind="retinanet", optimizer={"steps": 1, "warmup_steps": 0}),
+        val_shards=str(tmp_path / "y"),
+    )
+    train(config)
+    measure(replace(config, eval_only=str(tmp_path / "run")))
+    written = [
+        json.loads((tmp_path / "run" / name).read_text()) for name in ("predictions-raw.json", "eval_only-raw.json")
+    ]
+    assert written[0] == written[1]
+    assert {7, 9} <= {line["category_id"] for line in written[0]}
 
 
 def refused(micro, shards, **sections):
