@@ -27,6 +27,8 @@ class StepStatistics(nn.Module):
     num_batches_tracked: Tensor | None
     momentum: float | None
     step_records: list[Float[Tensor, "2 c"]]
+    step_counts: list[int]
+    """Values a channel that each record is over."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Normalise; in training, with the micro-batch's own statistics, which are recorded."""
@@ -38,6 +40,7 @@ class StepStatistics(nn.Module):
         try:
             normalised = super().forward(*args, **kwargs)
             self.step_records.append(torch.stack((self.running_mean, self.running_var)))
+            self.step_counts.append(args[0].numel() // self.running_mean.numel())
         finally:
             self.running_mean, self.running_var, self.num_batches_tracked, self.momentum = kept
         return normalised
@@ -49,8 +52,19 @@ def step_batch_norm(module: M) -> M:
     for layer in layers:
         if layer.running_mean is not None and not isinstance(layer, StepStatistics):
             layer.__class__ = type(f"Step{type(layer).__name__}", (StepStatistics, type(layer)), {})
-            layer.step_records = []
+            layer.step_records, layer.step_counts = [], []
     return module
+
+
+def join_records(module: nn.Module, *, last: int) -> None:
+    """Make one record of the ``last`` ones of every layer: that of a micro-batch whose images ran in so many groups.
+
+    It is the mean and the variance over the values of all groups. A step thus has as many records on every process.
+    """
+    for layer in module.modules():
+        if isinstance(layer, StepStatistics) and layer.training and layer.step_records:
+            joined, count = _joined(layer.step_records[-last:], layer.step_counts[-last:])
+            layer.step_records[-last:], layer.step_counts[-last:] = [joined], [count]
 
 
 @torch.no_grad()
@@ -78,6 +92,19 @@ def commit_step_statistics(module: nn.Module, *, world_size: int, skipped: Seque
         means, variances = records.mean(0)
         _move(layer, means, variances)
         layer.step_records.clear()
+        layer.step_counts.clear()
+
+
+@torch.no_grad()
+def _joined(records: list[Float[Tensor, "2 c"]], counts: list[int]) -> tuple[Float[Tensor, "2 c"], int]:
+    """Return mean and (unbiased) variance over all values of groups, and their number."""
+    total = sum(counts)
+    mean = torch.stack([record[0] * (count / total) for record, count in zip(records, counts, strict=True)]).sum(0)
+    squares = [
+        variance * (count - 1) + (own - mean).square() * count
+        for (own, variance), count in zip(records, counts, strict=True)
+    ]
+    return torch.stack((mean, torch.stack(squares).sum(0) / (total - 1))), total
 
 
 def _move(layer: StepStatistics, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:

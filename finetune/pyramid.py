@@ -2,7 +2,7 @@
 
 The pictures of a micro-batch lie in the top-left corners of one canvas. The backbone runs once per true size, rounded up to
 a multiple of 32 pixels and filled with zeros there, so that no padding beyond that reaches a window, a cluster, a sum or a
-statistic.
+statistic. A BatchNorm that learns normalises each size by itself; its running statistics are over all of them.
 
 Legend: b pictures, g pictures of one group, c channels, h w rows and columns of an image or a map.
 """
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from backbones.handoff import skeleton
 from backbones.sec_network import SecNetwork
+from engine.batch_norm import join_records
 from engine.randomness import torch_seed
 from finetune.start import Start, build_network
 
@@ -115,10 +116,13 @@ class Pyramid(nn.Module):
         true = [(images.shape[-2], images.shape[-1])] * len(images) if sizes is None else list(sizes)
         for row, (height, width) in enumerate(true):
             members[round_up(height), round_up(width)].append(row)
-        return [
+        found = [
             MapGroup(rows=tuple(rows), size=size, maps=self._maps(cut_out(images, rows=rows, sizes=true, size=size)))
             for size, rows in members.items()
         ]
+        if len(found) > 1:
+            join_records(self, last=len(found))
+        return found
 
     def _maps(self, images: Float[Tensor, "g 3 h w"]) -> list[Tensor]:
         network: Any = self.network

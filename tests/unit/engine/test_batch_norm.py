@@ -7,7 +7,7 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-from engine.batch_norm import commit_step_statistics, step_batch_norm
+from engine.batch_norm import commit_step_statistics, join_records, step_batch_norm
 
 
 def batches(count: int, *, channels: int = 4, seed: int = 0):
@@ -50,6 +50,21 @@ def test_statistics_move_once_by_the_mean_over_micro_batches():
     before = layer.state_dict()["running_mean"].clone()
     commit_step_statistics(layer, world_size=1)
     assert torch.equal(layer.get_buffer("running_mean"), before)
+
+
+def test_groups_of_a_micro_batch_count_as_one_by_the_statistics_of_all_their_values():
+    model = step_batch_norm(nn.Sequential(nn.BatchNorm2d(4, momentum=1.0), nn.BatchNorm2d(4).eval()))
+    before, *groups = batches(4)
+    parts = groups[0][:5], groups[1][:2, :, :2], groups[2][:1]
+    for x in (before, *parts):
+        model(x)
+    join_records(model, last=3)
+    assert len(model[0].step_records) == len(model[0].step_counts) == 2
+    commit_step_statistics(model, world_size=1)
+    values = torch.cat([x.transpose(0, 1).flatten(1) for x in parts], dim=1)
+    torch.testing.assert_close(model[0].running_mean, (before.mean((0, 2, 3)) + values.mean(1)) / 2)
+    torch.testing.assert_close(model[0].running_var, (before.var((0, 2, 3)) + values.var(1)) / 2)
+    assert model[0].step_counts == []
 
 
 def test_no_momentum_means_a_cumulative_mean_over_steps():

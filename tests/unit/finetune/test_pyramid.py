@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.batch_norm import StepStatistics, step_batch_norm
 from engine.optimizer import param_groups
 from finetune.config import StartConfig
 from finetune.pyramid import build_pyramid, dense_start
@@ -67,6 +68,18 @@ def test_every_trained_parameter_gets_a_gradient_and_names_stay_the_networks_own
     assert all("norm" in n or "final_conv" in n for n in frozen)
     torch.stack([x.square().sum() for x in pyramid(torch.randn(1, 3, 64, 96))]).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in pyramid.parameters())
+
+
+def test_batch_norm_has_one_record_of_a_micro_batch_over_the_pictures_of_all_sizes():
+    pyramid = step_batch_norm(build_pyramid(start_of("xformer"), strides=(8, 16, 32))).train()
+    norms = [layer for layer in pyramid.modules() if isinstance(layer, StepStatistics)]
+    seen = []
+    norms[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().transpose(0, 1).flatten(1)))
+    pyramid.groups(torch.randn(3, 3, 96, 96), [(64, 64), (96, 64), (64, 64)])
+    assert len(seen) == 2
+    assert {len(layer.step_records) for layer in norms} == {0, 1}  # that before a classifier does not run
+    values = torch.cat(seen, dim=1)
+    torch.testing.assert_close(norms[0].step_records[0], torch.stack((values.mean(1), values.var(1))))
 
 
 def test_layer_decay_reaches_into_the_backbone_and_leaves_the_rest_alone():
