@@ -163,6 +163,8 @@ def _mask_loss(
 @torch.no_grad()
 def _refined(stage: RoIHeads, deltas: Tensor, boxes: list[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
     """Return each image's boxes after a stage's correction, inside the image."""
+    if not len(deltas):  # which torchvision's decoder does not split into boxes
+        return boxes
     decoded = stage.box_coder.decode(deltas, boxes)[:, 0].split([len(x) for x in boxes])
     return [clip_boxes_to_image(x, size) for x, size in zip(decoded, sizes, strict=True)]
 

@@ -29,6 +29,18 @@ def test_losses_are_finite_and_every_trained_parameter_gets_a_gradient(micro, sc
         assert lacking == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_that_is_not_a_number_gives_a_loss_for_the_engine_to_refuse_and_no_box(micro, scene_batch, kind):
+    detector, (images, _, targets) = detector_of(micro(kind)), scene_batch
+    nothing, sizes = images[:1] * torch.nan, [(96, 96)]
+    set_training_mode(detector)
+    losses = detector(nothing, sizes, targets[2:])
+    assert torch.stack(list(losses.values())).sum().isnan()
+    with torch.no_grad():
+        (found,) = run_detector(detector.eval(), nothing, sizes)
+    assert len(found["scores"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn", "cascade"])
 def test_detections_of_an_image_in_a_batch_equal_those_of_it_alone(micro, scene_batch, kind):
     detector, (images, sizes, _) = detector_of(micro(kind)).eval(), scene_batch
