@@ -12,6 +12,8 @@ Legend: n objects, h w height and width of the upright image in pixels.
 
 import io
 import json
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from data.decode import BadImage
+
+logger = logging.getLogger(__name__)
 
 MAX_MASK_PIXELS = 2**30
 MAX_COORDINATE = 1e6
@@ -41,25 +45,24 @@ class Objects:
     areas: npt.NDArray[np.float32]
     """[n], in square pixels, as annotated; of the box where that is not said."""
     masks: Mask | None
-    """[n, h, w]; None where an object has none."""
+    """[n, h, w]; None where an object has none, or none are asked for."""
 
 
-def read_objects(content: bytes, *, size: tuple[int, int]) -> Objects:
-    """Read a sample's `.json`.
+def read_objects(content: bytes, *, size: tuple[int, int], masks: bool = True) -> Objects:
+    """Read a sample's `.json`; an object that :func:`fault_of_object` finds fault with is left out.
 
     Raises:
         BadImage: it is not of this form, or made for an image of another ``size`` (height, width).
     """
     try:
         tree: Any = json.loads(content)
-        items: list[dict[str, Any]] = tree["objects"]
+        annotated: list[dict[str, Any]] = list(tree["objects"])
         made_for = (int(tree["height"]), int(tree["width"]))
         if made_for != size:
             raise ValueError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
+        items = [item for item in annotated if _is_usable(item, size=size)]
         boxes = np.array([item["bbox"] for item in items], np.float32).reshape(len(items), 4)
         boxes[:, 2:] += boxes[:, :2]
-        if not np.isfinite(boxes).all():
-            raise ValueError("a box that is not finite")
         sides = boxes[:, 2:] - boxes[:, :2]
         areas = [item.get("area", side.prod()) for item, side in zip(items, sides, strict=True)]
         return Objects(
@@ -67,7 +70,7 @@ def read_objects(content: bytes, *, size: tuple[int, int]) -> Objects:
             categories=np.array([int(item["category"]) for item in items], np.int64),
             crowd=np.array([bool(item.get("iscrowd", 0)) for item in items], np.bool_),
             areas=np.array(areas, np.float32),
-            masks=_masks(items, size=size),
+            masks=_masks(items, size=size) if masks else None,
         )
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
         raise BadImage(f"its annotations are not as expected: {type(error).__name__}: {error}") from error
@@ -111,12 +114,37 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
     return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
 
 
-def fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
-    """Return why polygons or an RLE cover no pixel of an image of this ``size``; nothing where they do, or are absent.
+def fault_of_object(item: Any, *, size: tuple[int, int]) -> str:
+    """Return why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
+    try:
+        int(item["category"])
+        int(item.get("category_id", 0))
+        int(item.get("iscrowd", 0))
+        float(item.get("area", 0))
+        box = [float(value) for value in item["bbox"]]
+        return _fault_of_box(box, size=size) or _fault_of_mask(item.get("segmentation"), size=size)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        return f"{type(error).__name__}: {error}"
 
-    Raises:
-        ValueError: they are not as :func:`mask_of` expects.
-    """
+
+def _is_usable(item: Any, *, size: tuple[int, int]) -> bool:
+    if reason := fault_of_object(item, size=size):
+        logger.warning("an object is left out: %s", reason)
+    return not reason
+
+
+def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
+    left, top, width, height = box
+    if not all(map(math.isfinite, box)):
+        return f"its box {box} is not finite"
+    if width <= 0 or height <= 0:
+        return f"its box {box} is empty"
+    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
+        return f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)"
+    return ""
+
+
+def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
     if not segmentation or (isinstance(segmentation, list) and _has_corner_inside(segmentation, size=size)):
         return ""
     return "" if mask_of(segmentation, size=size).any() else "its mask is empty"

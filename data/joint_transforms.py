@@ -60,9 +60,10 @@ def joint_transform(augment: JointAugmentation) -> Callable[[Annotated], Annotat
     )
 
 
-def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> Annotated:
+def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS, masks: bool = True) -> Annotated:
     """Return a sample as ``image`` [3, h, w] and, where it has them, ``boxes`` [n, 4] (left, top, right, bottom), ``labels``,
-    ``crowd``, ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w], as torchvision's tensors.
+    ``crowd``, ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w], as torchvision's tensors; no object
+    has a mask unless ``masks``.
 
     Raises:
         BadImage: the image or what is drawn into it cannot be read.
@@ -71,7 +72,7 @@ def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS) -> Annotated
     size = (pixels.shape[0], pixels.shape[1])
     found: Annotated = {"image": tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))}
     if "json" in sample.members:
-        objects = read_objects(sample.members["json"], size=size)
+        objects = read_objects(sample.members["json"], size=size, masks=masks)
         found["boxes"] = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
             torch.from_numpy(objects.boxes), format="XYXY", canvas_size=size
         )

@@ -48,10 +48,8 @@ class DetectionBuilder:
 
         def build(sample: Sample) -> Annotated:
             key = (step, micro_batch, sample.id, sample.repeat)
-            annotated = read_annotated(sample, max_pixels=self.max_pixels)
+            annotated = read_annotated(sample, max_pixels=self.max_pixels, masks=self.masks)
             check_annotated(annotated, num_classes=self.num_classes, masks=self.masks)
-            if not self.masks:
-                annotated.pop("masks", None)
             changed = transformed(annotated, change, seed=self.seed, key=key)
             return without_degenerate(changed, min_side_px=self.resize.min_side_px)
 

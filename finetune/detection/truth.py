@@ -5,14 +5,13 @@ Annotations are read once, without the pictures. What is wrong with one object c
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data.annotations import fault_of_mask
+from data.annotations import fault_of_object
 from data.shards import ShardSet
 
 FAULTS_NAME = "annotation_faults.jsonl"
@@ -124,7 +123,7 @@ class _Reader:
         try:
             tree: Any = json.loads(content)
             size = int(tree["height"]), int(tree["width"])
-            objects: list[dict[str, Any]] = list(tree["objects"])
+            objects: list[Any] = list(tree["objects"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             self._fault(
                 sample, str(sample), None, f"its annotations are not as expected: {type(error).__name__}: {error}"
@@ -136,26 +135,19 @@ class _Reader:
         for item in objects:
             self._add_object(item, sample=sample, image=number, name=name, size=size)
 
-    def _add_object(self, item: dict[str, Any], *, sample: int, image: int, name: str, size: tuple[int, int]) -> None:
-        own_id = item.get("id")
-        try:
-            category = int(item["category"])
-            number = int(item["category_id"]) if "category_id" in item else None
-            box = [float(value) for value in item["bbox"]]
-            reason = _fault_of_box(box, size=size) or fault_of_mask(item.get("segmentation"), size=size)
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            reason, category, number, box = f"{type(error).__name__}: {error}", 0, None, []
-        if reason:
-            self._fault(sample, name, own_id, reason)
+    def _add_object(self, item: Any, *, sample: int, image: int, name: str, size: tuple[int, int]) -> None:
+        if reason := fault_of_object(item, size=size):
+            self._fault(sample, name, item.get("id") if isinstance(item, dict) else None, reason)
             return
+        category, box = int(item["category"]), [float(value) for value in item["bbox"]]
         if not 0 <= category < self._num_classes:
             self.beyond = self.beyond or (
                 f"{self._option} {self._shards.folder}: {name} (sample {sample}) has an object of class {category}, there are "
                 f"{self._num_classes} classes, from 0; write the shards again, or mend their manifest"
             )
             return
-        if number is not None:
-            self.category_ids[category] = number
+        if "category_id" in item:
+            self.category_ids[category] = int(item["category_id"])
         self.without_mask += not item.get("segmentation")
         self.annotations.append(
             {
@@ -187,17 +179,6 @@ def _contents(shards: ShardSet) -> Iterator[bytes | None]:
     for shard, size in enumerate(shards.sizes):
         for position in range(size):
             yield shards.read_member(shard, position, extension="json")
-
-
-def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
-    left, top, width, height = box
-    if not all(map(math.isfinite, box)):
-        return f"its box {box} is not finite"
-    if width <= 0 or height <= 0:
-        return f"its box {box} is empty"
-    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
-        return f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)"
-    return ""
 
 
 def complete_ids(found: Mapping[int, int], *, num_classes: int, like: Sequence[int] = ()) -> list[int]:

@@ -212,19 +212,34 @@ def test_objects_without_masks_have_boxes_and_crowds():
         b"[]",
         b"[" * 100_000,
         member(height=5),
-        member({"bbox": [0, 0, 1], "category": 0}),
-        member({"bbox": [0, 0, 1, float("nan")], "category": 0}),
-        member({"bbox": [0, 0, 1, 1], "category": "cat"}),
-        member({"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, 1e300, 1, 2, 2]]}),
-        member({"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, float("nan"), 1, 2, 2]]}),
-        member({"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [40]}}),
-        member({"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [-1, 49]}}),
-        member({"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [9999, 9999], "counts": [1]}}),
     ],
 )
 def test_annotations_of_another_form_are_bad(content):
     with pytest.raises(BadImage, match="annotations are not as expected"):
         read_objects(content, size=(6, 8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bbox": [0, 0, 1], "category": 0},
+        {"bbox": [0, 0, 1, float("nan")], "category": 0},
+        {"bbox": [0, 0, 1, 1], "category": "cat"},
+        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, 1e300, 1, 2, 2]]},
+        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, float("nan"), 1, 2, 2]]},
+        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [40]}},
+        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [-1, 49]}},
+        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [9999, 9999], "counts": [1]}},
+        {"bbox": [9, 0, 1, 1], "category": 0},
+        "a cat",
+    ],
+)
+@pytest.mark.parametrize("masks", [True, False])
+def test_an_object_of_another_form_is_left_out_and_the_others_stay(wrong, masks):
+    good = {"bbox": [1, 2, 3, 2], "category": 4, "segmentation": [[1, 2, 4, 2, 4, 4]]}
+    found = read_objects(member(wrong, good), size=(6, 8), masks=masks)
+    assert (found.boxes.tolist(), found.categories.tolist()) == ([[1, 2, 4, 4]], [4])
+    assert found.masks.shape == (1, 6, 8) if masks else found.masks is None
 
 
 def test_label_maps_keep_their_values():

@@ -174,11 +174,11 @@ def test_shards_without_annotations_or_objects_are_refused(write, micro, tmp_pat
         train(refused(micro, tmp_path / "other"))
 
 
-def test_faulty_samples_are_replaced_counted_and_named_while_training(write, micro, tmp_path):
+def test_one_bad_object_costs_its_picture_neither_its_other_objects_nor_its_place_in_training(write, micro, tmp_path):
     wrong = {**GOOD, "segmentation": {"size": [32, 64], "counts": [32 * 64]}}
-    write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda number: [wrong if number == 3 else GOOD]))
-    config = refused(micro, tmp_path / "x", optimizer={"steps": 2, "warmup_steps": 0})
-    train(replace(config, data=replace(config.data, max_bad_share=0.5)))
+    write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda number: [wrong, GOOD][number == 3 :]))
+    config = refused(micro, tmp_path / "x", kind="retinanet", optimizer={"steps": 2, "warmup_steps": 0})
+    train(replace(config, data=replace(config.data, micro_batch_size=1)))
     faults = [json.loads(line) for line in (tmp_path / "run" / "annotation_faults.jsonl").read_text().splitlines()]
-    assert [fault["sample"] for fault in faults] == [3]
-    assert "a mask of [32, 64]" in (tmp_path / "run" / "bad_samples.jsonl").read_text()
+    assert [fault["sample"] for fault in faults] == [0, 1, 2, 4, 5, 6, 7]
+    assert not (tmp_path / "run" / "bad_samples.jsonl").exists()
