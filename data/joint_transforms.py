@@ -8,7 +8,7 @@ Legend: b images, n objects of one image, h w height and width of the result in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -46,12 +46,29 @@ class JointAugmentation:
             raise ValueError(f"expected a positive size and two rising positive scales, got {self.size}, {self.scale}")
 
 
+class _AtLeastOnePixel:
+    """Mixed into a torchvision resize: a side of a very elongated image that would round to 0 becomes 1 pixel."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Return the size to resize to."""
+        params: dict[str, Any] = cast(Any, super()).make_params(flat_inputs)
+        return {**params, "size": tuple(max(1, side) for side in params["size"])}
+
+
+class ScaleJitter(_AtLeastOnePixel, v2.ScaleJitter):
+    """torchvision's, for images however elongated."""
+
+
+class RandomShortestSize(_AtLeastOnePixel, v2.RandomShortestSize):
+    """torchvision's, for images however elongated."""
+
+
 def joint_transform(augment: JointAugmentation) -> Callable[[Annotated], Annotated]:
     """Return scale jitter, crop or pad to ``size``, flip and colour changes; the padding is grey, void in label maps."""
     fill = {tv_tensors.Image: GREY, tv_tensors.Mask: VOID}
     return v2.Compose(
         [
-            v2.ScaleJitter(augment.size, scale_range=augment.scale, antialias=True),
+            ScaleJitter(augment.size, scale_range=augment.scale, antialias=True),
             v2.RandomCrop(augment.size, pad_if_needed=True, fill=fill),  # pyright: ignore[reportArgumentType]
             v2.RandomHorizontalFlip(augment.flip),
             v2.RandomPhotometricDistort(p=augment.photometric),

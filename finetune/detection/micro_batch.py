@@ -17,6 +17,8 @@ from data.joint_transforms import (
     GREY,
     Annotated,
     JointAugmentation,
+    RandomShortestSize,
+    ScaleJitter,
     joint_transform,
     read_annotated,
     transformed,
@@ -111,9 +113,9 @@ def training_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]
         )
         return joint_transform(augment)
     if resize.mode == "letterbox":
-        scale = v2.ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
+        scale = ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
     else:
-        scale = v2.RandomShortestSize(list(resize.short_sides), max_size=resize.long_side, antialias=True)
+        scale = RandomShortestSize(list(resize.short_sides), max_size=resize.long_side, antialias=True)
     colours = v2.RandomPhotometricDistort(p=resize.photometric)
     return v2.Compose([scale, v2.RandomHorizontalFlip(resize.flip), colours, v2.ClampBoundingBoxes()])
 
@@ -121,8 +123,8 @@ def training_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]
 def evaluation_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]:
     """Return the change of an image to evaluate: a resize, in the same way as in training, without anything random."""
     if resize.mode == "letterbox":
-        return v2.ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
-    return v2.RandomShortestSize([resize.test_short_side], max_size=resize.long_side, antialias=True)
+        return ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
+    return RandomShortestSize([resize.test_short_side], max_size=resize.long_side, antialias=True)
 
 
 def on_canvas(images: list[Tensor], *, resize: ResizeConfig) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,11 @@
 """Micro-batches of annotated images: a pure function of their key, boxes and masks where the objects are, in every mode."""
 
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
 
 from data.scenes import CLASSES, scene_members
 from data.shards import Sample
@@ -94,6 +96,21 @@ def test_an_unreadable_picture_keeps_its_place_in_evaluations():
     assert [number for number, _, _ in batch["bad"]] == [0]
     assert batch["true_sizes"][1].tolist() == [72, 72]
     assert batch["content"][1].tolist() == [64, 64]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 9000)])
+def test_a_very_elongated_picture_keeps_a_pixel_in_each_direction(mode, size):
+    content = io.BytesIO()
+    Image.new("RGB", size[::-1]).save(content, "JPEG")
+    tree = {"height": size[0], "width": size[1], "objects": []}
+    members = {"json": json.dumps(tree).encode()}
+    sample = Sample(id=0, key="0", image=content.getvalue(), label=None, members=members)
+    trained = builder(mode)([sample], step=0, micro_batch=0)
+    measured = EvaluationBuilder(resize=MODES[mode])([sample], step=0, micro_batch=0)
+    assert trained["bad"] == measured["bad"] == []
+    assert trained["sizes"].min() >= 1
+    assert measured["content"].min() >= 1
 
 
 def test_targets_move_as_one_and_come_out_as_dicts():
