@@ -23,7 +23,7 @@ from finetune.eval_only import find_classifiers
 from finetune.prediction import pick_weights
 from finetune.segmentation.trained import load_trained
 from finetune.tasks import task_of_run
-from finetune.trained import CHOICES, choose_weights
+from finetune.trained import CHOICES, choose_weights, stored_description
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ class Scores(nn.Module):
 def export_command(words: Sequence[str]) -> None:
     """``export RUN FILE``: write the newest weights of a run as ONNX, checked with onnxruntime; boxes as FILE.pt2 (torch.export)."""
     parser = argparse.ArgumentParser(prog="finetune/main.py export", description=export_command.__doc__)
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, help="run folder, one of its checkpoints, or best weights")
     parser.add_argument("file", type=Path, help="where to, such as model.onnx, or model.pt2 of a detector")
     parser.add_argument("--size", type=int, nargs=2, help="height and width in pixels; default: the run's")
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
     parser.add_argument("--dynamic-size", action="store_true", help="take any size, where the network allows it")
     parser.add_argument(
-        "--weights", choices=CHOICES, default="raw", help="of the newest checkpoint, or the best measured"
+        "--weights", choices=CHOICES, help="raw (default) or ema of the newest checkpoint, or the best measured"
     )
     options = parser.parse_args(list(words))
     size = tuple(options.size) if options.size else None
@@ -92,14 +92,14 @@ def export_command(words: Sequence[str]) -> None:
     logger.info("%s: %d bytes, at most %.1e from torch", options.file, options.file.stat().st_size, off)
 
 
-def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str = "raw") -> Exportable:
-    """Return the network of a run folder.
+def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str | None = None) -> Exportable:
+    """Return the network of a run, a checkpoint or best weights.
 
     Raises:
         ValueError: there is no such run, it has no such weights, or is of a task that has no ONNX form.
     """
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"export takes a run folder with a config.yaml, got {run}")
+    if not (run / "config.yaml").is_file() and stored_description(run) is None:
+        raise ValueError(f"export takes a run folder with a config.yaml, a checkpoint or best weights, got {run}")
     task = task_of_run(run)
     if task == "segment":
         trained = load_trained(*choose_weights(run, weights))

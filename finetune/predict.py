@@ -81,10 +81,10 @@ def _predict_one(path: Path, *, name: str, predictor: Predictor, out: Path) -> d
 
 def _options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="finetune/main.py predict", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, or one of its checkpoints")
+    parser.add_argument("run", type=Path, help="run folder, one of its checkpoints, or best weights")
     parser.add_argument("images", type=Path, help="a picture, or a folder of pictures")
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument(
-        "--weights", choices=CHOICES, default="raw", help="of the newest checkpoint, or the best measured"
+        "--weights", choices=CHOICES, help="raw (default) or ema of the newest checkpoint, or the best measured"
     )
     return parser.parse_args(words)

@@ -16,7 +16,7 @@ SHOWN = 3
 LINE_PX, MARGIN_PX = 12, 4
 
 
-def class_predictor(path: Path, weights: str) -> Predictor:
+def class_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a classification run or checkpoint.
 
     Raises:

@@ -9,7 +9,7 @@ from finetune.segmentation.pictures import draw_label_map, draw_similarities, ha
 from finetune.segmentation.trained import load_trained
 
 
-def label_predictor(path: Path, weights: str) -> Predictor:
+def label_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a segmentation run or checkpoint.
 
     Raises:

@@ -28,16 +28,19 @@ class Prediction:
 
 Predictor = Callable[[Picture], Prediction]
 """From an upright RGB picture [height, width, 3]."""
-MakePredictor = Callable[[Path, str], Predictor]
-"""From a run or checkpoint and the name of its weights (raw, ema)."""
+MakePredictor = Callable[[Path, str | None], Predictor]
+"""From a run, a checkpoint or best weights, and the name of the weights (raw, ema); None takes raw, or the only ones."""
 
 
-def pick_weights(found: dict[str, Any], *, asked: str, where: Path) -> Any:
-    """Return the weights ``asked`` for.
+def pick_weights(found: dict[str, Any], *, asked: str | None, where: Path) -> Any:
+    """Return the weights ``asked`` for; None takes raw, or the only ones where there are others.
 
     Raises:
         ValueError: the run has no such weights.
     """
+    if asked is None and len(found) == 1:
+        return next(iter(found.values()))
+    asked = asked or "raw"
     if asked not in found:
         raise ValueError(f"{where} has no {asked} weights, only {', '.join(found)}; choose with --weights")
     return found[asked]

@@ -15,8 +15,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backbones.handoff import CONFIG, read_backbone
 from data.loader import ShardSet
 from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.checkpoint_format import INDEX, read_index
 from engine.config import RunConfig
 from engine.durable import fsync_folder, write_durably
 from engine.pixels import Statistics
@@ -99,15 +101,32 @@ def find_weights(path: Path, *, program: str) -> dict[str, Weights]:
     return {weights.name: weights for weights in found}
 
 
-def choose_weights(run: Path, choice: str) -> tuple[Path, str]:
+def stored_description(folder: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint or best weights say about themselves, ``program`` and ``recipe`` among it; None of others."""
+    if (folder / DESCRIBED).is_file():
+        return json.loads((folder / DESCRIBED).read_text())
+    if (folder / CONFIG).is_file():
+        known = read_backbone(folder).provenance
+        return {"program": "finetune", **known} if "method" in known else None
+    if (folder / INDEX).is_file():
+        state = read_index(folder)["state"]
+        return state if "program" in state else None
+    return None
+
+
+def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
     """Return where the weights are that a choice on a command line means (one of ``CHOICES``), and their name there.
+
+    No choice means raw weights, or those that a folder of best weights holds.
 
     Raises:
         ValueError: the run keeps no best weights.
     """
-    best, dash, weights = choice.partition("-")
+    best, dash, weights = (choice or "").partition("-")
     if not dash:
         return run, choice
+    if (run / DESCRIBED).is_file() or (run / CONFIG).is_file():
+        return run, f"{best} {weights}"
     folder = newest_best(run, weights)
     if folder is None:
         raise ValueError(f"{run} keeps no best {weights} weights; choose other --weights")

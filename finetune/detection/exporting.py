@@ -25,14 +25,14 @@ SUFFIX = ".pt2"
 MOST_OFF = 1e-3
 
 
-def export_detector(run: Path, file: Path, *, size: Size | None = None, weights: str = "raw") -> float:
+def export_detector(run: Path, file: Path, *, size: Size | None = None, weights: str | None = None) -> float:
     """Write the detector of a run or checkpoint, and return the largest difference that the written file shows from it.
 
     Args:
-        run: run or checkpoint folder.
+        run: folder of a run, a checkpoint or best weights.
         file: where to; its name ends in .pt2.
         size: height and width in pixels, multiples of 32; None is the run's letterbox, or its short side squared.
-        weights: one of :data:`finetune.trained.CHOICES`.
+        weights: one of :data:`finetune.trained.CHOICES`; None is raw, or the best where ``run`` holds those.
 
     Raises:
         ValueError: it has two stages, no such weights, or the size or the file's name does not fit.

@@ -23,7 +23,7 @@ OPACITY = 0.45
 LINE_PX = 2
 
 
-def object_predictor(path: Path, weights: str) -> Predictor:
+def object_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a detection run or checkpoint.
 
     Raises:

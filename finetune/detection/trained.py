@@ -34,7 +34,7 @@ class TrainedDetector:
     """COCO's category id of each class."""
 
 
-def load_detector(path: Path, weights: str) -> TrainedDetector:
+def load_detector(path: Path, weights: str | None) -> TrainedDetector:
     """Return a detector with weights that :func:`finetune.trained.find_weights` finds.
 
     Raises:

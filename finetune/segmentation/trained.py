@@ -60,7 +60,7 @@ def hand_off_backbone(
     )
 
 
-def load_trained(path: Path, weights: str) -> TrainedSegmenter:
+def load_trained(path: Path, weights: str | None) -> TrainedSegmenter:
     """Return a segmenter with weights that :func:`finetune.trained.find_weights` finds.
 
     Raises:

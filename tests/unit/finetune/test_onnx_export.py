@@ -57,5 +57,7 @@ def test_onnxruntime_answers_what_torch_does(tmp_path, make, dynamic_batch):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"export takes a run folder with a config.yaml, got"):
+    with pytest.raises(
+        ValueError, match=r"export takes a run folder with a config.yaml, a checkpoint or best weights, got"
+    ):
         exportable(tmp_path)

@@ -1,6 +1,7 @@
 """What a trained classifier says about pictures, as files; unreadable pictures are named."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -50,6 +51,11 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
     best = [str(config.run.folder), str(pictures), "--out", str(tmp_path / "best"), "--weights", "best-raw"]
     predict(best, predictor_of=predictor_of)
     assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
+    kept = [shutil.copytree(config.run.folder / "best" / "raw-step-000000001", tmp_path / "copied"), *best[1:4]]
+    predict([*map(str, kept)], predictor_of=predictor_of)
+    assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
+    with pytest.raises(ValueError, match=r"copied has no raw weights, only best raw"):
+        predict([*map(str, kept), "--weights", "raw"], predictor_of=predictor_of)
     with pytest.raises(ValueError, match="keeps no best ema weights"):
         predict([*best[:-1], "best-ema"], predictor_of=predictor_of)
     with pytest.raises(ValueError, match=r"has no ema weights, only raw; choose with --weights"):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.checkpoint import newest_checkpoint
+from finetune.onnx_export import exportable
 from finetune.predict import predict
 from finetune.segmentation.config import SegmenterConfig
 from finetune.segmentation.eval_only import measure
@@ -107,6 +108,19 @@ def test_predict_writes_label_maps_and_what_the_queries_look_like(whole, make_sc
         assert labels.getextrema()[1] <= 2
     assert (tmp_path / "out" / "one.overlay.png").is_file()
     assert (tmp_path / "out" / "one.similarities.png").is_file()
+
+
+@pytest.mark.parametrize("choice", [[], ["--weights", "best-raw"]])
+def test_a_copied_folder_of_best_weights_predicts_as_its_task(whole, make_scene, tmp_path, choice):
+    folder, results = whole
+    kept = shutil.copytree(folder / "best" / f"raw-step-{results[2]['step']:09d}", tmp_path / "copied")
+    (tmp_path / "one.png").write_bytes(make_scene(3, size=(40, 56))["png"])
+    assert task_of_run(kept) == task_of_run(folder / "checkpoints" / "step-000000004") == "segment"
+    words = [str(kept), str(tmp_path / "one.png"), "--out", str(tmp_path / "out"), *choice]
+    predict(words, predictor_of=lambda path: TASKS[task_of_run(path)].predictor)
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert sum(record["shares"].values()) == pytest.approx(1)
+    assert exportable(kept).output == "scores"
 
 
 HEADS = {
