@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -21,6 +22,8 @@ from finetune.onnx_export import export_command
 from finetune.predict import predict
 from finetune.results import FILE_NAME
 from finetune.tasks import TASKS, task_of_run
+from finetune.trained import TASKS as PROGRAMS
+from finetune.trained import stored_description
 
 
 @one_line_errors
@@ -32,8 +35,12 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    name, words = choose_task(with_own_recipe(with_shards(sys.argv[1:])))
-    task, config = TASKS[name], parse(CONFIGS[name], words)
+    words = with_shards(sys.argv[1:])
+    stored = stored_recipe(words)
+    own = ["--task", stored[0]] if stored else []
+    name, words = choose_task([*own, *with_own_recipe(words)])
+    config = parse(CONFIGS[name], words, below=stored[1] if stored and stored[0] == name else None)
+    task = TASKS[name]
     results = task.measure(config) if config.eval_only else task.train(config)
     if results and on_main:
         Console().print(task.table(results, title=config.eval_only or str(config.run.folder)))
@@ -52,14 +59,39 @@ def with_own_recipe(words: list[str]) -> list[str]:
 
     A checkpoint is measured with the recipe of the run that it lies in.
     """
+    named = _measured(words)
+    folder = None if named is None else _run_of(named)
+    return words if folder is None else ["--recipe", str(folder / "config.yaml"), "--run.folder", str(folder), *words]
+
+
+def stored_recipe(words: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """Return the task of the checkpoint or best weights to measure, and the recipe in them, where no run lies around them.
+
+    It does not say where the run was: results go to this command's own run folder.
+    """
+    named = _measured(words)
+    if named is None or _run_of(named) is not None:
+        return None
+    known = stored_description(named)
+    if known is None:
+        return None
+    run = {key: value for key, value in known["recipe"]["run"].items() if key != "folder"}
+    return PROGRAMS[known["program"]], {**known["recipe"], "run": run}
+
+
+def _measured(words: list[str]) -> Path | None:
+    """Return the folder that is to be measured, if it is one."""
     named = _value(words, "--eval-only")
-    if named is None or not Path(named).is_dir():
-        return words
-    for folder in (Path(named), Path(named).parent.parent):
+    return Path(named) if named is not None and Path(named).is_dir() else None
+
+
+def _run_of(measured: Path) -> Path | None:
+    """Return the run folder that ``measured`` is or lies in, if it is there."""
+    for folder in (measured, measured.parent.parent):
         recipe = folder / "config.yaml"
         if recipe.is_file() and "val_shards" in yaml.safe_load(recipe.read_text()):
-            return ["--recipe", str(recipe), "--run.folder", str(folder), *words]
-    return words
+            return folder
+    return None
 
 
 def _value(words: list[str], option: str) -> str | None:

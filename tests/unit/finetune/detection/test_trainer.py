@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import timm
 import torch
 
 from engine.checkpoint import newest_checkpoint
+from finetune.app import main, stored_recipe
 from finetune.detection.eval_only import measure
 from finetune.detection.trainer import train
 
@@ -84,6 +86,24 @@ def test_the_best_weights_are_kept_and_measured_again_alike(whole, tmp_path):
     copied = shutil.copytree(folder / "best" / f"raw-step-{best['step']:09d}", tmp_path / "copied")
     (again,) = measure(replace(config, eval_only=str(copied), run=replace(config.run, folder=tmp_path / "eval")))
     assert (again["name"], again["step"], again["mask"]) == ("best raw", best["step"], best["mask"])
+
+
+@pytest.mark.parametrize("target", ["checkpoints/step-000000004", "best"])
+def test_a_copied_checkpoint_or_best_folder_is_measured_with_the_recipe_in_it(whole, tmp_path, monkeypatch, target):
+    """The command line comes first; the run that it was copied from is left alone."""
+    _, folder, results = whole
+    one = folder / target if target != "best" else folder / "best" / f"raw-step-{results[2]['step']:09d}"
+    copied = shutil.copytree(one, tmp_path / "far" / "away" / "copied")
+    out = tmp_path / "out"
+    words = ["--eval-only", str(copied), "--run.folder", str(out), "--evaluation.micro-batch-size", "1"]
+    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *words])
+    main()
+    again = json.loads((out / "eval_only.json").read_text())["results"][0]
+    assert again["mask"] == results[2 if target == "best" else 0]["mask"]
+    name, recipe = stored_recipe(words)
+    assert name == "detect"
+    assert "folder" not in recipe["run"]
+    assert stored_recipe(["--eval-only", str(folder / "checkpoints" / "step-000000004")]) is None
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "cascade", "yolo"])
