@@ -311,10 +311,8 @@ class Training:
     def save(self) -> bool:
         """Start writing a checkpoint of the state after the last full step, if that is finite; return whether it is."""
         self.watchdog.note("save", step=self.step, outside=True)
-        if self._sums.num_steps:
-            metrics, _ = self._sums.means(self.engine)
-            if not self._is_finite(metrics["loss"], metrics[NORMS]):
-                return False
+        if not self.check_finite():
+            return False
         self._settle_bad()
         slices = self.engine.owned_slices()
         if self.ema is not None:
@@ -325,6 +323,13 @@ class Training:
             self._first_state = None
         self._saved_step = self.step
         return True
+
+    def check_finite(self) -> bool:
+        """Return whether the run goes on from these weights rather than back (collective; waits for the device)."""
+        if self._sums.num_steps and not self._failed:
+            metrics, _ = self._sums.means(self.engine)
+            self._is_finite(metrics["loss"], metrics[NORMS])
+        return not self._failed
 
     def _settle_bad(self) -> None:
         """Write down and count the samples that others took the places of; too many of them end the run on all processes."""

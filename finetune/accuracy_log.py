@@ -45,15 +45,18 @@ class AccuracyLog:
         if self._file.exists():
             self._write()
         for weights in WEIGHTS:
+            self._drop_unfinished(weights)
             self._drop_overtaken(weights)
 
     def add(self, *, step: int, weights: str, figures: dict[str, float | None]) -> bool:
-        """Write one line; return whether these are the best weights of their kind so far (the first, if equal)."""
-        before = self.best_step(weights)
+        """Write one line; return whether these are the best weights of their kind so far (the first, if equal).
+
+        Those of a step that is measured again are other weights.
+        """
         self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
         self.lines.append({"step": step, "weights": weights, **figures})
         self._write()
-        return self.best_step(weights) != before
+        return self.best_step(weights) == step
 
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
         """Return the step of the best figure of one kind of weights, of those measured until a step."""
@@ -76,6 +79,12 @@ class AccuracyLog:
 
     def _write(self) -> None:
         write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def _drop_unfinished(self, weights: str) -> None:
+        """Delete the folders that a kill left without their scores."""
+        for folder in self._best.glob(f"{weights}-step-*"):
+            if folder.is_dir() and not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _drop_overtaken(self, weights: str) -> None:
         kept = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}
@@ -102,8 +111,13 @@ class AccuracyLog:
 
 def newest_best(run: Path, weights: str) -> Path | None:
     """Return the folder of a run's best weights of one kind, if there are any; older ones are there for older checkpoints."""
-    found = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if path.is_dir())
+    found = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if _is_whole(path))
     return found[-1] if found else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether best weights were written to the end: their scores come last."""
+    return folder.is_dir() and folder.with_suffix(".json").is_file()
 
 
 def _known(figure: float | None) -> float:

@@ -65,9 +65,9 @@ class Evaluations:
         self._last: dict[str, dict[str, Any]] = {}
 
     def measure_if_due(self) -> None:
-        """Measure all weights if this step asks for it."""
+        """Measure all weights if this step asks for it; not those that a run goes back from."""
         step = self._training.step
-        if step % self._every == 0 or step == self._training.last_step:
+        if (step % self._every == 0 or step == self._training.last_step) and self._training.check_finite():
             self._measure()
 
     def finish(self) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from finetune.accuracy_log import AccuracyLog
+from finetune.accuracy_log import AccuracyLog, newest_best
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def measure(log, step, top1, weights="raw"):
     """Do what a run does at an evaluation; return whether it kept the weights."""
     is_best = log.add(step=step, weights=weights, figures={"top1": top1, "loss": 1.0})
     if is_best:
-        log.best_folder(weights, step).mkdir(parents=True)
+        log.best_folder(weights, step).mkdir(parents=True, exist_ok=True)
         log.keep(weights, step, result={"step": step, "top1": top1})
     return is_best
 
@@ -58,5 +58,18 @@ def test_a_restarted_run_forgets_what_came_after_its_checkpoint(folder):
 def test_measuring_a_step_again_replaces_its_line(folder):
     log = AccuracyLog(folder, step=0, figure="top1")
     measure(log, 1, 0.5)
-    assert not measure(log, 1, 0.5)
-    assert len(log.lines) == 1
+    measure(log, 2, 0.3)
+    assert measure(log, 1, 0.4)  # with its weights: a run that went back has others
+    assert log.best_result("raw") == {"step": 1, "top1": 0.4}
+    assert not measure(log, 2, 0.3)
+    assert len(log.lines) == 2
+
+
+def test_a_folder_without_its_scores_is_absent_and_goes(folder):
+    """A kill came between writing the two."""
+    log = AccuracyLog(folder, step=0, figure="top1")
+    measure(log, 3, 0.5)
+    log.best_folder("raw", 5).mkdir(parents=True)
+    assert newest_best(folder, "raw") == log.best_folder("raw", 3)
+    AccuracyLog(folder, step=4, figure="top1")
+    assert [path.name for path in (folder / "best").iterdir() if path.is_dir()] == ["raw-step-000000003"]

@@ -11,7 +11,9 @@ import torch
 from data.mixing import training_order
 from engine.checkpoint import newest_checkpoint
 from engine.optimizer import describe, param_groups
+from engine.training import Training
 from finetune.eval_only import measure
+from finetune.evaluations import Evaluations
 from finetune.labelled_shards import open_labelled
 from finetune.network import build_trained
 from finetune.start import resolve_start
@@ -111,6 +113,36 @@ def test_workers_and_evaluations_change_nothing(micro, whole, tmp_path):
     train(micro(run={"folder": tmp_path / "workers"}, data={"workers": 2}, evaluation={"every_steps": 6}))
     (_, one), (_, two) = last_tensors(folder), last_tensors(tmp_path / "workers")
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_weights_that_a_run_goes_back_from_are_not_measured(micro, monkeypatch):
+    """The loss breaks once, between two reports; all steps are measured, with finite weights."""
+    broken, measured = [], []
+    backward, measure_all = Training.backward, Evaluations._measure
+
+    def break_once(training, loss, **metrics):
+        if training.step == 2 and not broken:
+            broken.append(training.step)
+            loss = loss * float("nan")
+        backward(training, loss, **metrics)
+
+    def note(evaluations):
+        weights = evaluations._training.engine.module.parameters()
+        measured.append((evaluations._training.step, all(bool(weight.isfinite().all()) for weight in weights)))
+        measure_all(evaluations)
+
+    monkeypatch.setattr(Training, "backward", break_once)
+    monkeypatch.setattr(Evaluations, "_measure", note)
+    train(
+        micro(
+            optimizer={"steps": 4},
+            evaluation={"every_steps": 1},
+            report={"every_steps": 4},
+            run={"save_every_steps": 4},
+        )
+    )
+    assert broken
+    assert measured == [(1, True), (2, True), (1, True), (2, True), (3, True), (4, True)]
 
 
 def test_a_linear_probe_trains_only_its_layer_and_becomes_an_ordinary_classifier(micro, whole, tmp_path):
