@@ -1,6 +1,7 @@
 """Measures a segmentation run or checkpoint without training."""
 
 import logging
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def measure(config: SegmentConfig) -> list[dict[str, Any]]:
         raise ValueError(f"eval-only: {measured} is no folder; give that of a run or of one of its checkpoints")
     found = [fill_segmenter(weights) for weights in find_weights(measured, program=PROGRAM).values()]
     val = open_shards(config.val_shards, cache=config.data.cache)
+    check_names(val, trained=found[0])
     check_label_maps(val, labels=config.labels, num_classes=len(found[0].classes), option="val-shards")
     engine = Engine(config.distributed)
     try:
@@ -38,6 +40,23 @@ def measure(config: SegmentConfig) -> list[dict[str, Any]]:
         return results
     finally:
         engine.close()
+
+
+def check_names(val: ShardSet, *, trained: TrainedSegmenter) -> None:
+    """Refuse shards whose classes have other names than those that were learnt, where both have names.
+
+    Raises:
+        ValueError: they have; says where they differ first.
+    """
+    learnt = trained.classes
+    if val.classes is None or learnt in (val.classes, tuple(map(str, range(len(learnt))))):
+        return
+    pairs = zip_longest(learnt, val.classes, fillvalue="nothing")
+    first, (ours, theirs) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"eval-only: class {first} of the {trained.name} weights is {ours}, of val-shards {val.folder} it is {theirs}; measure "
+        "them on the classes that they were trained on"
+    )
 
 
 def _measure(config: SegmentConfig, trained: TrainedSegmenter, *, val: ShardSet, engine: Engine) -> dict[str, Any]:

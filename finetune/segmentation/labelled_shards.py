@@ -25,9 +25,14 @@ def open_labelled(config: SegmentConfig) -> LabelledShards:
     """Open both sets of shards and look at some of their label maps.
 
     Raises:
-        ValueError: a sample has no label map, a value is no class, or the numbers of classes do not fit.
+        ValueError: a sample has no label map, a value is no class, or the classes do not fit.
     """
     train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
+    if train.classes and val.classes and train.classes != val.classes:
+        raise ValueError(
+            f"the {len(train.classes)} classes of data.shards are not the {len(val.classes)} of val-shards; write both with the "
+            "same class names in the same order"
+        )
     classes = train.classes or val.classes
     num_classes = _num_classes(config, classes)
     for option, shards in (("data.shards", train), ("val-shards", val)):

@@ -110,6 +110,18 @@ def test_predict_writes_label_maps_and_what_the_queries_look_like(whole, make_sc
     assert (tmp_path / "out" / "one.similarities.png").is_file()
 
 
+@pytest.mark.parametrize("others", [("wall", "sky", "road"), ("sky", "wall", "road", "tree")])
+def test_other_class_names_are_refused(micro, whole, write, tmp_path, others):
+    """Their numbers would be compared all the same."""
+    val = str(write(tmp_path / "val", first=50, count=2, classes=others))
+    with pytest.raises(
+        ValueError, match=r"class \d of the raw weights is \w+, of val-shards .* it is \w+; measure them on"
+    ):
+        measure(replace(micro(), val_shards=val, eval_only=str(whole[0])))
+    with pytest.raises(ValueError, match=rf"the 3 classes of data.shards are not the {len(others)} of val-shards"):
+        train(replace(micro(), val_shards=val))
+
+
 @pytest.mark.parametrize("choice", [[], ["--weights", "best-raw"]])
 def test_a_copied_folder_of_best_weights_predicts_as_its_task(whole, make_scene, tmp_path, choice):
     folder, results = whole
