@@ -15,15 +15,18 @@ import yaml
 from rich.console import Console
 
 from engine.errors import one_line_errors
-from engine.recipe import parse
+from engine.recipe import parse, plain
 from engine.status import status
-from finetune.choosing import CONFIGS, choose_task, option_values
+from finetune.choosing import CONFIGS, SECTIONS, choose_task, option_values
 from finetune.onnx_export import export_command
 from finetune.predict import predict
 from finetune.results import FILE_NAME
 from finetune.tasks import TASKS, task_of_run
 from finetune.trained import TASKS as PROGRAMS
 from finetune.trained import stored_description
+
+APPLIED = ("score_stride",)
+"""Options of a head that may be others where it is only measured."""
 
 
 @one_line_errors
@@ -35,11 +38,13 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    words = with_shards(sys.argv[1:])
+    words = given = with_shards(sys.argv[1:])
     stored = stored_recipe(words)
     own = ["--task", stored[0]] if stored else []
     name, words = choose_task([*own, *with_own_recipe(words)])
     config = parse(CONFIGS[name], words, below=stored[1] if stored and stored[0] == name else None)
+    if config.eval_only:
+        refuse_other_network(config, measured_recipe(given) or {})
     task = TASKS[name]
     results = task.measure(config) if config.eval_only else task.train(config)
     if results and on_main:
@@ -77,6 +82,32 @@ def stored_recipe(words: list[str]) -> tuple[str, dict[str, Any]] | None:
         return None
     run = {key: value for key, value in known["recipe"]["run"].items() if key != "folder"}
     return PROGRAMS[known["program"]], {**known["recipe"], "run": run}
+
+
+def measured_recipe(words: list[str]) -> dict[str, Any] | None:
+    """Return the recipe that what is to be measured was trained with, where it is known."""
+    named = _measured(words)
+    folder = None if named is None else _run_of(named)
+    if folder is not None:
+        return yaml.safe_load((folder / "config.yaml").read_text())
+    stored = stored_recipe(words)
+    return None if stored is None else stored[1]
+
+
+def refuse_other_network(config: Any, trained: dict[str, Any]) -> None:
+    """Refuse options of a head that was trained with others, which would change nothing: it is built as it was trained.
+
+    Raises:
+        ValueError: there is one; says what it was trained with.
+    """
+    for section in SECTIONS.keys() & trained.keys() & vars(config).keys():
+        for name, asked in plain(getattr(config, section)).items():
+            was = trained[section].get(name, asked)
+            if was != asked and name not in APPLIED:
+                raise ValueError(
+                    f"eval-only: {section}.{name.replace('_', '-')} {asked} cannot be measured, {config.eval_only} was trained with "
+                    f"{was}; leave it out"
+                )
 
 
 def _measured(words: list[str]) -> Path | None:

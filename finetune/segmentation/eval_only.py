@@ -21,12 +21,14 @@ logger = logging.getLogger(__name__)
 def measure(config: SegmentConfig) -> list[dict[str, Any]]:
     """Return the scores of the weights that ``config.eval_only`` names on ``config.val_shards``, also written to ``eval_only.json``.
 
-    Inference is ``config``'s, so that other sizes, windows and flips can be tried.
+    Inference and score stride are ``config``'s, so that other sizes, windows and flips can be tried.
     """
     measured = Path(config.eval_only or "")
     if not measured.is_dir():
         raise ValueError(f"eval-only: {measured} is no folder; give that of a run or of one of its checkpoints")
-    found = [fill_segmenter(weights) for weights in find_weights(measured, program=PROGRAM).values()]
+    stride = config.segmenter.score_stride
+    weights = find_weights(measured, program=PROGRAM).values()
+    found = [fill_segmenter(one, score_stride=stride) for one in weights]
     val = open_shards(config.val_shards, cache=config.data.cache)
     check_names(val, trained=found[0])
     check_label_maps(val, labels=config.labels, num_classes=len(found[0].classes), option="val-shards")

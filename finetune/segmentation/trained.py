@@ -70,10 +70,12 @@ def load_trained(path: Path, weights: str | None) -> TrainedSegmenter:
     return fill_segmenter(pick_weights(found, asked=weights, where=path))
 
 
-def fill_segmenter(weights: Weights) -> TrainedSegmenter:
-    """Return the segmenter that a checkpoint describes, with one set of its weights."""
+def fill_segmenter(weights: Weights, *, score_stride: int | None = None) -> TrainedSegmenter:
+    """Return the segmenter that a checkpoint describes, with one set of its weights; ``score_stride`` None keeps the run's."""
     described = weights.described
     config = restore(SegmentConfig, described["recipe"])
+    if score_stride is not None:
+        config = replace(config, segmenter=replace(config.segmenter, score_stride=score_stride))
     bare = replace(config, backbone=replace(config.backbone, drop_path=0.0))
     segmenter = bare_segmenter(bare, start=described_start(described), num_classes=described["num_classes"])
     weights.fill(segmenter)

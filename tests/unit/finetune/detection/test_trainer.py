@@ -106,6 +106,18 @@ def test_a_copied_checkpoint_or_best_folder_is_measured_with_the_recipe_in_it(wh
     assert stored_recipe(["--eval-only", str(folder / "checkpoints" / "step-000000004")]) is None
 
 
+@pytest.mark.parametrize("target", ["run", "copied"])
+def test_options_of_the_detector_that_would_change_nothing_are_refused(whole, tmp_path, monkeypatch, capsys, target):
+    _, folder, _ = whole
+    one = folder / "checkpoints" / "step-000000004"
+    path = folder if target == "run" else shutil.copytree(one, tmp_path / "far" / "away" / "copied")
+    words = ["--eval-only", str(path), "--run.folder", str(tmp_path / "out"), "--detector.score-threshold", "0.3"]
+    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert "detector.score-threshold 0.3 cannot be measured" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "cascade", "yolo"])
 def test_the_other_detectors_train_and_are_measured_too(micro, kind):
     results = train(micro(kind, optimizer={"steps": 1, "warmup_steps": 0}))

@@ -122,6 +122,11 @@ def test_other_class_names_are_refused(micro, whole, write, tmp_path, others):
         train(replace(micro(), val_shards=val))
 
 
+def test_another_score_stride_is_measured(micro, whole, tmp_path):
+    again = measure(micro(eval_only=str(whole[0]), run={"folder": tmp_path / "eval"}, segmenter={"score_stride": 8}))
+    assert figures(again)["raw"] != figures(whole[1])["last raw"]
+
+
 @pytest.mark.parametrize("choice", [[], ["--weights", "best-raw"]])
 def test_a_copied_folder_of_best_weights_predicts_as_its_task(whole, make_scene, tmp_path, choice):
     folder, results = whole
