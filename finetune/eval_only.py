@@ -1,7 +1,7 @@
 """Measures any classifier: a run, a checkpoint, a backbone folder with a classifier, or one of timm's own."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from backbones.handoff import load_backbone, read_backbone
 from data.loader import ShardSet, open_shards
 from engine.distributed import Engine
 from engine.pixels import Pixels, Statistics
-from finetune.config import FinetuneConfig
+from finetune.config import EvaluationConfig, FinetuneConfig
 from finetune.evaluate import evaluate, evaluation_images, forward_of
 from finetune.labelled_shards import check_labels
 from finetune.network import build_plain
@@ -47,6 +47,8 @@ class Classifier:
     """Optimizer steps its weights had, where that is known."""
     classes: tuple[str, ...] | None = None
     """Names of its classes, where they are known."""
+    crop_ratio: float = EvaluationConfig.crop_ratio
+    """Share of the largest central crop that its run measured on."""
 
 
 def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -109,6 +111,7 @@ def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifie
         std=three(info.std),
         step=info.provenance.get("step"),
         classes=None if info.provenance.get("classes") is None else tuple(info.provenance["classes"]),
+        crop_ratio=_crop_ratio(info.provenance),
     )
 
 
@@ -126,7 +129,13 @@ def _trained(weights: Weights) -> Classifier:
         mean=start.mean,
         std=start.std,
         step=weights.step,
+        crop_ratio=_crop_ratio(described),
     )
+
+
+def _crop_ratio(described: Mapping[str, Any]) -> float:
+    evaluation = described.get("recipe", {}).get("evaluation", {})
+    return float(evaluation.get("crop_ratio", EvaluationConfig.crop_ratio))
 
 
 def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:

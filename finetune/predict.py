@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def find_pictures(path: Path) -> dict[str, Path]:
     names: dict[str, Path] = {}
     for one in found:
         plain = "_".join(one.relative_to(path).with_suffix("").parts)
-        names[plain if plain not in names else f"{plain}_{one.suffix[1:]}"] = one
+        others = (f"{plain}_{one.suffix[1:]}{number or ''}" for number in count())
+        names[next(name for name in chain([plain], others) if name not in names)] = one
     return names
 
 

@@ -29,7 +29,7 @@ def class_predictor(path: Path, weights: str | None) -> Predictor:
 
     @torch.inference_mode()
     def predict(picture: Picture) -> Prediction:
-        crop = resize_center_crop(_as_png(picture), size=classifier.img_size)
+        crop = resize_center_crop(_as_png(picture), size=classifier.img_size, crop_ratio=classifier.crop_ratio)
         logits = network(pixels(torch.from_numpy(np.ascontiguousarray(crop))[None]))
         shares = logits[0].double().softmax(0).tolist()
         probabilities = dict(sorted(zip(classes, shares, strict=True), key=lambda pair: -pair[1]))

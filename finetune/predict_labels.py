@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from finetune.prediction import Picture, Prediction, Predictor
+from finetune.prediction import LabelImage, Picture, Prediction, Predictor
 from finetune.segmentation.pictures import draw_label_map, draw_similarities, has_queries, predict_label_map
 from finetune.segmentation.trained import load_trained
+
+
+def as_written(labels: npt.NDArray[np.integer], *, num_classes: int) -> LabelImage:
+    """Return a label map in as few bits as its classes need, 8 or 16."""
+    return labels.astype(np.uint8 if num_classes <= 2**8 else np.uint16)
 
 
 def label_predictor(path: Path, weights: str | None) -> Predictor:
@@ -25,7 +31,7 @@ def label_predictor(path: Path, weights: str | None) -> Predictor:
         return Prediction(
             record={"shares": present},
             overlay=overlay,
-            label_map=labels.astype(np.uint8),
+            label_map=as_written(labels, num_classes=len(trained.classes)),
             similarities=draw_similarities(trained, picture) if has_queries(trained) else None,
         )
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 Picture = npt.NDArray[np.uint8]
+LabelImage = npt.NDArray[np.uint8 | np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Prediction:
     """JSON values: classes with probabilities, objects, or each class's share of the picture."""
     overlay: Image.Image
     """The answer drawn into the picture."""
-    label_map: npt.NDArray[np.uint8] | None = None
+    label_map: LabelImage | None = None
     """[height, width]: the class of each pixel, of runs that segment."""
     similarities: Image.Image | None = None
     """Masks of the class queries beside the picture, of runs that segment with SegViT."""

@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from data.scenes import scene_members
+from finetune import predict_classes
 from finetune.predict import find_pictures, predict
+from finetune.predict_labels import as_written
 from finetune.tasks import TASKS, task_of_run
 from finetune.trainer import train
 
@@ -67,6 +70,37 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
 def test_names_never_collide(pictures):
     assert list(find_pictures(pictures)) == ["a", "a_png", "b", "inner_b"]
     assert list(find_pictures(pictures / "b.jpg")) == ["b"]
+
+
+def test_names_that_fold_alike_keep_every_picture(tmp_path):
+    for name in ("a/b_c.jpg", "a_b/c.jpg", "a_b_c.jpg", "a_b_c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_pictures(tmp_path)) == ["a_b_c", "a_b_c_jpg", "a_b_c_jpg1", "a_b_c_png"]
+
+
+@pytest.mark.parametrize(("num_classes", "written"), [(256, [0, 255]), (300, [0, 299])])
+def test_label_maps_of_many_classes_do_not_wrap(tmp_path, num_classes, written):
+    labels = as_written(np.array([[0, num_classes - 1]]), num_classes=num_classes)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as read:
+        assert np.array(read).tolist() == [written]
+
+
+def test_pictures_are_cropped_as_the_run_measured(micro, pictures, tmp_path, monkeypatch):
+    config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"crop_ratio": 1.0})
+    train(config)
+    ratios = []
+    crop = predict_classes.resize_center_crop
+
+    def note(data, *, size, crop_ratio):
+        ratios.append(crop_ratio)
+        return crop(data, size=size, crop_ratio=crop_ratio)
+
+    monkeypatch.setattr(predict_classes, "resize_center_crop", note)
+    for run in (config.run.folder, config.run.folder / "backbone"):
+        predict([str(run), str(pictures / "b.jpg"), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+    assert ratios == [1.0, 1.0]
 
 
 def test_no_run_and_no_pictures_are_one_line(tmp_path):
