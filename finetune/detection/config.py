@@ -47,6 +47,8 @@ class DetectorConfig:
             raise ValueError("the detector's counts must be at least 1 and detector.width at least 8")
         if self.anchor_scale is not None and self.anchor_scale <= 0:
             raise ValueError(f"detector.anchor-scale must be positive, got {self.anchor_scale}")
+        if self.nms_threshold is not None and not 0 < self.nms_threshold <= 1:
+            raise ValueError(f"detector.nms-threshold must lie in (0, 1], got {self.nms_threshold}")
         if not 0 <= self.score_threshold < 1:
             raise ValueError(f"detector.score-threshold must lie in [0, 1), got {self.score_threshold}")
 
@@ -82,6 +84,8 @@ class ResizeConfig:
     def __post_init__(self) -> None:
         if not self.short_sides or min(*self.short_sides, self.long_side, self.test_short_side, *self.canvas) < 1:
             raise ValueError("resize.short-sides, long-side, test-short-side and canvas are positive numbers of pixels")
+        if self.min_side_px <= 0:
+            raise ValueError(f"resize.min-side-px must be positive, got {self.min_side_px}")
         if not 0 < self.jitter[0] <= self.jitter[1]:
             raise ValueError(f"resize.jitter takes two rising positive factors, got {self.jitter}")
         if not (0 <= self.flip <= 1 and 0 <= self.photometric <= 1):

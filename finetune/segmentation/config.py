@@ -38,11 +38,18 @@ class SegmenterConfig:
     """segvit: pixels per place at which class and mask shares are multiplied; 1 is published, 4 takes a sixteenth of the work."""
 
     def __post_init__(self) -> None:
-        if self.head != "segvit" and (self.shrink != "none" or self.layers is not None or self.loss != "atm"):
+        others = [name for name in SEGVITS if getattr(self, name) != getattr(SegmenterConfig, name)]
+        if self.head != "segvit" and others:
             raise ValueError(
-                f"segmenter.layers, segmenter.shrink and segmenter.loss are SegViT's; leave them out for {self.head}, or set "
-                "segmenter.head segvit"
+                f"{', '.join('segmenter.' + name.replace('_', '-') for name in others)}: an option of SegViT's; leave it out "
+                f"for {self.head}, or set segmenter.head segvit"
             )
+        if self.shrink_block is not None and self.shrink == "none":
+            raise ValueError("segmenter.shrink-block needs segmenter.shrink qd or qd+qu")
+        if self.num_heads is not None and self.num_heads < 1:
+            raise ValueError(f"segmenter.num-heads must be at least 1, got {self.num_heads}")
+        if self.strides is not None and (not self.strides or list(self.strides) != sorted(set(self.strides))):
+            raise ValueError(f"segmenter.strides must be rising numbers of pixels, got {self.strides}")
         if self.dim is not None and (self.dim < 8 or self.dim % 8):
             raise ValueError(f"segmenter.dim must be a positive multiple of 8, got {self.dim}")
         if self.dim is not None and self.num_heads is not None and self.dim % self.num_heads:
@@ -53,6 +60,20 @@ class SegmenterConfig:
             )
         if self.score_stride < 1:
             raise ValueError(f"segmenter.score-stride must be at least 1, got {self.score_stride}")
+
+
+SEGVITS = (
+    "num_heads",
+    "layers",
+    "class_token",
+    "cascade",
+    "loss",
+    "shrink",
+    "shrink_block",
+    "shrink_of",
+    "score_stride",
+)
+"""Options that other heads do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +90,8 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"labels.num-classes must be at least 2, got {self.num_classes}")
+        if any(not 0 <= value < 2**16 for value in self.void):
+            raise ValueError(f"labels.void takes values of label maps of up to 16 bits, 0 to 65535, got {self.void}")
         if self.values == "cityscapes" and self.num_classes not in (None, 19):
             raise ValueError(
                 f"labels.values cityscapes tells 19 classes apart, labels.num-classes asks for {self.num_classes}"
@@ -126,6 +149,10 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"inference.scales must be positive factors, at least one, got {self.scales}")
+        if (self.short_side is not None and self.short_side < 1) or self.long_side < 1:
+            raise ValueError(
+                f"inference.short-side and inference.long-side must be positive, got {self.short_side}, {self.long_side}"
+            )
         for name in ("window", "step"):
             if min(getattr(self, name) or (1,)) < 1:
                 raise ValueError(f"inference.{name} must be two positive numbers, got {getattr(self, name)}")

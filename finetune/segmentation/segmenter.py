@@ -107,6 +107,10 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
     segmenter, backbone = config.segmenter, config.backbone
     model: Any = skeleton(start.architecture, **start.model_args)
     if segmenter.head == "segvit" and isinstance(model, VisionTransformer):
+        if segmenter.strides is not None:
+            raise ValueError(
+                "segmenter.strides: SegViT takes layers of a plain ViT; leave it out, or use segmenter.layers"
+            )
         network: Any = build_network(
             dense_start(start), num_classes=0, drop_path=backbone.drop_path, seed=config.run.seed
         )

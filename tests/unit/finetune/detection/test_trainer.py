@@ -106,6 +106,19 @@ def test_a_copied_checkpoint_or_best_folder_is_measured_with_the_recipe_in_it(wh
     assert stored_recipe(["--eval-only", str(folder / "checkpoints" / "step-000000004")]) is None
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"detector": {"nms_threshold": 0.0}}, r"detector.nms-threshold must lie in \(0, 1\], got 0.0"),
+        ({"detector": {"nms_threshold": 7.0}}, r"detector.nms-threshold must lie in \(0, 1\], got 7.0"),
+        ({"resize": {"min_side_px": 0.0}}, r"resize.min-side-px must be positive, got 0.0"),
+    ],
+)
+def test_settings_without_sense_are_refused(micro, sections, message):
+    with pytest.raises(ValueError, match=message):
+        micro(**sections)
+
+
 @pytest.mark.parametrize("target", ["run", "copied"])
 def test_options_of_the_detector_that_would_change_nothing_are_refused(whole, tmp_path, monkeypatch, capsys, target):
     _, folder, _ = whole

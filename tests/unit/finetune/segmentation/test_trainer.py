@@ -197,7 +197,20 @@ def test_statistics_of_the_weights_are_what_pixels_are_normalised_by(micro):
     ("sections", "message"),
     [
         ({"segmenter": {"shrink": "qd"}}, r"segmenter.shrink need a plain ViT, and swin_tiny.* is none"),
-        ({"segmenter": {"head": "uper_net", "strides": (4, 8)}}, r"uper_net takes four maps, .* asks for 2"),
+        (
+            {"segmenter": {"head": "uper_net", "num_heads": None, "strides": (4, 8)}},
+            r"uper_net takes four maps, .* asks for 2",
+        ),
+        ({"backbone": VIT, "segmenter": {}}, r"segmenter.strides: SegViT takes layers of a plain ViT"),
+        (
+            {"segmenter": {"head": "all_mlp", "cascade": False}},
+            r"segmenter.num-heads, segmenter.cascade: an option of SegV",
+        ),
+        ({"segmenter": {"num_heads": 0}}, r"segmenter.num-heads must be at least 1, got 0"),
+        ({"segmenter": {"shrink_block": 1}}, r"segmenter.shrink-block needs segmenter.shrink"),
+        ({"segmenter": {"strides": (4, 4)}}, r"segmenter.strides must be rising"),
+        ({"labels": {"void": (70000,)}}, r"labels.void takes values .* 0 to 65535, got \(70000,\)"),
+        ({"inference": {"short_side": -3}}, r"inference.short-side and inference.long-side must be positive"),
         ({"segmenter": {"dim": 24, "num_heads": 5}}, r"segmenter.num-heads 5 does not divide segmenter.dim 24"),
     ],
 )
@@ -212,7 +225,7 @@ def test_heads_that_do_not_fit_are_refused_before_training(micro, sections, mess
 
 def test_uper_net_refuses_micro_batches_of_one(micro):
     with pytest.raises(ValueError, match=r"data.micro-batch-size must be at least 2, got 1"):
-        micro(segmenter={"head": "uper_net", "strides": None}, data={"micro_batch_size": 1})
+        micro(segmenter={"head": "uper_net", "num_heads": None, "strides": None}, data={"micro_batch_size": 1})
 
 
 def test_a_changed_recipe_is_refused_on_resume(micro, whole):
