@@ -29,7 +29,7 @@ class DetectorConfig:
     roi_samples: int = 512
     """mask_rcnn, cascade: regions per image that each stage learns from."""
     proposals: tuple[int, int] = (2000, 1000)
-    """mask_rcnn, cascade: proposals per level before suppression, and per image after it."""
+    """mask_rcnn, cascade: proposals per level before suppression (in training also per image after it), and per image after it in evaluation."""
     anchor_scale: float | None = None
     """Side of the smallest anchors over their stride; None is the published: 4 for retinanet, 8 for mask_rcnn and cascade."""
     score_threshold: float = 0.05
