@@ -71,10 +71,24 @@ def joint_transform(augment: JointAugmentation) -> Callable[[Annotated], Annotat
             ScaleJitter(augment.size, scale_range=augment.scale, antialias=True),
             v2.RandomCrop(augment.size, pad_if_needed=True, fill=fill),  # pyright: ignore[reportArgumentType]
             v2.RandomHorizontalFlip(augment.flip),
-            v2.RandomPhotometricDistort(p=augment.photometric),
+            photometric(augment.photometric),
             v2.ClampBoundingBoxes(),
         ]
     )
+
+
+def photometric(probability: float) -> v2.Transform:
+    """Return changes of brightness, contrast, saturation and hue, each with this probability; channels keep their order.
+
+    The ranges are those of torchvision's ``RandomPhotometricDistort``, which also permutes the channels.
+    """
+    changes: tuple[dict[str, tuple[float, float]], ...] = (
+        {"brightness": (0.875, 1.125)},
+        {"contrast": (0.5, 1.5)},
+        {"saturation": (0.5, 1.5)},
+        {"hue": (-0.05, 0.05)},
+    )
+    return v2.Compose([v2.RandomApply([v2.ColorJitter(**change)], p=probability) for change in changes])
 
 
 def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS, masks: bool = True) -> Annotated:

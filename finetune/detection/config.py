@@ -39,7 +39,7 @@ class DetectorConfig:
     max_detections: int = 100
     """Most detections per image."""
     frozen_norm: bool | None = None
-    """Whether the backbone's BatchNorm keeps its statistics and scales; None: where a micro-batch has fewer than 8 images."""
+    """Whether the backbone's BatchNorm keeps its statistics and scales; None: where fewer than 8 images have one size."""
 
     def __post_init__(self) -> None:
         counts = (self.box_width, self.anchor_samples, self.roi_samples, self.max_detections, *self.proposals)
@@ -147,7 +147,8 @@ class DetectConfig:
 def norm_is_frozen(config: DetectConfig) -> bool:
     """Return whether the backbone's BatchNorm keeps its statistics in this run."""
     asked = config.detector.frozen_norm
-    return config.data.micro_batch_size < FULL_BATCH if asked is None else asked
+    one_size = config.resize.mode != "short_side"
+    return not (one_size and config.data.micro_batch_size >= FULL_BATCH) if asked is None else asked
 
 
 def largest_size(resize: ResizeConfig) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from data.joint_transforms import (
     RandomShortestSize,
     ScaleJitter,
     joint_transform,
+    photometric,
     read_annotated,
     transformed,
     without_degenerate,
@@ -116,7 +117,7 @@ def training_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]
         scale = ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
     else:
         scale = RandomShortestSize(list(resize.short_sides), max_size=resize.long_side, antialias=True)
-    colours = v2.RandomPhotometricDistort(p=resize.photometric)
+    colours = photometric(resize.photometric)
     return v2.Compose([scale, v2.RandomHorizontalFlip(resize.flip), colours, v2.ClampBoundingBoxes()])
 
 

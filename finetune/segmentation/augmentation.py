@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from data.joint_transforms import photometric
 from engine.pixels import Statistics
 from finetune.segmentation.config import SegmentAugmentConfig
 from finetune.segmentation.void import VOID
@@ -52,12 +52,11 @@ class SegmentAugmentation:
         top, left = self._place(labels)
         box = (slice(top, top + augment.crop[0]), slice(left, left + augment.crop[1]))
         image = functional.resize(image, list(size), antialias=True)[:, *box]
+        image = photometric(augment.photometric)(tv_tensors.Image(image)).as_subclass(torch.Tensor)
         image, labels = self._padded(image, labels[box])
         if _uniform(0, 1) < augment.flip:
             image, labels = image.flip(-1), labels.flip(-1)
-        if augment.photometric:
-            image = v2.RandomPhotometricDistort(p=augment.photometric)(tv_tensors.Image(image))
-        return {"image": image.as_subclass(torch.Tensor), "label_map": labels}
+        return {"image": image, "label_map": labels}
 
     def _place(self, labels: Tensor) -> Size:
         """Return the top left corner of a crop that no class fills too much of."""

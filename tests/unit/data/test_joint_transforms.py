@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 from data.annotations import Objects, mask_of, read_label_map, read_objects
 from data.decode import BadImage
@@ -16,6 +17,7 @@ from data.joint_transforms import (
     JointAugmentation,
     JointBuilder,
     joint_transform,
+    photometric,
     read_annotated,
     transformed,
     without_degenerate,
@@ -253,3 +255,12 @@ def test_label_maps_keep_their_values():
     Image.new("RGB", (8, 6)).save(colours, "PNG")
     with pytest.raises(BadImage, match="mode RGB, expected one value a pixel"):
         read_label_map(colours.getvalue(), size=(6, 8))
+
+
+def test_colours_change_but_channels_keep_their_order():
+    red = tv_tensors.Image(torch.tensor([180, 60, 20], dtype=torch.uint8)[:, None, None].expand(3, 4, 4).contiguous())
+    torch.manual_seed(0)
+    found = [photometric(1.0)(red).float().mean((1, 2)) for _ in range(50)]
+    assert all(image.argmax() == 0 for image in found)
+    assert torch.stack(found).std(0).min() > 1
+    assert torch.equal(photometric(0.0)(red), red)

@@ -144,6 +144,8 @@ def test_yolo_needs_a_letterbox(micro):
 def test_batch_norm_is_frozen_below_eight_images_unless_asked_for(micro):
     config: DetectConfig = micro()
     assert norm_is_frozen(config)
-    assert not norm_is_frozen(micro(data={"batch_size": 16, "micro_batch_size": 8}))
+    full = {"batch_size": 16, "micro_batch_size": 8}
+    assert norm_is_frozen(micro(data=full)), "pictures of several sizes are normalised apart"
+    assert not norm_is_frozen(micro(data=full, resize={"mode": "letterbox"}))
     assert not norm_is_frozen(micro(detector={"frozen_norm": False}))
     assert largest_size(config.resize) == (128, 128)

@@ -45,7 +45,7 @@ def test_the_key_alone_decides(halves):
 
 
 def test_small_images_are_padded_with_the_mean_colour_and_void(halves):
-    image, labels = changed(halves, crop=(64, 96), scale=(1.0, 1.0), flip=0.0)
+    image, labels = changed(halves, crop=(64, 96), scale=(1.0, 1.0), flip=0.0, photometric=1.0)
     assert torch.equal(labels[:48, :64], halves["label_map"])
     assert (labels[48:] == VOID).all()
     assert (labels[:, 64:] == VOID).all()
