@@ -54,17 +54,6 @@ PYRAMID_VIT = StartConfig(
 """Its simple pyramid has maps of strides 4 to 32 at a fraction of the cost of a network that computes at stride 4."""
 
 
-SWIN = StartConfig(
-    name="swin_tiny_patch4_window7_224",
-    img_size=CROP,
-    embed_dim=32,
-    depths=(2, 2, 2, 2),
-    num_heads=(1, 2, 4, 8),
-    drop_path=0.0,
-)
-"""Its first stage has the stride of 4 that masks of poles need."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One head and how long it learns."""
@@ -85,14 +74,13 @@ class Part:
 
 HEADS = {
     "segvit": Part(
-        segmenter=SegmenterConfig(head="segvit", dim=64, num_heads=2, strides=(4, 8, 16)),
-        steps=700,
-        base_lr=1e-3,
-        head_lr_scale=5.0,
+        segmenter=SegmenterConfig(head="segvit", dim=64, num_heads=2),
+        steps=800,
+        head_lr_scale=2.5,
         follows="semantic_fpn",
     ),
     "uper_net": Part(segmenter=SegmenterConfig(head="uper_net", dim=64), steps=600),
-    "semantic_fpn": Part(segmenter=SegmenterConfig(head="semantic_fpn", dim=64), steps=600, backbone=SWIN),
+    "semantic_fpn": Part(segmenter=SegmenterConfig(head="semantic_fpn", dim=64), steps=600),
     "all_mlp": Part(segmenter=SegmenterConfig(head="all_mlp", dim=64), steps=1000),
 }
 """The heads, by name."""
