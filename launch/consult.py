@@ -12,6 +12,7 @@ from launch.config import ClusterConfig, RestartConfig, SubmitOptions, processes
 from launch.doctor.findings import FILE, findings_table, read_findings
 from launch.job_folder import Job, JobFolder
 from launch.programs import Call, check_call
+from launch.slurm_queue import SlurmError
 from launch.submission import submit
 from launch.watch import log_file, state
 
@@ -50,13 +51,27 @@ def consult(options: ConsultOptions, words: list[str], *, cluster: ClusterConfig
     number = submit([job], base=folder.run, name=options.job_name or "doctor", parallel=1)[0]
     folder.cancelled.touch()  # it sends itself the warning that makes other jobs go on
     console.print(f"job {number} examines {options.nodes} node(s); its log: python launch/main.py logs {folder.run}")
-    while state(folder.read()) != "ended":
-        time.sleep(POLL_S)
+    _wait(folder, console=console)
     findings = read_findings(folder.run)
     if not findings:
         sys.exit(f"error: job {number} found nothing out; the reason is in {log_file(folder, node=0)}")
     console.print(findings_table(findings, title=f"doctor: {options.nodes} node(s) of {options.cluster}"))
     sys.exit(1 if any(finding.level == "failure" for finding in findings) else 0)
+
+
+def _wait(folder: JobFolder, *, console: Console) -> None:
+    """Return when the job has ended; a Slurm that does not answer is waited for, and said to be."""
+    said = False
+    while True:
+        try:
+            if state(folder.read()) == "ended":
+                return
+            said = False
+        except SlurmError as error:
+            if not said:
+                console.print(f"{error}; waiting for it")
+            said = True
+        time.sleep(POLL_S)
 
 
 def _call(options: ConsultOptions, words: list[str], *, folder: Path, cluster: ClusterConfig) -> Call:

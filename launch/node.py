@@ -1,7 +1,7 @@
 """What runs on every node of a job: starts its training processes, hands signals on, and says how they ended."""
 
-import contextlib
 import logging
+import math
 import os
 import shlex
 import signal
@@ -22,6 +22,7 @@ from launch.settle import conclude, speak
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+REQUEUE_AGAIN_S = 5.0
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 LOCAL_REQUEUE = 144
 """Exit code by which submitit's local executor knows that it shall start the task again."""
@@ -119,6 +120,7 @@ class _Stop:
         self._in_slurm = job.cluster.scheduler == "slurm"
         self._patience_s = job.cluster.warning_s - min(30.0, job.cluster.warning_s / 3)
         self._done: set[str] = set()
+        self._requeue_at = math.inf
 
     def look(self) -> None:
         """Note signal and checkpoint once each; before the scheduler kills the job, put it back into the queue."""
@@ -137,8 +139,18 @@ class _Stop:
             saved = "saved" if stopped is not None else "not saved: it goes on from the last checkpoint"
             logger.warning("not ended %.0f s after the warning (%s): back into the queue", self._patience_s, saved)
             self._folder.note("late", seconds=self._patience_s)
-            with contextlib.suppress(ValueError):  # the scheduler may have been faster
-                slurm_queue.requeue(self._job_id, wait_s=1)
+            self._requeue_at = time.time()
+        if time.time() >= self._requeue_at:
+            self._requeue()
+
+    def _requeue(self) -> None:
+        """Put the job back into the queue, which ends it; a Slurm that does not is asked again."""
+        self._requeue_at = math.inf
+        try:
+            slurm_queue.requeue(self._job_id, wait_s=1)
+        except slurm_queue.SlurmError as error:  # the scheduler may have been faster
+            logger.warning("%s", error)
+            self._requeue_at = time.time() + REQUEUE_AGAIN_S
 
     def _once(self, name: str) -> bool:
         """Return whether this is the first time."""

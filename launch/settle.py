@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from launch import slurm_queue
@@ -13,6 +14,9 @@ from launch.restart import Decision, Outcome, decide
 logger = logging.getLogger(__name__)
 
 BY_THE_USER = ("the STOP file", "SIGINT")
+TRIES = 20
+PAUSE_S = 30
+"""A controller of Slurm's that restarts or fails over is away for minutes."""
 
 
 def conclude(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
@@ -57,15 +61,32 @@ def settle(words: list[str]) -> None:
     decision = conclude(folder, folder.read(), exit_code=exit_code)
     if not decision.go_on:
         sys.exit(exit_code if decision.reason.startswith("failed") else 0)
-    job_id = os.environ["SLURM_JOB_ID"]
-    queued = slurm_queue.find(job_id)
-    if (
-        queued is None or queued.state != "RUNNING"
-    ):  # Slurm requeues a preempted job itself, and a cancelled one stays so
-        logger.info("job %s is %s: left to Slurm", job_id, queued.state if queued else "gone")
-        sys.exit(exit_code)
-    slurm_queue.requeue(job_id, wait_s=decision.wait_s)
-    sys.exit(0)
+    try:
+        is_requeued = _requeue(os.environ["SLURM_JOB_ID"], wait_s=decision.wait_s)
+    except slurm_queue.SlurmError as error:
+        folder.note("not requeued", reason=str(error))
+        logger.error("the job could not be put back into the queue, and ends: %s", error)
+        sys.exit(exit_code or 1)
+    sys.exit(0 if is_requeued else exit_code)
+
+
+def _requeue(job_id: str, *, wait_s: int) -> bool:
+    """Put this job back into the queue; return whether it was for us to do. A Slurm that does not answer is asked again."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            queued = slurm_queue.find(job_id)
+            if queued is None or queued.state != "RUNNING":
+                # Slurm requeues a preempted job itself, and a cancelled one stays so
+                logger.info("job %s is %s: left to Slurm", job_id, queued.state if queued else "gone")
+                return False
+            slurm_queue.requeue(job_id, wait_s=wait_s)
+            return True
+        except slurm_queue.SlurmError as error:
+            if not tries_left:
+                raise
+            logger.warning("%s; again in %d s", error, PAUSE_S)
+            time.sleep(PAUSE_S)
+    raise AssertionError
 
 
 def speak() -> None:

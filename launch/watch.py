@@ -37,7 +37,7 @@ def status(folder: JobFolder) -> list[Table]:
     job = folder.read()
     table = Table(title=f"jobs of {folder.run}", show_header=False)
     table.add_row("job", job.ids[-1] if job.ids else "not submitted")
-    table.add_row("state", state(job))
+    table.add_row("state", _state_in_words(job))
     for event in folder.events()[-LAST_EVENTS:]:
         at = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "seconds")
         said = ", ".join(
@@ -48,7 +48,11 @@ def status(folder: JobFolder) -> list[Table]:
 
 
 def state(job: Job) -> str:
-    """Return how the newest job stands, in words."""
+    """Return how the newest job stands, in words.
+
+    Raises:
+        SlurmError: Slurm does not answer, which says nothing of the job.
+    """
     if not job.ids:
         return "not submitted"
     if job.cluster.scheduler == "local":
@@ -61,11 +65,18 @@ def state(job: Job) -> str:
     return f"{queued.state} on {queued.nodes} since {queued.starts}"
 
 
+def _state_in_words(job: Job) -> str:
+    try:
+        return state(job)
+    except slurm_queue.SlurmError as error:
+        return f"unknown: {error}"
+
+
 def check_not_queued(folder: JobFolder) -> None:
     """Refuse a second job for the same run.
 
     Raises:
-        ValueError: the last one still waits or runs.
+        ValueError: the last one still waits or runs, or Slurm does not say whether it does.
     """
     if not folder.exists():
         return
@@ -107,7 +118,7 @@ def log_file(folder: JobFolder, *, node: int) -> Path:
         path = base.jobs / f"{number}_{node}_log.out"
         if path.is_file():
             return path
-    raise ValueError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {state(job)}")
+    raise ValueError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {_state_in_words(job)}")
 
 
 def cancel(folder: JobFolder, *, now: bool) -> str:
