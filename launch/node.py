@@ -17,7 +17,7 @@ from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.process_tree import ProcessTree
 from launch.processes import SUPERVISOR, master_host, place_of, process_environment, start_command
-from launch.settle import conclude, speak
+from launch.settle import FAILED, conclude, speak
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
             processes.stop()
             stop.look()
     logger.info("the training processes of node %d ended with exit code %d", place.node, code)
+    if code and signals.first is None:
+        folder.note(FAILED, node=place.node, code=code)
     return code
 
 

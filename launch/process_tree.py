@@ -1,20 +1,23 @@
 """A launcher, the training processes that it starts, and theirs: signals go to the training processes alone.
 
-Slurm signals every process of a step. Launchers and loader workers must not end of it, and training processes that are still
-starting cannot obey it yet; so all are born deaf to it, and the training processes get it from here, again and again, until
-they have ended.
+Slurm signals every process of a step: SIGUSR2 before the time limit, SIGTERM before it is preempted. Launchers and loader
+workers must not end of it, and training processes that are still starting cannot obey it yet; so all are born deaf to it, and
+the training processes get SIGUSR2 from here, again and again, until they have ended. torch's launcher would take SIGTERM up
+again and kill its processes half a minute later, in the middle of a checkpoint: it is told not to.
 """
 
 import contextlib
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import psutil
 
 REPEAT_S = 2.0
 LOOK_S = 1.0
+LEFT_TO_TORCH = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
+"""torchrun's `--signals-to-handle` without SIGTERM, for accelerate as well, which does not know that option."""
 
 
 class ProcessTree:
@@ -24,7 +27,12 @@ class ProcessTree:
         self, command: Sequence[str], environment: Mapping[str, str], *, stop_with: signal.Signals, is_training: bool
     ) -> None:
         self._stop_with, self._is_training = stop_with, is_training
-        self._launcher = subprocess.Popen(command, env=environment, preexec_fn=_ignore_warnings)
+        deaf_to = {signal.SIGUSR2, signal.SIGTERM} - (
+            {stop_with} & {signal.SIGTERM}
+        )  # what is stopped with it hears it
+        self._launcher = subprocess.Popen(
+            command, env={**environment, **LEFT_TO_TORCH}, preexec_fn=lambda: _ignore(deaf_to)
+        )
         self._seen: dict[int, psutil.Process] = {}
         self._next_look = self._next_stop = 0.0
 
@@ -70,5 +78,6 @@ def _is_rank(process: psutil.Process) -> bool:
     return "RANK" in process.environ() and (parent is None or "RANK" not in parent.environ())
 
 
-def _ignore_warnings() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+def _ignore(numbers: Iterable[signal.Signals]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,8 @@ from launch.restart import Decision, Outcome, decide
 logger = logging.getLogger(__name__)
 
 BY_THE_USER = ("the STOP file", "SIGINT")
+FAILED = "failed by itself"
+"""Event of a node whose processes ended with an error before any signal came."""
 TRIES = 20
 PAUSE_S = 30
 """A controller of Slurm's that restarts or fails over is away for minutes."""
@@ -107,10 +109,13 @@ def _has_started(folder: JobFolder) -> bool:
 
 
 def _was_warned(folder: JobFolder) -> bool:
-    """Return whether the time limit came before the last attempt could save."""
+    """Return whether the time limit or a preemption came before the last attempt could save.
+
+    SIGTERM comes from srun as well, to all nodes, when the processes of one have failed; that one says so first.
+    """
+    named: set[str] = set()
     for event in reversed(folder.events()):
         if event["event"] == "start":
-            return False
-        if event["event"] == "signal" and event["name"] == "SIGUSR2":
-            return True
-    return False
+            break
+        named.add(event["name"] if event["event"] == "signal" else event["event"])
+    return "SIGUSR2" in named or ("SIGTERM" in named and FAILED not in named)

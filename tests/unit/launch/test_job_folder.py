@@ -101,12 +101,19 @@ def test_a_cancelled_job_is_the_end_however_it_ended(folder):
 def test_a_failure_after_the_warning_is_the_schedulers_and_without_it_the_programs(folder):
     folder.note("start", step=0)
     assert outcome_of(folder, exit_code=1) == "failed"
+    folder.note("failed by itself", node=1, code=1)
     folder.note("signal", name="SIGTERM")  # comes to all nodes when one of them fails
     assert outcome_of(folder, exit_code=1) == "failed"
     folder.note("signal", name="SIGUSR2")
     assert outcome_of(folder, exit_code=1) == "stopped"
     folder.note("start", step=0)
     assert outcome_of(folder, exit_code=1) == "failed"
+
+
+def test_a_preemption_that_cannot_save_is_no_failure(folder):
+    folder.note("start", step=0)
+    folder.note("signal", name="SIGTERM")
+    assert outcome_of(folder, exit_code=1) == "stopped"
 
 
 def test_the_conclusion_is_written_down_with_the_newest_checkpoint(folder):

@@ -61,11 +61,12 @@ def test_a_stop_reaches_every_training_process_whenever_it_comes(tmp_path, slow)
     assert len(list(tmp_path.glob("*.saved"))) == 2
 
 
-def test_what_slurm_sends_to_all_processes_ends_none_that_is_not_ready(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_what_slurm_sends_to_all_processes_ends_none_that_is_not_ready(tmp_path, number):
     tree = start(tmp_path, slow=1.0)
     wait(lambda: len(list(tmp_path.glob("*.helper"))) == 2)
     for process in psutil.Process().children(recursive=True):
-        process.send_signal(signal.SIGUSR2)
+        process.send_signal(number)
     wait(lambda: len(list(tmp_path.glob("*.ready"))) == 2)
     assert tree.poll() is None
     wait(lambda: tree.stop() or tree.poll() is not None)
@@ -99,3 +100,22 @@ def test_one_process_without_a_launcher_gets_the_signal_itself(tmp_path):
     wait(lambda: tree.stop() or tree.poll() is not None)
     assert tree.poll() == 0
     assert (tmp_path / "0.saved").exists()
+
+
+def test_torchs_launcher_leaves_sigterm_to_the_training_processes(tmp_path):
+    """It would close them, and kill them half a minute later, in the middle of a checkpoint."""
+    program = "import torch.distributed.run as run; print(run.get_args_parser().parse_args(['x']).signals_to_handle)"
+    output = tmp_path / "output"
+    code = f"import contextlib\nwith open({str(output)!r}, 'w') as f, contextlib.redirect_stdout(f):\n    {program}"
+    tree = ProcessTree([sys.executable, "-c", code], os.environ, stop_with=signal.SIGUSR2, is_training=False)
+    wait(lambda: tree.poll() is not None)
+    assert tree.poll() == 0
+    assert output.read_text().split(",") == ["SIGINT", "SIGHUP", "SIGQUIT\n"]
+
+
+def test_a_program_that_is_stopped_with_sigterm_hears_it(tmp_path):
+    command = [sys.executable, "-c", f"import time; open({str(tmp_path / 'ready')!r}, 'w'); time.sleep(60)"]
+    tree = ProcessTree(command, os.environ, stop_with=signal.SIGTERM, is_training=True)
+    wait(lambda: (tmp_path / "ready").exists())
+    wait(lambda: tree.stop() or tree.poll() is not None)
+    assert tree.poll() == -signal.SIGTERM
