@@ -20,19 +20,21 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 @dataclass(frozen=True, kw_only=True)
 class RestartConfig:
-    """When a job that failed starts again by itself. Preemption and time limits do not count: those always go on."""
+    """When a job starts again by itself. After preemption, time limits and lost nodes it does as long as there is progress."""
 
     limit: int = 20
     """Restarts after failures in the whole run; 0 never restarts."""
     limit_without_progress: int = 2
     """Restarts in a row that may bring no newer checkpoint; 0 restarts only where there was progress."""
+    limit_stopped_without_progress: int = 10
+    """The same, of restarts after preemption, time limits and lost nodes."""
     backoff_s: int = 60
     """Wait before a restart; twice as long for each one before it without progress."""
     longest_backoff_s: int = 3600
     """No wait is longer."""
 
     def __post_init__(self) -> None:
-        if min(self.limit, self.limit_without_progress, self.backoff_s, self.longest_backoff_s) < 0:
+        if min(dataclasses.astuple(self)) < 0:
             raise ValueError(f"restart's numbers must not be negative, got {self}")
 
 

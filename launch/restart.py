@@ -25,7 +25,7 @@ def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: Restar
     """Return what follows the attempt that has just ended with ``outcome``.
 
     ``events`` hold one `start` with its newest checkpoint's `step` per attempt, and an `end` with `step` and `outcome` for
-    each that ended by itself, the one just ended included.
+    each that was not killed, the one just ended included.
     """
     match outcome:
         case "finished":
@@ -33,44 +33,76 @@ def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: Restar
         case "ended by the user":
             return Decision(go_on=False, wait_s=0, reason="ended as asked; `resume` goes on")
         case "stopped":
-            return Decision(go_on=True, wait_s=0, reason="stopped by the scheduler, not finished")
+            idle = _idle(_attempts(events))
+            return _gave_up(idle, limits=limits) or Decision(
+                go_on=True, wait_s=0, reason="stopped by the scheduler, not finished"
+            )
         case "failed":
-            return _after_failure(events, limits=limits)
+            return _after_failure(_attempts(events), limits=limits)
 
 
-def _after_failure(events: Sequence[dict[str, Any]], *, limits: RestartConfig) -> Decision:
-    attempts = _attempts(events)
-    failures = sum(end["outcome"] == "failed" for _, end in attempts)
-    idle = 0
-    for start, end in reversed(attempts):
-        if end["outcome"] != "failed" or end["step"] > start["step"]:
-            break
-        idle += 1
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    outcome: str
+    """How it ended; `killed` where nothing was written of its end."""
+    first: int
+    """Step of the newest checkpoint when it started."""
+    last: int
+    """The same when it ended."""
+
+
+def _after_failure(attempts: Sequence[_Attempt], *, limits: RestartConfig) -> Decision:
+    failures = sum(attempt.outcome == "failed" for attempt in attempts)
+    idle = _idle(attempts)
+    failed = sum(attempt.outcome == "failed" for attempt in idle)
     if failures > limits.limit:
         return Decision(go_on=False, wait_s=0, reason=f"failed {failures} times, restart.limit is {limits.limit}")
-    if idle > limits.limit_without_progress:
-        reason = f"failed {idle} times in a row without a newer checkpoint than that of step {attempts[-1][1]['step']}"
+    if failed > limits.limit_without_progress:
+        reason = f"failed {failed} times in a row without a newer checkpoint than that of step {idle[-1].last}"
         return Decision(
             go_on=False, wait_s=0, reason=f"{reason}, restart.limit-without-progress is {limits.limit_without_progress}"
         )
-    wait_s = min(limits.backoff_s * 2 ** max(0, idle - 1), limits.longest_backoff_s)
-    return Decision(
+    wait_s = min(limits.backoff_s * 2 ** max(0, failed - 1), limits.longest_backoff_s)
+    return _gave_up(idle, limits=limits) or Decision(
         go_on=True, wait_s=wait_s, reason=f"failed, restart {failures} of at most {limits.limit} in {wait_s} s"
     )
 
 
-def _attempts(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return start and end of the attempts since the last submission that ended by themselves; killed ones have no end."""
-    attempts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+def _gave_up(idle: Sequence[_Attempt], *, limits: RestartConfig) -> Decision | None:
+    """Return the decision to end where attempts were stopped or killed too often without progress; else None."""
+    stopped = sum(attempt.outcome != "failed" for attempt in idle)
+    if stopped <= limits.limit_stopped_without_progress:
+        return None
+    return Decision(
+        go_on=False,
+        wait_s=0,
+        reason=f"stopped {stopped} times in a row without a newer checkpoint than that of step {idle[-1].last}, "
+        f"restart.limit-stopped-without-progress is {limits.limit_stopped_without_progress}: save more often "
+        f"(--run.save-every-steps), or give a longer --cluster.warning-s, then `resume`",
+    )
+
+
+def _idle(attempts: Sequence[_Attempt]) -> Sequence[_Attempt]:
+    """Return the newest attempts, as many as brought no newer checkpoint."""
+    worked = [number for number, attempt in enumerate(attempts, start=1) if attempt.last > attempt.first]
+    return attempts[max(worked, default=0) :]
+
+
+def _attempts(events: Sequence[dict[str, Any]]) -> list[_Attempt]:
+    """Return the attempts since the last submission; one that was killed, as with its node, has no end but the next start."""
+    attempts: list[_Attempt] = []
     start: dict[str, Any] | None = None
     for event in events:
         match event["event"]:
             case "submit":
                 attempts, start = [], None
             case "start":
+                if start is not None:
+                    attempts.append(_Attempt(outcome="killed", first=start["step"], last=event["step"]))
                 start = event
             case "end":
-                attempts.append((start or event, event))  # one that ended before it started has brought no progress
+                first = (start or event)["step"]  # one that ended before it started has brought no progress
+                attempts.append(_Attempt(outcome=event["outcome"], first=first, last=event["step"]))
                 start = None
             case _:
                 pass

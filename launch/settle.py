@@ -62,7 +62,8 @@ def settle(words: list[str]) -> None:
     folder = JobFolder(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0]))
     decision = conclude(folder, folder.read(), exit_code=exit_code)
     if not decision.go_on:
-        sys.exit(exit_code if decision.reason.startswith("failed") else 0)
+        gave_up = decision.reason.startswith(("failed", "stopped"))
+        sys.exit((exit_code or 1) if gave_up else 0)
     try:
         is_requeued = _requeue(os.environ["SLURM_JOB_ID"], wait_s=decision.wait_s)
     except slurm_queue.SlurmError as error:

@@ -1,5 +1,7 @@
 """What follows an attempt: restarts are limited, wait longer and longer, and start afresh with progress."""
 
+import pytest
+
 from launch.config import RestartConfig
 from launch.restart import decide
 
@@ -22,11 +24,32 @@ def test_a_finished_run_and_one_that_its_user_ended_do_not_go_on():
     assert not decide(attempts(("ended by the user", 9)), "ended by the user", limits=LIMITS).go_on
 
 
-def test_a_stopped_run_goes_on_at_once_any_number_of_times():
-    events = attempts(*[("stopped", 0)] * 50)
+def test_a_stopped_run_with_progress_goes_on_at_once_any_number_of_times():
+    events = attempts(*[("stopped", step) for step in range(1, 51)])
     decision = decide(events, "stopped", limits=LIMITS)
     assert decision.go_on
     assert decision.wait_s == 0
+
+
+@pytest.mark.parametrize("end", [("stopped", 4), None], ids=["stopped", "killed"])
+def test_attempts_without_progress_end_at_their_limit_however_they_end(end):
+    assert decide(attempts(*[end] * 9, ("stopped", 4), first=4), "stopped", limits=LIMITS).go_on
+    last = decide(attempts(*[end] * 10, ("stopped", 4), first=4), "stopped", limits=LIMITS)
+    assert not last.go_on
+    assert last.reason.startswith("stopped 11 times in a row without a newer checkpoint than that of step 4, restart.")
+    assert "--cluster.warning-s" in last.reason
+    assert not decide(attempts(*[end] * 11, ("failed", 4), first=4), "failed", limits=LIMITS).go_on
+
+
+def test_a_checkpoint_that_a_killed_attempt_left_is_progress():
+    start = {"event": "start", "step": 8}
+    events = [*attempts(*[None] * 8, first=4), start, *attempts(*[("stopped", 8)] * 9, first=8)[1:]]
+    assert decide(events, "stopped", limits=LIMITS).go_on
+
+
+def test_stops_between_failures_do_not_start_their_count_afresh():
+    events = attempts(("failed", 0), ("stopped", 0), ("failed", 0), None, ("failed", 0))
+    assert not decide(events, "failed", limits=LIMITS).go_on
 
 
 def test_a_failure_with_progress_is_restarted_after_the_first_wait():
