@@ -126,8 +126,10 @@ def _resume(words: list[str]) -> None:
     cluster = read_cluster(options.cluster, changes=tuple(changes)) if chosen or changes else before.cluster
     if changes and not chosen:
         raise ValueError("--cluster.OPTION changes a cluster's file: name it with --cluster as well")
-    again = ["--recipe", str(folder.recipe)] if before.call.recipe else list(before.call.words)
-    call = _check(before.call.program, [*again, *rest], cluster=cluster, nodes=options.nodes)
+    again, here = list(before.call.words), []
+    if before.call.recipe:  # which names the folder that the run had when it was submitted; it may have been moved
+        again, here = ["--recipe", str(folder.recipe)], ["--run.folder", str(folder.run)]
+    call = _check(before.call.program, [*again, *rest, *here], cluster=cluster, nodes=options.nodes)
     _queue([dataclasses.replace(call, folder=folder.run)], cluster=cluster, options=options)
 
 

@@ -156,6 +156,18 @@ def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, words,
     assert f"{folder.recipe}" in done.stdout
 
 
+def test_a_run_folder_that_was_moved_goes_on_where_it_is(launch, words, tmp_path):
+    call = check_call("pretrain", words, num_processes=1)
+    folder = JobFolder(tmp_path / "runs" / "x")
+    folder.make()
+    folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
+    moved = folder.run.rename(tmp_path / "moved")
+    done = launch("resume", str(moved), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    recipe = done.stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    assert yaml.safe_load(recipe)["run"]["folder"] == str(moved)
+
+
 def test_words_go_to_the_launcher_to_the_cluster_and_to_the_program():
     words = [
         "--nodes",
