@@ -8,6 +8,7 @@ runs/x/launch/           open to nobody but its owner: what submitit writes here
 └── jobs/                submitit's: scripts, pickles, one log per node
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -70,6 +71,21 @@ class JobFolder:
         """Write down what is submitted."""
         self.recipe.write_text(job.call.recipe)
         write_durably(self._job, json.dumps(dataclasses.asdict(job), indent=1, default=str).encode())
+
+    @contextlib.contextmanager
+    def unless_refused(self) -> Iterator[None]:
+        """Put back what was submitted before, and whether it was cancelled, if what is within fails."""
+        kept = {path: path.read_bytes() if path.exists() else None for path in (self._job, self.recipe, self.cancelled)}
+        try:
+            yield
+        except BaseException as error:
+            for path, content in kept.items():
+                if content is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_durably(path, content)
+            self.note("refused", reason=str(error))
+            raise
 
     def add_id(self, number: str) -> None:
         """Write down a job's number."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError
 from submitit.slurm import slurm
 
 from launch import slurm_queue
@@ -18,18 +19,27 @@ from launch.programs import ROOT
 
 
 def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list[str]:
-    """Submit one job, or an array of them; return their numbers. ``base`` is the folder that keeps submitit's files."""
+    """Submit one job, or an array of them; return their numbers. ``base`` is the folder that keeps submitit's files.
+
+    Raises:
+        ValueError: Slurm refuses them, in its words; the run folders are as before.
+    """
     if jobs[0].cluster.scheduler == "slurm":
         slurm_queue.check_installed()
     store = JobFolder(base)
     for folder in (store, *(JobFolder(job.call.folder) for job in jobs)):
         folder.make()
-    for job in jobs:
-        folder = JobFolder(job.call.folder)
-        folder.cancelled.unlink(missing_ok=True)
-        folder.write(job)
-        folder.note("submit", nodes=job.nodes)
-    ids = _hand_over(jobs, store=store, name=name, parallel=parallel)
+    with contextlib.ExitStack() as kept:  # all is written before: a job may start at once
+        for job in jobs:
+            folder = JobFolder(job.call.folder)
+            kept.enter_context(folder.unless_refused())
+            folder.cancelled.unlink(missing_ok=True)
+            folder.write(job)
+            folder.note("submit", nodes=job.nodes)
+        try:
+            ids = _hand_over(jobs, store=store, name=name, parallel=parallel)
+        except FailedJobError as error:
+            raise ValueError(f"Slurm does not take the job: {error}") from None
     for job, number in zip(jobs, ids, strict=True):
         JobFolder(job.call.folder).add_id(number)
     return ids
