@@ -11,7 +11,7 @@ from rich.console import Console
 from launch.config import ClusterConfig, RestartConfig, SubmitOptions, processes_per_node
 from launch.doctor.findings import FILE, findings_table, read_findings
 from launch.job_folder import Job, JobFolder
-from launch.programs import Call, check_call
+from launch.programs import DOCTOR, Call, check_call
 from launch.slurm_queue import SlurmError
 from launch.submission import submit
 from launch.watch import log_file, state
@@ -78,9 +78,7 @@ def _call(options: ConsultOptions, words: list[str], *, folder: Path, cluster: C
     own = ["--folder", str(folder.absolute()), "--gpus-per-node", str(cluster.gpus_per_node or 0)]
     if options.gpu_images_per_s is not None:
         own += ["--gpu-images-per-s", str(options.gpu_images_per_s)]
-    return Call(
-        program="launch/doctor", words=(*own, *words), folder=folder, recipe="", starter="torchrun", zero_stage=0
-    )
+    return Call(program=DOCTOR, words=(*own, *words), folder=folder, recipe="", starter="torchrun", zero_stage=0)
 
 
 def parse_options(words: list[str]) -> ConsultOptions:

@@ -17,11 +17,15 @@ from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.process_tree import ProcessTree
 from launch.processes import SUPERVISOR, master_host, place_of, process_environment, start_command
+from launch.programs import DOCTOR
 from launch.settle import FAILED, conclude, speak
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+CANCEL_LOOK_S = 5.0
+CANCELLED = 1
+"""Exit code of a node that did not start: with it srun ends those that did."""
 REQUEUE_AGAIN_S = 5.0
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 LOCAL_REQUEUE = 144
@@ -47,7 +51,10 @@ class NodeJob:
                 folder = JobFolder(run)
                 job = folder.read()
                 os.chdir(job.cwd)
-                if job.cluster.scheduler == "slurm":
+                if _is_cancelled(folder, job):
+                    logger.info("%s was cancelled before it started", run)
+                    code = code or CANCELLED
+                elif job.cluster.scheduler == "slurm":
                     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
                     code = _attempt(folder, job, signals=signals, restarts=restarts)
                 elif signals.first is None:
@@ -59,10 +66,11 @@ class NodeJob:
 
 @dataclass
 class _Signals:
-    """The stop signals that arrived, from ``with`` on."""
+    """The stop signals that arrived, from ``with`` on; that a job was cancelled counts as one."""
 
     first: signal.Signals | None = None
     at: float = 0.0
+    _next_look: float = 0.0
     _before: dict[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> "_Signals":
@@ -74,9 +82,21 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
+    def look(self, folder: JobFolder, job: Job) -> None:
+        """Take the file that `cancel` makes for its signal, which is lost while the batch script is not here yet."""
+        if self.first is None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + CANCEL_LOOK_S
+            if _is_cancelled(folder, job):
+                self._note(signal.SIGUSR2, None)
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.first is None or (number == signal.SIGUSR2 and self.first != signal.SIGUSR2):
             self.first, self.at = signal.Signals(number), time.time()
+
+
+def _is_cancelled(folder: JobFolder, job: Job) -> bool:
+    """Return whether the user ended it; the doctor says that of its own job so that it never goes on."""
+    return job.call.program != DOCTOR and folder.cancelled.exists()
 
 
 def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -> int:
@@ -105,6 +125,7 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
     stop = _Stop(folder, job, signals=signals, job_id=environment.raw_job_id, is_first=place.node == 0)
     while (code := processes.poll()) is None:
         time.sleep(POLL_S)
+        signals.look(folder, job)
         if signals.first is not None:
             processes.stop()
             stop.look()

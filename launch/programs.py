@@ -19,6 +19,7 @@ from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 Starter = Literal["accelerate", "torchrun", "python"]
+DOCTOR = "launch/doctor"
 RECIPE = "RECIPE"
 """Stands in a call's words for the file with its resolved recipe."""
 STARTERS: dict[str, Starter] = {
@@ -34,7 +35,7 @@ class Call:
     """One checked command line of a program."""
 
     program: str
-    """`pretrain`, `finetune` or `data`."""
+    """`pretrain`, `finetune`, `data` or DOCTOR."""
     words: tuple[str, ...]
     """What follows `main.py` in the job; RECIPE stands for the resolved recipe's file."""
     folder: Path
