@@ -22,7 +22,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -168,6 +168,13 @@ def make_private(path: Path, *, mode: int = PRIVATE) -> None:
             raise
     else:
         path.chmod(mode)
+
+
+def stop_reason(asked: Sequence[dict[str, Any]]) -> str:
+    """Return who asked for the stop, from what each process saw; a signal does not reach all of them at once."""
+    if any(one["by_file"] for one in asked):
+        return "the STOP file"
+    return next(one["signal"] for one in asked if one["signal"] is not None)
 
 
 def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from engine.optimizer import Schedule, build_optimizer
 from engine.randomness import torch_seed
 from engine.recovery import Recovery
 from engine.reporting import Reporter, straggler_metrics
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, stop_reason
 from engine.sections import Cost, Sections
 from engine.step_sums import COUNT, NORMS, StepSums
 from engine.watchdog import Watchdog
@@ -111,6 +111,7 @@ class Training:
         )
         self._stop_signal: str | None = None
         self._stop_asked: float | None = None
+        self._stop_reason = ""
         self.stopped = False
         self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
 
@@ -353,10 +354,6 @@ class Training:
         self._stop_signal = signal.Signals(number).name
         self._stop_asked = self._stop_asked or time.time()
 
-    @property
-    def _stop_reason(self) -> str:
-        return self._stop_signal or "the STOP file"
-
     def _stop_if_asked(self) -> None:
         """Agree among the processes on stopping, about every ``STOP_CHECK_S`` seconds.
 
@@ -364,8 +361,10 @@ class Training:
         """
         if self.engine.world_size > 1 and self.step < self._next_stop_check:
             return
-        asked = self._stop_signal is not None or (self.engine.is_main and self.folder.stop_requested())
-        if self.engine.any(asked):
+        by_file = self.engine.is_main and self.folder.stop_requested()
+        if self.engine.any(by_file or self._stop_signal is not None):
+            here = {"by_file": by_file, "signal": self._stop_signal}
+            self._stop_reason = stop_reason(self.engine.gather_lines([here]))
             self.stopped = True
             logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_reason)
         per_step = (time.monotonic() - self._started) / (self.step - self._first_step)

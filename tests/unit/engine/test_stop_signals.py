@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from engine.training import _stop_signals
+from engine.training import Training, _stop_signals
 
 
 def send(number, *, until):
@@ -39,3 +40,31 @@ def test_a_second_interrupt_interrupts():
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
     assert noted == [signal.SIGINT]
+
+
+class Processes:
+    """Two processes, of which this is rank 0; the other one has got a signal."""
+
+    world_size, is_main = 2, True
+
+    def any(self, flag):
+        return True
+
+    def gather_lines(self, lines):
+        return [*lines, {"by_file": False, "signal": "SIGTERM"}]
+
+    def broadcast_object(self, value):
+        return value
+
+
+@pytest.mark.parametrize(("by_file", "reason"), [(False, "SIGTERM"), (True, "the STOP file")])
+def test_a_signal_that_only_another_process_got_is_not_called_the_stop_file(by_file, reason):
+    """Whoever started the run takes the STOP file for the user's wish to end it, and would not go on."""
+    training = object.__new__(Training)
+    training.engine, training.step, training.stopped = Processes(), 3, False
+    training.folder = SimpleNamespace(stop_requested=lambda: by_file)
+    training._stop_signal = None
+    training._started, training._first_step, training._next_stop_check = time.monotonic(), 0, 0
+    training._stop_if_asked()
+    assert training.stopped
+    assert training._stop_reason == reason
