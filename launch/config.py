@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,8 @@ from engine.recipe import parse
 
 CLUSTERS = Path(__file__).resolve().parent / "clusters"
 
-_SECRET = re.compile(r"key|token|secret|password|passwd|credential", re.IGNORECASE)
+_SECRET = re.compile(r"(?<![\w-])((?:\w*_)?(?:KEY|TOKEN|SECRET|PASSWORD))=", re.IGNORECASE)
+"""An assignment to a name whose last word, between underscores, says that it is a secret; --options are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -82,14 +84,11 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for assignment in self.environment:
-            name = assignment.partition("=")[0]
             if not _VARIABLE.match(assignment):
                 raise ValueError(f"environment takes NAME=value, got {assignment!r}")
-            if _SECRET.search(name):
-                raise ValueError(
-                    f"environment holds {name}, which may be a secret and would stand in the submitted script; "
-                    f"export it in the shell that submits instead: it is passed on"
-                )
+        _refuse_secrets("environment", [assignment.partition("=")[0] + "=" for assignment in self.environment])
+        _refuse_secrets("setup", self.setup)
+        _refuse_secrets("container", [self.container or ""])
         if (self.gpus_per_node or 0) < 0 or (self.processes_per_node is not None and self.processes_per_node < 1):
             raise ValueError(
                 f"gpus-per-node must not be negative and processes-per-node at least 1, "
@@ -102,6 +101,16 @@ class ClusterConfig:
             )
         if not 1024 <= self.master_port <= 45_000:
             raise ValueError(f"master-port must lie in 1024 to 45000, got {self.master_port}")
+
+
+def _refuse_secrets(option: str, lines: Sequence[str]) -> None:
+    """Refuse what would be written down with a job, and name it without its value."""
+    for line in lines:
+        if found := _SECRET.search(line):
+            raise ValueError(
+                f"{option} holds {found[1]}, which may be a secret and would stand in the submitted script; "
+                f"export it in the shell that submits instead: it is passed on"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

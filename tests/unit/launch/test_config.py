@@ -32,6 +32,29 @@ def test_a_secret_in_a_cluster_file_is_refused_without_its_value(name):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [
+        ("setup", ("module load cuda", "export WANDB_API_KEY=hunter2"), "WANDB_API_KEY"),
+        ("setup", ("export A=1; HF_TOKEN='hunter2' true",), "HF_TOKEN"),
+        ("container", "apptainer exec --env AWS_SECRET_ACCESS_KEY=hunter2 x.sif", "AWS_SECRET_ACCESS_KEY"),
+        ("container", "apptainer exec --env A=1,my_password=hunter2 x.sif", "my_password"),
+    ],
+)
+def test_a_secret_in_a_line_of_the_script_is_refused_without_its_value(option, value, name):
+    with pytest.raises(ValueError, match=f"{option} holds {name}, which may be a secret") as error:
+        ClusterConfig(**{option: value})
+    assert "hunter2" not in str(error.value)
+
+
+def test_words_of_secrets_elsewhere_in_a_name_or_line_are_no_secrets():
+    ClusterConfig(
+        environment=("TOKENIZERS_PARALLELISM=false", "MONKEY=1", "KEY_FILE=/x", "SSL_CERT_FILE=key"),
+        setup=("module load secret-tools", "export NCCL_KEYS_MAX=2", "tool --key=/x"),
+        container="apptainer exec --env TOKENIZERS_PARALLELISM=false --bind /keys x.sif",
+    )
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"environment": ("no value",)}, "environment takes NAME=value, got 'no value'"),
