@@ -29,6 +29,15 @@ def test_schedulers_may_send_their_signals_any_number_of_times(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def interruptible():
+    """As in the foreground: a shell's background jobs are started deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_interrupts():
     noted = []
 
