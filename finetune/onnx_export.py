@@ -84,6 +84,10 @@ def export_command(words: Sequence[str]) -> None:
     options = parser.parse_args(list(words))
     size = tuple(options.size) if options.size else None
     if options.file.suffix == SUFFIX:
+        if options.dynamic_batch or options.dynamic_size:
+            raise ValueError(
+                "export: a detector is written for one image of one size; leave --dynamic-batch and --dynamic-size out"
+            )
         off = export_detector(options.run, options.file, size=size, weights=options.weights)
         logger.info("%s: boxes before suppression, at most %.1e from the detector's", options.file, off)
         return
@@ -111,6 +115,11 @@ def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str |
     folder, name = choose_weights(run, weights)
     found = {classifier.name: classifier for classifier in find_classifiers(str(folder), img_size=size)}
     classifier = pick_weights(found, asked=name, where=run)
+    if size not in (None, classifier.img_size):
+        height, width = classifier.img_size
+        raise ValueError(
+            f"export: the classifiers of a run take {height}x{width} pixels; fine-tune at another --backbone.img-size"
+        )
     network = FromPixels(Pixels(classifier.mean, classifier.std), classifier.network).eval()
     return Exportable(network=network, size=classifier.img_size, output="logits")
 
@@ -163,6 +172,7 @@ def _check(found: Exportable, file: Path, *, dynamic_batch: bool, dynamic_size: 
             answer = _answer(session, images)
             off = max(off, float((torch.from_numpy(answer) - expected).abs().max()))
     if off > MOST_OFF:
+        file.unlink()
         raise ValueError(
             f"{file} differs by {off:.1e} from torch under onnxruntime, at most {MOST_OFF:.0e} is expected"
         )

@@ -6,7 +6,7 @@ import torch
 
 import backbones  # noqa: F401  (registers SecViT)
 from engine.pixels import Pixels
-from finetune.onnx_export import Exportable, FromPixels, Scores, export, exportable
+from finetune.onnx_export import Exportable, FromPixels, Scores, export, export_command, exportable
 from finetune.segmentation.heads.segvit import SegViTHead
 from finetune.segmentation.segmenter import Segmenter
 from finetune.segmentation.vit_layers import VitLayers
@@ -61,3 +61,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         ValueError, match=r"export takes a run folder with a config.yaml, a checkpoint or best weights, got"
     ):
         exportable(tmp_path)
+
+
+def test_options_that_a_detector_cannot_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a detector is written for one image of one size"):
+        export_command([str(tmp_path), str(tmp_path / "model.pt2"), "--dynamic-batch"])
+
+
+@pytest.mark.slow
+def test_a_file_that_differs_from_torch_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.onnx_export.MOST_OFF", -1.0)
+    with pytest.raises(ValueError, match="from torch under onnxruntime"):
+        export(classifier(), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
