@@ -42,6 +42,8 @@ class Probe:
         every, step = self._config.probe.every_steps, self._training.step
         if every is None or (step % every and step != self._training.last_step):
             return
+        if not self._training.check_finite():  # the run goes back, and does this step again
+            return
         self._forget_later_than(step - 1)  # a run that went back (engine/recovery.py) does steps again
         self._write({"step": step, **self._accuracies()})
 
