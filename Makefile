@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 IMAGES ?=
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow test-slurm test-gpu check
+.PHONY: help setup demo lint test test-slow test-slurm test-gpu check
 
 help:
 	@echo "make setup      environment in $(VENV)"
@@ -40,9 +40,11 @@ test-slurm: setup
 test-gpu: setup
 	$(BIN)/pytest -q -m gpu
 
-check: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+check: lint
 	$(BIN)/pytest -q tests/unit -m "not slow and not gpu and not slurm" -n 2
