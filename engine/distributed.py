@@ -62,6 +62,11 @@ class Engine:
         return self.rank == 0
 
     @property
+    def is_in_pieces(self) -> bool:
+        """Whether no process holds the module's weights as a whole (ZeRO 3)."""
+        return self.kind == "deepspeed" and self._config.zero_stage == 3
+
+    @property
     def module(self) -> nn.Module:
         """The model as it was given, for names and evaluation."""
         return self._module

@@ -22,8 +22,7 @@ from finetune.onnx_export import export_command
 from finetune.predict import predict
 from finetune.results import FILE_NAME
 from finetune.tasks import TASKS, task_of_run
-from finetune.trained import TASKS as PROGRAMS
-from finetune.trained import stored_description
+from finetune.trained import TASK_OF_PROGRAM, stored_description
 
 APPLIED = ("score_stride",)
 """Options of a head that may be others where it is only measured."""
@@ -38,13 +37,13 @@ def main() -> None:
     if command is not None:
         command(sys.argv[2:])
         return
-    words = given = with_shards(sys.argv[1:])
-    stored = stored_recipe(words)
+    given = with_shards(sys.argv[1:])
+    stored = stored_recipe(given)
     own = ["--task", stored[0]] if stored else []
-    name, words = choose_task([*own, *with_own_recipe(words)])
+    name, words = choose_task([*own, *with_own_recipe(given)])
     config = parse(CONFIGS[name], words, below=stored[1] if stored and stored[0] == name else None)
     if config.eval_only:
-        refuse_other_network(config, measured_recipe(given) or {})
+        refuse_other_network(config, stored[1] if stored else run_recipe(given))
     task = TASKS[name]
     results = task.measure(config) if config.eval_only else task.train(config)
     if results and on_main:
@@ -81,17 +80,14 @@ def stored_recipe(words: list[str]) -> tuple[str, dict[str, Any]] | None:
     if known is None:
         return None
     run = {key: value for key, value in known["recipe"]["run"].items() if key != "folder"}
-    return PROGRAMS[known["program"]], {**known["recipe"], "run": run}
+    return TASK_OF_PROGRAM[known["program"]], {**known["recipe"], "run": run}
 
 
-def measured_recipe(words: list[str]) -> dict[str, Any] | None:
-    """Return the recipe that what is to be measured was trained with, where it is known."""
+def run_recipe(words: list[str]) -> dict[str, Any]:
+    """Return the recipe of the run that is to be measured, or that the checkpoint to measure lies in; empty without one."""
     named = _measured(words)
     folder = None if named is None else _run_of(named)
-    if folder is not None:
-        return yaml.safe_load((folder / "config.yaml").read_text())
-    stored = stored_recipe(words)
-    return None if stored is None else stored[1]
+    return {} if folder is None else yaml.safe_load((folder / "config.yaml").read_text())
 
 
 def refuse_other_network(config: Any, trained: dict[str, Any]) -> None:

@@ -56,9 +56,8 @@ class Measure(Protocol):
 class Evaluations:
     """The evaluations of a training run; every process takes part in each."""
 
-    def __init__(self, training: Training, *, times: EvaluationTimes, zero_stage: int, of: Measure) -> None:
+    def __init__(self, training: Training, *, times: EvaluationTimes, of: Measure) -> None:
         self._training, self._of = training, of
-        self._in_pieces = zero_stage == 3 and training.engine.kind == "deepspeed"
         self._every = steps_between_evaluations(times, steps_per_epoch=training.schedule.steps_per_epoch)
         on_main, folder = training.engine.is_main, training.folder.path
         self._log = AccuracyLog(folder, step=training.step, figure=of.best_by) if on_main else None
@@ -110,7 +109,7 @@ class Evaluations:
     def _evaluated_module(self) -> Iterator[nn.Module]:
         """Yield a network in evaluation mode with the present weights: the trained one, or a copy where it is in pieces."""
         engine = self._training.engine
-        if self._in_pieces:
+        if engine.is_in_pieces:
             state: dict[str, Tensor] = engine.broadcast_object(engine.full_weights())
             network = self._of.rebuild()
             network.load_state_dict(state)

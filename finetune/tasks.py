@@ -19,8 +19,7 @@ from finetune.prediction import MakePredictor
 from finetune.segmentation import eval_only as segment_eval_only
 from finetune.segmentation import results as segment_results
 from finetune.segmentation import trainer as segment_trainer
-from finetune.trained import TASKS as NAMES
-from finetune.trained import stored_description
+from finetune.trained import TASK_OF_PROGRAM, stored_description
 
 Results = list[dict[str, Any]]
 
@@ -62,7 +61,7 @@ def task_of_run(folder: Path) -> str:
     """Return the name of the task of the run in ``folder``, or of the run whose checkpoint or best weights lie there."""
     stored = stored_description(folder)
     if stored is not None:
-        return NAMES[stored["program"]]
+        return TASK_OF_PROGRAM[stored["program"]]
     above = folder.parent.parent / "config.yaml"
     recipe = folder / "config.yaml"
     name, _ = choose_task(["--recipe", str(recipe if recipe.is_file() else above)])

@@ -28,7 +28,7 @@ from finetune.accuracy_log import newest_best
 from finetune.start import Start
 
 DESCRIBED, TENSORS = "described.json", "weights.safetensors"
-TASKS = {"finetune": "classify", "detect": "detect", "segment": "segment"}
+TASK_OF_PROGRAM = {"finetune": "classify", "detect": "detect", "segment": "segment"}
 """What the program of a checkpoint is on the command line."""
 CHOICES = ("raw", "ema", "best-raw", "best-ema")
 """Weights that may be chosen on a command line."""
@@ -97,7 +97,9 @@ def find_weights(path: Path, *, program: str) -> dict[str, Weights]:
             "with --task.method knn"
         )
     if theirs != program:
-        raise ValueError(f"{where} holds weights of --task {TASKS[theirs]}; expected those of --task {TASKS[program]}")
+        raise ValueError(
+            f"{where} holds weights of --task {TASK_OF_PROGRAM[theirs]}; expected those of --task {TASK_OF_PROGRAM[program]}"
+        )
     return {weights.name: weights for weights in found}
 
 

@@ -68,7 +68,7 @@ def _train(
     )
     cross_entropy = SoftTargetCrossEntropy()
     accuracy = Accuracy(config, start=start, labelled=labelled, pixels=pixels, engine=engine)
-    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=accuracy)
+    evaluations = Evaluations(training, times=config.evaluation, of=accuracy)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "labels", "crops")

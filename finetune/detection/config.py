@@ -147,8 +147,9 @@ class DetectConfig:
 def norm_is_frozen(config: DetectConfig) -> bool:
     """Return whether the backbone's BatchNorm keeps its statistics in this run."""
     asked = config.detector.frozen_norm
-    one_size = config.resize.mode != "short_side"
-    return not (one_size and config.data.micro_batch_size >= FULL_BATCH) if asked is None else asked
+    if asked is not None:
+        return asked
+    return config.resize.mode == "short_side" or config.data.micro_batch_size < FULL_BATCH
 
 
 def largest_size(resize: ResizeConfig) -> tuple[int, int]:

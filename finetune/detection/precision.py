@@ -25,6 +25,7 @@ class Precision:
         self._config, self._folder, self._start, self._examination = config, folder, start, examination
         self.best_by = "mask_AP" if config.detector.has_masks else "box_AP"
         self.classes: tuple[str, ...] | None = classes
+        self._num_classes = len(classes)
 
     def measure(self, network: nn.Module, *, weights: str) -> Measured:
         """Return COCO's figures, of boxes and, where they are found, masks."""
@@ -35,7 +36,7 @@ class Precision:
 
     def rebuild(self) -> nn.Module:
         """Return the detector without the trained weights."""
-        return build_plain(self._config, start=self._start, num_classes=len(self._examination.shards.classes or ()))
+        return build_plain(self._config, start=self._start, num_classes=self._num_classes)
 
     def keep(
         self, folder: Path, *, described: dict[str, Any], state: dict[str, Tensor], step: int, weights: str

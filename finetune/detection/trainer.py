@@ -71,7 +71,7 @@ def _train(
     pixels = Pixels(start.mean, start.std).to(engine.device)
     examination = Examination(config=config, shards=annotated.val, truth=truth, pixels=pixels, engine=engine)
     precision = Precision(config, folder=folder.path, start=start, examination=examination, classes=annotated.classes)
-    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=precision)
+    evaluations = Evaluations(training, times=config.evaluation, of=precision)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "sizes")

@@ -52,7 +52,7 @@ def _train(
     )
     batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
     quality = Quality(config, start=start, labelled=labelled, engine=engine)
-    evaluations = Evaluations(training, times=config.evaluation, zero_stage=config.distributed.zero_stage, of=quality)
+    evaluations = Evaluations(training, times=config.evaluation, of=quality)
     set_training_mode(engine.module)
     with SampleLog.open(
         folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats")
