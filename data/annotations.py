@@ -101,10 +101,8 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
         ValueError: it is neither, or has another size.
     """
     if isinstance(segmentation, dict):
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(f"a mask of {segmentation['size']} in an image of {list(size)}")
-        counts = segmentation["counts"]
-        return _filled(_unpacked(counts) if isinstance(counts, str) else counts, size=size)
+        lengths = _runs(segmentation, size=size)
+        return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size, order="F")
     canvas = Image.new("1", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
@@ -145,9 +143,13 @@ def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
 
 
 def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
-    if not segmentation or (isinstance(segmentation, list) and _has_corner_inside(segmentation, size=size)):
+    if not segmentation:
         return ""
-    return "" if mask_of(segmentation, size=size).any() else "its mask is empty"
+    if isinstance(segmentation, dict):  # the runs tell without being filled
+        found = _runs(segmentation, size=size)[1::2].any()
+    else:
+        found = _has_corner_inside(segmentation, size=size) or mask_of(segmentation, size=size).any()
+    return "" if found else "its mask is empty"
 
 
 def _has_corner_inside(polygons: list[list[float]], *, size: tuple[int, int]) -> bool:
@@ -176,13 +178,15 @@ def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None
     return masks
 
 
-def _filled(counts: list[int], *, size: tuple[int, int]) -> Mask:
-    """Return the mask whose false, true, false, ... runs have these lengths, column by column."""
-    lengths = np.array(counts, np.int64)
+def _runs(rle: dict[str, Any], *, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Return the lengths of the false, true, false, ... runs of an RLE, column by column."""
+    if tuple(rle["size"]) != size:
+        raise ValueError(f"a mask of {rle['size']} in an image of {list(size)}")
+    counts = rle["counts"]
+    lengths = np.array(_unpacked(counts) if isinstance(counts, str) else counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
         raise ValueError(f"runs over {lengths.sum()} pixels in an image of {size[0]}x{size[1]}")
-    values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return values.reshape(size, order="F")
+    return lengths
 
 
 def _unpacked(text: str) -> list[int]:
