@@ -19,7 +19,7 @@ class MicroBatchFeed:
     """Hands out micro-batches by key; for one that is left out, another one to give it the weight zero.
 
     A process whose micro-batch is left out still takes part in the step's collectives, so it computes on something: the
-    micro-batch before, or the next one where there is none.
+    micro-batch before, or the next one where there is none, or in the last step one of an earlier step.
     """
 
     def __init__(self) -> None:
@@ -52,9 +52,21 @@ class MicroBatchFeed:
             self._before, self._ahead = self._ahead or next(batches), None
             return dict(self._before)
         if self._before is None:
-            self._ahead = self._ahead or next(batches)
+            self._ahead = self._ahead or next(batches, None)
+        if self._before is None and self._ahead is None:
+            self._before = self._earlier(batches, step=key[0])
         instead = self._before or self._ahead
         assert instead is not None
         substitute = {**instead, "bad": [], "skipped": True}
         substitute.pop("reading", None)
         return substitute
+
+    def _earlier(self, batches: Iterator[dict[str, Any]], *, step: int) -> dict[str, Any]:
+        """Return a micro-batch of the last step before ``step`` that has one; ``batches`` are at their end."""
+        assert isinstance(batches, Restartable)
+        for first_step in reversed(range(step)):
+            batches.restart(first_step=first_step, skip=self._skip)
+            found = next(batches, None)
+            if found is not None:
+                return found
+        raise ValueError(f"every micro-batch of this process up to step {step} is left out")

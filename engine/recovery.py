@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.checkpoint import CheckpointStore
@@ -138,7 +139,10 @@ class Recovery:
         records = [self._record(found) for found in self._found]
         for record, found in list(zip(records, self._found, strict=True))[:MOST_RECORDS]:
             tensors = {name: x for name, x in found.batch.items() if isinstance(x, Tensor)}
-            record.write(self.folder.path, tensors)
+            try:
+                record.write(self.folder.path, tensors)
+            except (OSError, SafetensorError) as error:  # a full disk costs the record and not the run
+                logger.warning("no record of %s: %s", record, error)
         mine = [{"micro_batch": record.micro_batch, "step": step, "words": str(record)} for record in records]
         self._culprits = sorted(self.engine.gather_lines(mine), key=lambda line: line["micro_batch"])
         self._keep_weights(step, weights(), describe)
@@ -167,13 +171,6 @@ class Recovery:
             )
         self.skipped |= {(step, int(line["micro_batch"])) for line in culprits}
         logger.warning("left out from now on: %s; records: %s", named, where)
-
-    def give_up(self, step: int, norm: float) -> ValueError:
-        """Return the error for a step whose gradients are finite one by one and not together."""
-        return ValueError(
-            f"the gradients of step {step} have the norm {norm:.4g} though those of each micro-batch are finite; nothing of them "
-            f"was saved; {self._advice()}"
-        )
 
     def _advice(self) -> str:
         return (

@@ -346,6 +346,10 @@ class Training:
         self._failed = True
         return False
 
+    def note_progress(self, phase: str) -> None:
+        """Tell the watchdog that work outside of steps, such as an evaluation, goes on; once per batch is often enough."""
+        self.watchdog.note(phase, step=self.step, outside=True)
+
     def _watch(self, phase: str) -> None:
         """Tell the watchdog what begins; the first step after a start may take long."""
         self.watchdog.note(phase, step=self.step, outside=self.step == self._first_step)

@@ -93,7 +93,9 @@ class Evaluations:
         """Measure the weights that are in the module now, and keep them if they are the best (collective)."""
         training, step = self._training, self._training.step
         with self._evaluated_module() as network:
+            progress = network.register_forward_hook(lambda *_: training.note_progress("evaluation"))
             measured = self._of.measure(network, weights=weights)
+            progress.remove()
         logger.info("step %d, %s weights: %s", step, weights, measured.words)
         self._last[weights] = result = {"name": weights, "step": step, **measured.result}
         is_best = self._log is not None and self._log.add(step=step, weights=weights, figures=measured.figures)

@@ -6,6 +6,7 @@ linear probe rises; so all four are written, one line of ``probes.jsonl`` a prob
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,13 @@ class Probe:
             world_size=engine.world_size,
             workers=config.data.workers,
         )
-        x, y = extract_features(forward, batches, device=engine.device)
+        x, y = extract_features(forward, self._noted(batches), device=engine.device)
         return engine.gather(x).cpu(), engine.gather(y).cpu()
+
+    def _noted(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            self._training.note_progress("probe")
+            yield batch
 
 
 def plain_encoder(config: PretrainConfig, *, model_args: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:

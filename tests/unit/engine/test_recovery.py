@@ -1,5 +1,6 @@
 """A micro-batch that is not finite: found, written down, left out; and nothing else changes."""
 
+import errno
 import json
 
 import pytest
@@ -177,6 +178,36 @@ def test_a_record_that_is_none_is_refused_in_one_line(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"step": 1}))
     with pytest.raises(ValueError, match=r"is no flight record: .*expected runs/x/non_finite/step-"):
         FlightRecord.read(tmp_path / "x.json")
+
+
+def test_a_process_whose_only_micro_batch_of_the_last_step_is_left_out_gets_an_earlier_one():
+    class Batches:
+        def restart(self, *, first_step, skip):
+            self.steps = iter([step for step in range(first_step, 4) if (step, 0) not in skip])
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return {"x": next(self.steps), "bad": []}
+
+    feed = MicroBatchFeed()
+    feed.restart(first_step=3, skip={(3, 0), (2, 0)})
+    assert feed.take(Batches(), key=(3, 0)) == {"x": 1, "bad": [], "skipped": True}
+    feed.restart(first_step=3, skip={(step, 0) for step in range(4)})
+    with pytest.raises(ValueError, match="every micro-batch of this process up to step 3 is left out"):
+        feed.take(Batches(), key=(3, 0))
+
+
+def test_a_full_disk_costs_the_record_and_not_the_run(tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FlightRecord, "write", full)
+    training = run_tiny(config_of(tmp_path / "run"), poisoned={(4, 1)})
+    assert training.recovery.skipped == {(4, 1)}
+    assert "no record of micro-batch 1 of step 4" in caplog.text
+    assert "No space left" in caplog.text
 
 
 def test_a_batch_iterator_that_cannot_begin_again_is_named():

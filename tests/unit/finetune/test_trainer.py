@@ -115,6 +115,16 @@ def test_workers_and_evaluations_change_nothing(micro, whole, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_an_evaluation_shows_progress_with_every_batch(micro, monkeypatch):
+    """A long one is no hang."""
+    phases = []
+    monkeypatch.setattr(Training, "note_progress", lambda training, phase: phases.append((training.step, phase)))
+    config = micro()
+    train(config)
+    batches = -(-23 // config.data.micro_batch_size)
+    assert phases.count((config.optimizer.steps, "evaluation")) >= batches
+
+
 def test_weights_that_a_run_goes_back_from_are_not_measured(micro, monkeypatch):
     """The loss breaks once, between two reports; all steps are measured, with finite weights."""
     broken, measured = [], []
