@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import tyro
@@ -12,11 +12,12 @@ from rich.console import Console
 
 from engine.errors import one_line_errors
 from engine.recipe import parse
+from launch import proof
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
 from launch.consult import consult, parse_options
 from launch.job_folder import Job, JobFolder
 from launch.preview import show_plan
-from launch.programs import Call, check_call, check_write
+from launch.programs import PROOF, Call, check_call, check_write
 from launch.settle import settle
 from launch.submission import submit
 from launch.watch import LogOptions, cancel, check_not_queued, logs, status
@@ -29,11 +30,14 @@ usage: python launch/main.py COMMAND ...
   logs RUN [--node N] [--follow] what it says
   cancel RUN [--now]             save and end; --now ends it without saving
   doctor [--cluster NAME] [--nodes N] [PRETRAIN OPTIONS]   examine the nodes in a short job
+  verify-resume [--cluster NAME] [--steps N] PRETRAIN OPTIONS   prove on a node that killed runs end as others do
   resume RUN [--nodes N] [...]   go on, also with other nodes, another cluster or other options
 
   --cluster.OPTION VALUE changes one line of the cluster's file; `cluster-options` lists them.
 """
+PROGRAMS = ("pretrain", "finetune", "data")
 OURS = {"--cluster", "--nodes", "--sweep", "--parallel", "--job-name", "--dry-run", "--gpu-images-per-s"}
+OF_PROOFS = {"--steps", "--moved-processes"}
 
 
 @one_line_errors
@@ -43,16 +47,16 @@ def main() -> None:
     command, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if command in ("-h", "--help"):
         sys.stdout.write(USAGE)
-    elif command in ("pretrain", "finetune", "data"):
+    elif command in PROGRAMS:
         _submit(command, words)
     elif command in COMMANDS:
         COMMANDS[command](words)
     else:
-        raise ValueError(f"there is no command {command!r}; choose pretrain, finetune, data, {', '.join(COMMANDS)}")
+        raise ValueError(f"there is no command {command!r}; choose {', '.join((*PROGRAMS, *COMMANDS))}")
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Return what is for the launcher, what changes the cluster's file, and what is for the program, each in its order."""
+def split_words(words: Sequence[str], *, more: Collection[str] = ()) -> tuple[list[str], list[str], list[str]]:
+    """Return what is for the launcher (options OURS and ``more``), what changes the cluster's file, and what is for the program."""
     ours: list[str] = []
     cluster: list[str] = []
     program: list[str] = []
@@ -60,7 +64,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--"):
-            into = ours if name in OURS else cluster if name.startswith("--cluster.") else program
+            into = ours if name in OURS or name in more else cluster if name.startswith("--cluster.") else program
         into.append(f"--{word.removeprefix('--cluster.')}" if into is cluster and word.startswith("--") else word)
     return ours, cluster, program
 
@@ -119,6 +123,8 @@ def _resume(words: list[str]) -> None:
     """``resume RUN``: submit the run again as it was, or with what the further options change."""
     folder = JobFolder(_run_folder(words[:1], "resume").resolve())
     before = folder.read()
+    if before.call.program not in PROGRAMS or before.call.words[:1] == (PROOF,):
+        raise ValueError(f"{folder.run} holds no run that could go on: start it again as the first time")
     os.chdir(before.cwd)  # where the recipe's relative paths start
     ours, changes, rest = split_words(words[1:])
     options = tyro.cli(SubmitOptions, args=ours, default=SubmitOptions(nodes=before.nodes))
@@ -137,6 +143,15 @@ def _doctor(words: list[str]) -> None:
     ours, changes, rest = split_words(words)
     options = parse_options(ours)
     consult(options, rest, cluster=read_cluster(options.cluster, changes=tuple(changes)))
+
+
+def _verify_resume(words: list[str]) -> None:
+    """``verify-resume``: submit the proof; `logs` shows the evidence."""
+    ours, changes, rest = split_words(words, more=OF_PROOFS)
+    options = proof.parse_options(ours)
+    cluster = read_cluster(options.cluster, changes=tuple(changes))
+    call = proof.proof_call(options, rest, cluster=cluster)
+    _queue([call], cluster=proof.without_restarts(cluster), options=options)
 
 
 def _cluster_options(_words: list[str]) -> None:
@@ -173,6 +188,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "cancel": _cancel,
     "resume": _resume,
     "doctor": _doctor,
+    "verify-resume": _verify_resume,
     "cluster-options": _cluster_options,
     "settle": settle,
 }

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from submitit import JobEnvironment
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.process_tree import ProcessTree
-from launch.processes import SUPERVISOR, master_host, place_of, process_environment, start_command
+from launch.processes import SUPERVISOR, master_host, place_of, process_environment, python_words, start_command
 from launch.programs import DOCTOR
 from launch.settle import FAILED, conclude, speak
 
@@ -114,13 +113,16 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         (folder.run / "stopped.json").unlink(missing_ok=True)
         hosts = list(environment.hostnames)
         folder.note("start", step=folder.newest_step(), restarts=restarts, job=environment.job_id, hosts=hosts)
-    python = [*shlex.split(job.cluster.container), "python"] if job.cluster.container else [sys.executable]
     command = start_command(
-        folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
+        folder.program(job),
+        starter=call.starter,
+        zero_stage=call.zero_stage,
+        place=place,
+        python=python_words(job.cluster),
     )
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
     environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
-    stop_with = signal.SIGTERM if call.program == "data" else signal.SIGUSR2
+    stop_with = signal.SIGUSR2 if call.hears_warnings else signal.SIGTERM
     processes = ProcessTree(command, environ, stop_with=stop_with, is_training=call.starter == "python")
     stop = _Stop(folder, job, signals=signals, job_id=environment.raw_job_id, is_first=place.node == 0)
     while (code := processes.poll()) is None:

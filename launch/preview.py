@@ -8,7 +8,7 @@ from rich.console import Console
 
 from launch.config import processes_per_node
 from launch.job_folder import Job, JobFolder
-from launch.processes import Place, process_environment, start_command
+from launch.processes import Place, process_environment, python_words, start_command
 from launch.submission import script
 
 
@@ -31,14 +31,13 @@ def show_plan(jobs: Sequence[Job], *, base: Path, name: str, parallel: int, cons
 def _command(job: Job) -> str:
     """Return a node's command; its number, the first node's name and the port are known only in the job."""
     place = Place(node=0, nodes=job.nodes, processes=processes_per_node(job.cluster), master="FIRST-NODE", port=0)
-    python = [*shlex.split(job.cluster.container or ""), "python"]
     call = job.call
     words = start_command(
         JobFolder(call.folder).program(job),
         starter=call.starter,
         zero_stage=call.zero_stage,
         place=place,
-        python=python,
+        python=python_words(job.cluster),
     )
     text = " ".join(f"{key}={shlex.quote(value)}" for key, value in process_environment(job.cluster).items())
     line = f"{text} {shlex.join(words)}".strip()

@@ -1,6 +1,8 @@
 """How the training processes of a node start, and where all of them meet. Pure: command lines from numbers."""
 
+import shlex
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +57,11 @@ def start_command(
         case "python":
             return [*python, *program]
     return [*python, "-m", *words, *program]
+
+
+def python_words(cluster: ClusterConfig) -> list[str]:
+    """Return the words that start Python on a node: that of the container, or this one."""
+    return [*shlex.split(cluster.container), "python"] if cluster.container else [sys.executable]
 
 
 def place_of(cluster: ClusterConfig, *, node: int, nodes: int, host: str, job_number: int, restarts: int) -> Place:

@@ -20,6 +20,8 @@ from pretrain.config import PretrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 Starter = Literal["accelerate", "torchrun", "python"]
 DOCTOR = "launch/doctor"
+PROOF = "verify-resume"
+"""The first word of a pretraining call that proves and does not train."""
 RECIPE = "RECIPE"
 """Stands in a call's words for the file with its resolved recipe."""
 STARTERS: dict[str, Starter] = {
@@ -51,6 +53,11 @@ class Call:
     def script(self) -> Path:
         """The program's file."""
         return ROOT / self.program / "main.py"
+
+    @property
+    def hears_warnings(self) -> bool:
+        """Whether its processes save when SIGUSR2 comes; what does not is ended by SIGTERM."""
+        return self.program != "data" and self.words[:1] != (PROOF,)
 
 
 def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Call:

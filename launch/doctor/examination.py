@@ -67,7 +67,7 @@ def main() -> None:
 
 def examine(options: DoctorOptions, *, config: PretrainConfig | None, mailbox: Mailbox) -> list[Finding]:
     """Return what all checks found, the same on every process (collective)."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     findings = [
         check_versions(everyone(versions())),
@@ -79,7 +79,8 @@ def examine(options: DoctorOptions, *, config: PretrainConfig | None, mailbox: M
         *_from_first(lambda: _check_alone(options, config=config)),
     ]
     dist.barrier()
-    sender, sent_at = everyone((send_warning(), time.time()) if dist.get_rank() == 0 else None)[0]
+    asked_at = time.time()
+    sender, sent_at = everyone((send_warning(rank=rank, local_rank=local_rank), asked_at))[0]
     return [*findings, check_delivery(everyone(mailbox.wait(sent_at=sent_at)), sender=sender)]
 
 

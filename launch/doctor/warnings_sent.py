@@ -1,6 +1,7 @@
 """Whether the scheduler's warning reaches the training processes, which must save when it comes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -30,15 +31,23 @@ class Mailbox:
         return None if self.arrived_at is None else self.arrived_at - sent_at
 
 
-def send_warning() -> str:
-    """Send the signal as the scheduler would; return by what."""
+def send_warning(*, rank: int, local_rank: int) -> str:
+    """Send the signal as the scheduler would; return by what. Called by every process: some of them send.
+
+    In a container without Slurm's commands, and where there is no Slurm, it comes from each node's launcher.
+    """
     job = os.environ.get("SLURM_JOB_ID")
-    if job is not None:
-        subprocess.run(["scancel", "--signal", "USR2", job], check=False, timeout=60)
+    if job is not None and shutil.which("scancel") is not None:
+        if rank == 0:
+            subprocess.run(["scancel", "--signal", "USR2", job], check=False, timeout=60)
         return "Slurm"
     supervisor = os.environ.get(SUPERVISOR)
-    os.kill(int(supervisor) if supervisor else os.getpid(), signal.SIGUSR2)
-    return "the launcher" if supervisor else "this process itself"
+    if supervisor is None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return "this process itself"
+    if local_rank == 0:
+        os.kill(int(supervisor), signal.SIGUSR2)
+    return "the launcher"
 
 
 def check_delivery(seconds: list[float | None], *, sender: str) -> Finding:

@@ -109,6 +109,22 @@ def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values
     assert "run.seed: stored 0, asked 7" in error
 
 
+def test_a_proof_is_a_job_of_one_node_that_is_not_resumed(launch, words, tmp_path):
+    more = ("--cluster", "a100", "--cluster.gpus-per-node", "2", "--steps", "8", "--moved-processes", "4")
+    done = launch("verify-resume", *words, *more, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    recipe = tmp_path / "runs" / "x.job" / "launch" / "recipe.yaml"
+    command = f"pretrain/main.py verify-resume --recipe {recipe} --steps 8 --processes 2 --moved-processes 4"
+    assert command in done.stdout
+    assert "#SBATCH --nodes=1\n" in done.stdout
+    assert "one node, got --nodes 2" in error_of(launch("verify-resume", *words, *more, "--nodes", "2"))
+    call = replace(check_call("pretrain", words, num_processes=1), words=("verify-resume",))
+    folder = JobFolder(tmp_path / "runs" / "x.job")
+    folder.make()
+    folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
+    assert "holds no run that could go on" in error_of(launch("resume", str(folder.run)))
+
+
 def test_without_slurm_it_says_where_to_submit(launch, words):
     done = launch("pretrain", *words, "--cluster", "a100", "--cluster.gpus-per-node", "1", PATH="/nowhere")
     assert "sbatch is not found: submit on a login node" in error_of(done)

@@ -81,6 +81,20 @@ def test_missing_compilers_and_faulty_operators_are_named():
     assert "no such thing" in check_builds([[]], faults=["no such thing"]).said
 
 
+def test_without_slurms_commands_each_nodes_launcher_sends_the_warning(monkeypatch):
+    """As in a container that has none: only one process of a node asks its launcher."""
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv(SUPERVISOR, "4711")
+    assert [send_warning(rank=rank, local_rank=rank % 2) for rank in range(4)] == ["the launcher"] * 4
+    assert sent == [(4711, signal.SIGUSR2)] * 2
+    monkeypatch.delenv(SUPERVISOR)
+    assert send_warning(rank=3, local_rank=1) == "this process itself"
+    assert sent[-1] == (os.getpid(), signal.SIGUSR2)
+
+
 def test_a_signal_that_comes_is_timed_and_one_that_does_not_is_a_failure(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv(SUPERVISOR, str(os.getpid()))
@@ -88,7 +102,7 @@ def test_a_signal_that_comes_is_timed_and_one_that_does_not_is_a_failure(monkeyp
     try:
         mailbox = Mailbox()
         sent_at = time.time()
-        assert send_warning() == "the launcher"
+        assert send_warning(rank=1, local_rank=0) == "the launcher"
         took = mailbox.wait(sent_at=sent_at)
     finally:
         signal.signal(signal.SIGUSR2, before)
