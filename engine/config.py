@@ -24,7 +24,7 @@ class RunConfig:
     save_every_steps: int = may_change(1000)
     """Steps between checkpoints; one is always written at the end."""
     keep_last: int = may_change(2)
-    """Checkpoints kept besides those of `keep_every_steps`; at least 1."""
+    """Checkpoints kept besides those of `keep_every_steps`; at least 1, and with 1 there is none before it if a disk damages it."""
     keep_every_steps: int | None = may_change(None)
     """Also keep every checkpoint whose step is a multiple of this."""
     branch_from: Path | None = may_change(None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.slurm_drills import Drill, measure
+from launch.doctor.findings import read_findings
 from launch.job_folder import JobFolder
 from tests.slurm.cluster import missing, running
 
@@ -84,3 +85,41 @@ def test_a_cancelled_run_is_saved_and_goes_on_with_another_number_of_nodes(slurm
     drill.resume("--nodes", "1")
     drill.until_done()
     assert drill.folder.newest_step() == drill.steps
+
+
+def test_the_doctor_examines_both_nodes(slurm, tmp_path):
+    drill = Drill(slurm, tmp_path, steps=2)
+    words = ["doctor", *drill.words("examined")[1:], "--nodes", "2"]
+    done = subprocess.run(
+        [sys.executable, "launch/main.py", *words],
+        cwd=ROOT,
+        env={**slurm.environment, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    findings = {finding.check: finding for finding in read_findings(tmp_path / "doctor")}
+    assert "SIGUSR2 by Slurm reached 2 of 2 processes" in findings["warning signal"].said, done.stdout + done.stderr
+    assert "the same for all 2 processes" in findings["run folder"].said
+    assert [name for name, finding in findings.items() if finding.level == "failure"] == []
+    assert done.returncode == 0
+    assert "launch: " not in done.stdout
+    assert slurm.run("squeue", "-h") == ""
+
+
+def test_the_proof_of_exact_resuming_runs_as_a_job(slurm, tmp_path):
+    drill = Drill(slurm, tmp_path, steps=2)
+    words = [*drill.words("proof")[1:], "--distributed.engine", "ddp", "--cluster.processes-per-node", "2"]
+    subprocess.run(
+        [sys.executable, "launch/main.py", "verify-resume", *words, "--steps", "8"],
+        cwd=ROOT,
+        env=slurm.environment,
+        check=True,
+    )
+    drill.folder = JobFolder(tmp_path / "proof.job")
+    drill.job = drill.folder.read().ids[-1]
+    drill.until(lambda: bool(drill.events("decision")), what="end")
+    assert drill.events("end")[-1]["outcome"] == "finished"
+    (log,) = drill.folder.jobs.glob("*_log.out")
+    assert "deterministic kernels: proved" in log.read_text()
