@@ -33,6 +33,7 @@ from engine.reporting import Reporter, straggler_metrics
 from engine.run_folder import RunFolder, stop_reason
 from engine.sections import Cost, Sections
 from engine.step_sums import COUNT, NORMS, StepSums
+from engine.stop_signals import stop_signals
 from engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Training:
         steps_per_epoch: optimizer steps in one pass over the samples.
         describe: JSON values to keep in every checkpoint, such as the architecture; ``SAME_DATA`` must stay the same.
         shard_of: gives the shard of a sample id, for the ledger of bad samples.
+        per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Training:
         steps_per_epoch: int,
         describe: Mapping[str, Any],
         shard_of: Callable[[int], str],
+        per_forward: int = 1,
     ) -> None:
         self.engine, self.folder, self.describe, self._config = engine, folder, dict(describe), config
         data = config.data
@@ -96,8 +99,9 @@ class Training:
             folder.path, rank=engine.rank, world_size=engine.world_size, timeout_s=config.run.stall_timeout_s
         )
         self.step = 0
-        self._shard_of = shard_of
+        self._shard_of, self._per_forward = shard_of, per_forward
         self._feed = MicroBatchFeed()
+        self._fetched: list[tuple[tuple[int, int], dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
         self._first_state: FirstState | None = None
         self._restore(model)
@@ -213,6 +217,14 @@ class Training:
         """Number of steps that the whole run takes."""
         return self.schedule.total_steps
 
+    def groups(self) -> list[range]:
+        """Return the numbers of this process's micro-batches of a step, in groups that share one forward pass.
+
+        While a micro-batch that is not finite is looked for each runs alone, to be told from the others.
+        """
+        size = 1 if self.recovery.searching else self._per_forward
+        return [self.micro_batches[first : first + size] for first in range(0, len(self.micro_batches), size)]
+
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop.
 
@@ -220,7 +232,7 @@ class Training:
         """
         self._started, self._first_step = time.monotonic(), self.step
         self.folder.at_close(self.watchdog.stop)
-        with _stop_signals(self._note_signal), self.reporter, self.watchdog:
+        with stop_signals(self._note_signal), self.reporter, self.watchdog:
             while self.step < self.last_step and not self.stopped:
                 self.recovery.begin(self.step)
                 yield self.step
@@ -246,25 +258,43 @@ class Training:
         self._reading = self._reading + reading if self._reading is not None and reading is not None else reading
         self._bad.note(batch["bad"], key=key)
         with self.reporter.timed("transfer"):
-            self._key, self._batch = key, {name: _to_device(x, self.engine.device) for name, x in batch.items()}
-        return self._batch
+            batch = {name: _to_device(x, self.engine.device) for name, x in batch.items()}
+        self._fetched.append((key, batch))
+        return batch
 
-    def forward(self, *args: Any, key: tuple[int, int], **kwargs: Any) -> Any:
-        """Run the model on the micro-batch ``key`` = (step, micro_batch), whose own seed drives dropout and drop path."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on what was fetched since the last backward pass.
+
+        The seed of the first micro-batch drives dropout and drop path.
+        """
         self._watch("forward")
         with self.reporter.timed("compute"):
-            torch.manual_seed(torch_seed(self._config.run.seed, "model", *key))
-            return self.engine.forward(*args, last=key[1] == self.micro_batches[-1], **kwargs)
+            torch.manual_seed(torch_seed(self._config.run.seed, "model", *self._fetched[0][0]))
+            return self.engine.forward(*args, last=self._is_last, **kwargs)
 
     def backward(self, loss: Tensor, **metrics: Tensor) -> None:
-        """Add one micro-batch's gradient to the step's mean; ``metrics`` are averaged into the next report."""
+        """Add the gradients of the micro-batches just run to the step's mean.
+
+        Args:
+            loss: one per micro-batch, or a 0-d tensor for one.
+            metrics: of a single micro-batch, averaged into the next report.
+        """
         self._watch("backward")
-        weight = self.recovery.weight(self._key)
-        self._sums.add({"loss": loss, **metrics}, counts=weight > 0)
-        last = self._key[1] == self.micro_batches[-1]
+        fetched, last, losses = self._fetched, self._is_last, loss.view(-1)
+        self._fetched = []
+        weights = [self.recovery.weight(key) for key, _ in fetched]
+        for one, weight in zip(losses.unbind(), weights, strict=True):
+            self._sums.add({"loss": one, **metrics}, counts=weight > 0)
+        weighted = losses if set(weights) == {1} else losses * losses.new_tensor(weights)
         with self.reporter.timed("communication" if last and self.engine.world_size > 1 else "compute"):
-            self.engine.backward(loss if weight == 1 else loss * weight, last=last)
-        self.recovery.examine(self._key, loss, self._batch)
+            self.engine.backward(weighted.sum(), last=last)
+        for (key, batch), one in zip(fetched, losses.unbind(), strict=True):
+            self.recovery.examine(key, one, batch)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the last micro-batch of this process and step has been fetched."""
+        return self._fetched[-1][0][1] == self.micro_batches[-1]
 
     def update(self) -> None:
         """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
@@ -373,30 +403,6 @@ class Training:
             logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_reason)
         per_step = (time.monotonic() - self._started) / (self.step - self._first_step)
         self._next_stop_check = self.engine.broadcast_object(self.step + max(1, int(STOP_CHECK_S / per_step)))
-
-
-class _stop_signals:  # noqa: N801
-    """Within it, SIGINT, SIGTERM and SIGUSR2 only ask for a stop; a second SIGINT interrupts as usual.
-
-    Schedulers send SIGUSR2 (NCCL takes SIGUSR1) and SIGTERM, often more than once.
-    """
-
-    def __init__(self, note: Callable[[int, FrameType | None], None]) -> None:
-        self._note = note
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._note(number, frame)
-        if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

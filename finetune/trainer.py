@@ -77,7 +77,7 @@ def _train(
             for number in training.micro_batches:
                 batch = training.fetch(batches, key=(step, number))
                 images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
-                logits = training.forward(images, key=(step, number))
+                logits = training.forward(images)
                 training.backward(cross_entropy(logits, targets))
                 samples.note(step, number, batch)
             training.update()

@@ -65,7 +65,6 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
                 batch = training.fetch(batches, key=(step, number))
                 loss = training.forward(
                     batch["images"],
-                    key=(step, number),
                     layout=batch["layout"],
                     feature_units=batch["feature_units"],
                     predicted_units=batch["predicted_units"],

@@ -46,8 +46,8 @@ class TinyNet(nn.Module):
         self.body = nn.Sequential(nn.Linear(WIDTH, 7, bias=False), nn.BatchNorm1d(7), nn.GELU())
         self.head = nn.Linear(7, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)).square().mean()
+    def forward(self, *micro_batches: Tensor) -> Tensor:
+        return torch.stack([self.head(self.body(x)).square().mean() for x in micro_batches])
 
 
 def numbers(key: tuple[int, int]) -> Tensor:
@@ -89,7 +89,12 @@ class NoCost:
 
 
 def run_tiny(
-    config: TinyConfig, *, poisoned: Any = (), until: int | None = None, before_step: Any = lambda training, step: None
+    config: TinyConfig,
+    *,
+    poisoned: Any = (),
+    until: int | None = None,
+    before_step: Any = lambda training, step: None,
+    per_forward: int = 1,
 ) -> Training:
     """Train to the end, or ``until`` so many steps are done, as after a kill: nothing more is saved."""
     engine = Engine(config.distributed)
@@ -103,6 +108,7 @@ def run_tiny(
                 steps_per_epoch=STEPS,
                 describe={"architecture": "tiny"},
                 shard_of=lambda sample: f"shard-{sample // 10}.tar",
+                per_forward=per_forward,
             )
             batches = TinyBatches(training, poisoned=frozenset(poisoned))
             with SampleLog.open(
@@ -110,10 +116,11 @@ def run_tiny(
             ) as samples:
                 for step in training.steps():
                     before_step(training, step)
-                    for number in training.micro_batches:
-                        batch = training.fetch(batches, key=(step, number))
-                        training.backward(training.forward(batch["x"], key=(step, number)))
-                        samples.note(step, number, batch)
+                    for group in training.groups():
+                        fetched = [training.fetch(batches, key=(step, number)) for number in group]
+                        training.backward(training.forward(*(batch["x"] for batch in fetched)))
+                        for number, batch in zip(group, fetched, strict=True):
+                            samples.note(step, number, batch)
                     training.update()
                     training.report()
                     training.save_if_due()

@@ -80,7 +80,7 @@ def _train(
             for number in training.micro_batches:
                 batch = training.fetch(batches, key=(step, number))
                 targets, sizes = batch["targets"].as_dicts(), in_pairs(batch["sizes"])
-                losses = training.forward(pixels(batch["images"]), sizes, targets, key=(step, number))
+                losses = training.forward(pixels(batch["images"]), sizes, targets)
                 training.backward(torch.stack(list(losses.values())).sum(), **losses)
                 samples.note(step, number, batch)
             training.update()

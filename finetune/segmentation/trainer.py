@@ -60,7 +60,7 @@ def _train(
         for step in training.steps():
             for number in training.micro_batches:
                 batch = training.fetch(batches, key=(step, number))
-                losses = training.forward(batch["images"], batch["label_maps"], batch["shown"], key=(step, number))
+                losses = training.forward(batch["images"], batch["label_maps"], batch["shown"])
                 training.backward(**losses)
                 samples.note(step, number, batch)
             training.update()

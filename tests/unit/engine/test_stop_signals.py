@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.training import Training, _stop_signals
+from engine.stop_signals import stop_signals
+from engine.training import Training
 
 
 def send(number, *, until):
@@ -22,7 +23,7 @@ def send(number, *, until):
 def test_schedulers_may_send_their_signals_any_number_of_times(number):
     noted = []
     before = signal.getsignal(number)
-    with _stop_signals(lambda number, _frame: noted.append(number)):
+    with stop_signals(lambda number, _frame: noted.append(number)):
         for count in (1, 2, 3):
             send(number, until=lambda count=count: len(noted) == count)
     assert noted == [number] * 3
@@ -42,7 +43,7 @@ def test_a_second_interrupt_interrupts():
     noted = []
 
     def interrupt_twice():
-        with _stop_signals(lambda number, _frame: noted.append(number)):
+        with stop_signals(lambda number, _frame: noted.append(number)):
             send(signal.SIGINT, until=lambda: noted)
             send(signal.SIGINT, until=lambda: False)
 

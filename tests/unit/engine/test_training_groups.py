@@ -1,0 +1,47 @@
+"""Micro-batches that share a forward pass are still told apart: the same steps, each resumable, each left out alone."""
+
+import pytest
+import torch
+
+from engine.checkpoint import newest_checkpoint
+from tests.tiny_run import MICRO_BATCHES, STEPS, config_of, lines, run_tiny
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
+
+
+def tensors(folder):
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    assert checkpoint.step == STEPS
+    return {(kind, name): checkpoint.read_full(kind, name) for kind in KINDS for name in checkpoint.names(kind)}
+
+
+@pytest.mark.parametrize("per_forward", [2, 3, 4, 9])
+@pytest.mark.parametrize("poisoned", [set(), {(5, 2)}, {(4, 0), (4, 1)}, {(7, 3)}])
+def test_groups_change_nothing_but_the_order_of_sums(tmp_path, per_forward, poisoned):
+    """Two that are left out may be all of a group."""
+    alone = run_tiny(config_of(tmp_path / "alone"), poisoned=poisoned)
+    together = run_tiny(config_of(tmp_path / "together"), poisoned=poisoned, per_forward=per_forward)
+    assert together.recovery.skipped == alone.recovery.skipped == poisoned
+    one, two = tensors(tmp_path / "alone"), tensors(tmp_path / "together")
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "grad_norm", "skipped_micro_batches"):
+        both = [[line[name] for line in lines(tmp_path / run / "metrics.jsonl")] for run in ("alone", "together")]
+        assert both[0] == pytest.approx(both[1], rel=1e-5)
+
+
+def test_every_micro_batch_is_in_one_group_in_order(tmp_path):
+    training = run_tiny(config_of(tmp_path / "run"), per_forward=3)
+    assert [list(group) for group in training.groups()] == [[0, 1, 2], [3]]
+    assert len(training.micro_batches) == MICRO_BATCHES
+
+
+def test_a_killed_run_of_groups_resumes_to_the_same_bits_and_may_change_them(tmp_path):
+    run_tiny(config_of(tmp_path / "whole"), per_forward=2, poisoned={(4, 1)})
+    run_tiny(config_of(tmp_path / "killed"), per_forward=2, poisoned={(4, 1)}, until=5)
+    run_tiny(config_of(tmp_path / "killed"), per_forward=2, poisoned={(4, 1)})
+    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    run_tiny(config_of(tmp_path / "moved"), per_forward=2, until=4)
+    run_tiny(config_of(tmp_path / "moved"), per_forward=4)
