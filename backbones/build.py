@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import timm
+import torch
 from jaxtyping import Bool, Float
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
@@ -19,10 +20,11 @@ from backbones.handoff import load_backbone, read_backbone
 from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.sec_network import SecNetwork
 from backbones.sec_visible import SEC
+from backbones.stacking import Layout, VisibleStack
 from backbones.swin import SWIN
 from backbones.swin_v2 import SWIN_V2
 from backbones.twins import TWINS
-from backbones.visible import LayoutSpec, VisibleLayout
+from backbones.visible import LayoutSpec
 from backbones.vit import VIT
 from backbones.window_attention import Implementation
 from backbones.xformer import XFormer
@@ -105,20 +107,26 @@ def layout_spec(model: nn.Module) -> LayoutSpec:
 
 def forward_visible(
     model: nn.Module,
-    images: Float[Tensor, "b 3 h w"],
-    layout: VisibleLayout,
+    images: Float[Tensor, "*s b 3 h w"],
+    layout: Layout,
     *,
     attention: Implementation = "auto",
-) -> Float[Tensor, "b k c"]:
+) -> Float[Tensor, "*s b k c"]:
     """Return the features after the final norm of the visible units, in raster order, from their pixels alone.
 
-    ``images`` are normalised; ``layout`` is on their device; ``attention`` names the implementation.
+    ``images`` are normalised, of one micro-batch or of the s of a stack; ``layout`` is on their device; ``attention`` names
+    the implementation.
 
     Raises:
         ValueError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
     """
     _check_images(images, layout.spec)
-    return pretrainable(model).forward(model, images, layout, attention=attention)
+    ways = pretrainable(model)
+    if isinstance(layout, VisibleStack) and not ways.stacks:
+        each = zip(images, layout.layouts, strict=True)
+        return torch.stack([ways.forward(model, own, part, attention=attention) for own, part in each])
+    features = ways.forward(model, images, layout, attention=attention)
+    return features.unflatten(0, images.shape[:2]) if isinstance(layout, VisibleStack) else features
 
 
 def forward_masked(
@@ -160,7 +168,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_images(images: Tensor, spec: LayoutSpec) -> None:
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]
     if (height, width) != spec.img_size:
         raise ValueError(
             f"images of {height}x{width} px, but the layout is of images of {spec.img_size[0]}x{spec.img_size[1]} px; "

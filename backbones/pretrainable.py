@@ -36,3 +36,5 @@ class Pretrainable:
     """How it runs with mask tokens; None where it cannot."""
     normed: Callable[[Any], bool]
     """``model`` -> whether the features come out of a norm; if not, the decoder starts with one."""
+    stacks: bool = False
+    """Whether ``forward`` also takes images [s b 3 h w] with a ``VisibleStack``, and returns features [s*b k c]."""

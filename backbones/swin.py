@@ -1,6 +1,6 @@
 """timm's Swin on visible tokens only: the same modules and parameters, with attention inside groups of windows.
 
-Legend: b batch, n visible tokens, k visible units, l units, c channels, e channels of the first tokens.
+Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, l units, c channels, e channels of the first tokens.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,28 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.lean_mlp import lean_mlp
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.visible import LayoutSpec, VisibleLayout
+from backbones.stacking import Layout
+from backbones.visible import LayoutSpec
 from backbones.visible_tokens import embed_visible, token_map
-from backbones.window_attention import Implementation, window_attention
-from backbones.window_layout import GroupPlan, StageSpec, window_stages
+from backbones.window_attention import Implementation, Plan, window_attention
+from backbones.window_layout import StageSpec, window_stages
 
 
 def forward_visible_swin(
-    model: SwinTransformer, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
-) -> Float[Tensor, "b k c"]:
+    model: SwinTransformer, images: Float[Tensor, "*s b 3 h w"], layout: Layout, *, attention: Implementation
+) -> Float[Tensor, "sb k c"]:
     """Return the final norm's features of the visible units, in raster order."""
     return run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
 
 def run_stages(
     model: Any,
-    images: Float[Tensor, "b 3 h w"],
-    layout: VisibleLayout,
+    images: Float[Tensor, "*s b 3 h w"],
+    layout: Layout,
     *,
     merge: Callable[[Any, Tensor], Tensor],
     block: Callable[..., Tensor],
-) -> Float[Tensor, "b k c"]:
+) -> Float[Tensor, "sb k c"]:
     """Embed the visible patches and run the stages of either version of Swin on them, with its ``merge`` and ``block``."""
     x = embed_visible(model.patch_embed, images, layout)
     for stage, stage_layout in zip(model.layers, layout.stages, strict=True):
@@ -56,7 +57,7 @@ def run_stages(
 def _block(
     block: SwinTransformerBlock,
     x: Float[Tensor, "b n c"],
-    plan: GroupPlan,
+    plan: Plan,
     *,
     mlp: Callable[[Mlp, Tensor], Tensor],
     attention: Implementation,
@@ -66,7 +67,7 @@ def _block(
 
 
 def _attention(
-    attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan, implementation: Implementation
+    attn: WindowAttention, x: Float[Tensor, "b n c"], plan: Plan, implementation: Implementation
 ) -> Float[Tensor, "b n c"]:
     qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))
     table = attn.relative_position_bias_table
@@ -115,4 +116,4 @@ def _forward_masked(
 
 
 SWIN_DENSE = DenseWay(token_dim=lambda model: model.patch_embed.proj.out_channels, forward=_forward_masked)
-SWIN = Pretrainable(spec=swin_spec, forward=forward_visible_swin, dense=SWIN_DENSE, normed=lambda _: True)
+SWIN = Pretrainable(spec=swin_spec, forward=forward_visible_swin, dense=SWIN_DENSE, normed=lambda _: True, stacks=True)

@@ -1,6 +1,6 @@
 """timm's Swin V2 on visible tokens only: cosine attention, a continuous position bias, norms after the branches.
 
-Legend: b batch, n visible tokens, k visible units, c channels, t rows of a bias table, h heads, d channels per head.
+Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, c channels, t rows of a bias table, h heads, d channels per head.
 """
 
 import math
@@ -16,17 +16,16 @@ from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, Swi
 from torch import Tensor
 
 from backbones.pretrainable import Pretrainable
+from backbones.stacking import Layout
 from backbones.swin import SWIN_DENSE, run_stages, swin_spec
-from backbones.visible import VisibleLayout
-from backbones.window_attention import Implementation, window_attention
-from backbones.window_layout import GroupPlan
+from backbones.window_attention import Implementation, Plan, window_attention
 
 MAX_LOGIT_SCALE = math.log(1 / 0.01)
 
 
 def forward_visible_swin_v2(
-    model: SwinTransformerV2, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
-) -> Float[Tensor, "b k c"]:
+    model: SwinTransformerV2, images: Float[Tensor, "*s b 3 h w"], layout: Layout, *, attention: Implementation
+) -> Float[Tensor, "sb k c"]:
     """Return the final norm's features of the visible units, in raster order."""
     return run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
@@ -34,7 +33,7 @@ def forward_visible_swin_v2(
 def _block(
     block: SwinTransformerV2Block,
     x: Float[Tensor, "b n c"],
-    plan: GroupPlan,
+    plan: Plan,
     *,
     mlp: Callable[[Mlp, Tensor], Tensor],
     attention: Implementation,
@@ -44,7 +43,7 @@ def _block(
 
 
 def _attention(
-    attn: WindowAttention, x: Float[Tensor, "b n c"], plan: GroupPlan, implementation: Implementation
+    attn: WindowAttention, x: Float[Tensor, "b n c"], plan: Plan, implementation: Implementation
 ) -> Float[Tensor, "b n c"]:
     qkv = _cosine_qkv(attn, x)
     return attn.proj_drop(
@@ -71,4 +70,6 @@ def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[T
     return merging.norm(merging.reduction(cells))
 
 
-SWIN_V2 = Pretrainable(spec=swin_spec, forward=forward_visible_swin_v2, dense=SWIN_DENSE, normed=lambda _: True)
+SWIN_V2 = Pretrainable(
+    spec=swin_spec, forward=forward_visible_swin_v2, dense=SWIN_DENSE, normed=lambda _: True, stacks=True
+)

@@ -1,19 +1,25 @@
 """From images to the embedded patches of the visible units.
 
-Legend: b batch, k visible units, n tokens, p values of a patch, c channels.
+Legend: b batch, s micro-batches of a stack, k visible units, n tokens, p values of a patch, c channels.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor
 
+from backbones.stacking import Layout, VisibleStack
 from backbones.visible import VisibleLayout
 
 
-def embed_visible(embed: PatchEmbed, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b n c"]:
+def embed_visible(embed: PatchEmbed, images: Float[Tensor, "*s b 3 h w"], layout: Layout) -> Float[Tensor, "sb n c"]:
     """Return the embedded patches of the visible units, in nested order: ``embed``'s convolution as a product."""
-    patches = visible_patches(images, layout)
+    if isinstance(layout, VisibleStack):
+        each = zip(images, layout.layouts, strict=True)
+        patches = torch.cat([visible_patches(own, part) for own, part in each])
+    else:
+        patches = visible_patches(images, layout)
     x = F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias)
     return embed.norm(x)
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from backbones.window_layout import GroupPlan
 
 Implementation = Literal["auto", "reference", "sdpa"]
+Plan = GroupPlan | tuple[GroupPlan, ...]
 
 
 def window_attention(
     qkv: Float[Tensor, "b n 3 h d"],
     table: Float[Tensor, "t h"],
-    plan: GroupPlan,
+    plan: Plan,
     *,
     scale: float,
     implementation: Implementation = "auto",
@@ -32,11 +33,14 @@ def window_attention(
     Args:
         qkv: queries, keys and values of the visible tokens.
         table: bias per relative position and head.
-        plan: which tokens share a window; on the device of ``qkv``.
+        plan: which tokens share a window, or that for each of as many equal parts of the batch; on the device of ``qkv``.
         scale: factor on the products.
         implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``auto`` is ``sdpa`` on
             GPUs and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a bias.
     """
+    if isinstance(plan, tuple):
+        parts = zip(qkv.chunk(len(plan)), plan, strict=True)
+        return torch.cat([window_attention(x, table, p, scale=scale, implementation=implementation) for x, p in parts])
     if implementation == "auto":
         implementation = "sdpa" if qkv.is_cuda else "reference"
     return IMPLEMENTATIONS[implementation](qkv, table, plan, scale).flatten(2)

@@ -1,6 +1,6 @@
 """Raw pixels to what the network takes.
 
-Legend: b images, h w height and width in pixels.
+Legend: b images (on one axis or more), h w height and width in pixels.
 """
 
 import torch
@@ -21,6 +21,6 @@ class Pixels(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
         """Return the images minus mean over standard deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std

@@ -30,6 +30,8 @@ class MimConfig:
     """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
     grouping: Literal["optimal", "greedy", "largest_window"] = "optimal"
     """How windows are packed into groups; the two older rules are for comparison."""
+    micro_batches_per_forward: int = may_change(1)
+    """Micro-batches of a process that go through the network at once, each with its mask: for GPUs that small ones do not fill."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
@@ -45,6 +47,10 @@ class MimConfig:
             )
         if self.decoder_depth < 1:
             raise ValueError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
+        if self.micro_batches_per_forward < 1:
+            raise ValueError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
+        if self.micro_batches_per_forward > 1 and self.encoder == "dense":
+            raise ValueError("mim.micro-batches-per-forward needs mim.encoder visible")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,13 @@ class PretrainConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        if self.mim.micro_batches_per_forward > 1 and self.backbone.drop_path > 0:
+            raise ValueError(
+                f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since what is "
+                f"dropped is drawn for each micro-batch, got {self.backbone.drop_path}"
+            )
 
 
 def num_visible(num_units: int, mask_ratio: float) -> int:

@@ -1,6 +1,6 @@
 """The light decoder: visible features and mask tokens at their own units, a ViT block or more, pixels out.
 
-Legend: b images, k visible units, l units, p predicted units, c encoder width, d pixels of a unit.
+Legend: b images, s micro-batches of a stack, k visible units, l units, p predicted units, c encoder width, d pixels of a unit.
 Source: GreenMIM section 3.1 (the decoder of MAE), methods of MAE for the fixed sine-cosine embedding.
 """
 
@@ -45,26 +45,37 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "b k c"],
-        visible_units: Int[Tensor, " k"],
-        predicted_units: Int[Tensor, " p"],
-    ) -> Float[Tensor, "b p d"]:
+        features: Float[Tensor, "*s b k c"],
+        visible_units: Int[Tensor, "*s k"],
+        predicted_units: Int[Tensor, "*s p"],
+    ) -> Float[Tensor, "*s b p d"]:
         """Return the predicted units; feature j belongs to unit ``visible_units[j]``."""
         x = place_features(
             self.embed(self.norm_input(features)), self.mask_token, visible_units, self.position.shape[1]
         )
         x = x + self.position.to(x.dtype)
+        images = x.flatten(0, -3)
         for block in self.blocks:
-            x = block(x)
-        return self.predict(self.norm(x.index_select(1, predicted_units)))
+            images = block(images)
+        return self.predict(self.norm(at_units(images.view(x.shape), predicted_units)))
 
 
 def place_features(
-    features: Float[Tensor, "b k c"],
+    features: Float[Tensor, "*s b k c"],
     mask_token: Float[Tensor, "1 1 c"],
-    visible_units: Int[Tensor, " k"],
+    visible_units: Int[Tensor, "*s k"],
     num_units: int,
-) -> Float[Tensor, "b l c"]:
+) -> Float[Tensor, "*s b l c"]:
     """Put feature j at unit ``visible_units[j]`` and the mask token at every other unit."""
+    if visible_units.ndim > 1:
+        each = zip(features, visible_units, strict=True)
+        return torch.stack([place_features(own, mask_token, units, num_units) for own, units in each])
     tokens = mask_token.to(features.dtype).expand(features.shape[0], num_units, -1)
     return tokens.index_copy(1, visible_units, features)
+
+
+def at_units(x: Float[Tensor, "*s b l c"], units: Int[Tensor, "*s p"]) -> Float[Tensor, "*s b p c"]:
+    """Return what is at these units, of each micro-batch at its own."""
+    if units.ndim == 1:
+        return x.index_select(1, units)
+    return torch.stack([own.index_select(1, chosen) for own, chosen in zip(x, units, strict=True)])

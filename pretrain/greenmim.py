@@ -3,7 +3,7 @@
 Beside it, the dense way for comparison: every token goes through the encoder, masked ones as a learned token
 (SimMIM, arXiv 2111.09886). Both take the same micro-batch and give the same loss.
 
-Legend: b images, h w pixels, k visible units, p predicted units, d pixels of a unit.
+Legend: b images, s micro-batches of a stack, h w pixels, k visible units, p predicted units, d pixels of a unit.
 """
 
 from dataclasses import replace
@@ -24,11 +24,11 @@ from backbones.build import (
 )
 from backbones.handoff import read_backbone
 from backbones.initial import init_mim
-from backbones.visible import VisibleLayout
+from backbones.stacking import Layout
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from pretrain.config import PretrainConfig
-from pretrain.decoder import Decoder
+from pretrain.decoder import Decoder, at_units
 from pretrain.targets import normalised, unit_pixels
 
 
@@ -49,13 +49,13 @@ class GreenMIM(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "b 3 h w"],
+        images: UInt8[Tensor, "*s b 3 h w"],
         *,
-        layout: VisibleLayout,
-        feature_units: Int[Tensor, " k"],
-        predicted_units: Int[Tensor, " p"],
-    ) -> Float[Tensor, ""]:
-        """Return the mean squared error over the predicted units.
+        layout: Layout,
+        feature_units: Int[Tensor, "*s k"],
+        predicted_units: Int[Tensor, "*s p"],
+    ) -> Float[Tensor, "*s"]:
+        """Return the mean squared error over the predicted units of a micro-batch, or of each in a stack of several.
 
         Args:
             images: raw pixels.
@@ -68,23 +68,26 @@ class GreenMIM(nn.Module):
         return self.compare(predicted, x, predicted_units)
 
     def predict(
-        self, x: Float[Tensor, "b 3 h w"], *, layout: VisibleLayout, feature_units: Tensor, predicted_units: Tensor
-    ) -> Float[Tensor, "b p d"]:
+        self, x: Float[Tensor, "*s b 3 h w"], *, layout: Layout, feature_units: Tensor, predicted_units: Tensor
+    ) -> Float[Tensor, "*s b p d"]:
         """Return the predicted (normalised) pixels of the predicted units."""
         return self.decoder(self.encode(x, layout), feature_units, predicted_units)
 
-    def encode(self, x: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b k c"]:
+    def encode(self, x: Float[Tensor, "*s b 3 h w"], layout: Layout) -> Float[Tensor, "*s b k c"]:
         """Return the features of the visible units, in raster order."""
         return forward_visible(self.encoder, x, layout)
 
     def compare(
-        self, predicted: Float[Tensor, "b p d"], x: Float[Tensor, "b 3 h w"], predicted_units: Int[Tensor, " p"]
-    ) -> Float[Tensor, ""]:
+        self,
+        predicted: Float[Tensor, "*s b p d"],
+        x: Float[Tensor, "*s b 3 h w"],
+        predicted_units: Int[Tensor, "*s p"],
+    ) -> Float[Tensor, "*s"]:
         """Return the mean squared error to the true units (methods: norm_pix_loss)."""
-        target = unit_pixels(x, self.unit).index_select(1, predicted_units)
+        target = at_units(unit_pixels(x, self.unit), predicted_units)
         if self.normalise_targets:
             target = normalised(target)
-        return (predicted.to(target.dtype) - target).square().mean()
+        return (predicted.to(target.dtype) - target).square().mean(dim=(-3, -2, -1))
 
 
 class DenseMIM(GreenMIM):
@@ -97,7 +100,7 @@ class DenseMIM(GreenMIM):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, mask_token_dim(encoder)))
 
     def predict(
-        self, x: Float[Tensor, "b 3 h w"], *, layout: VisibleLayout, feature_units: Tensor, predicted_units: Tensor
+        self, x: Float[Tensor, "b 3 h w"], *, layout: Layout, feature_units: Tensor, predicted_units: Tensor
     ) -> Float[Tensor, "b p d"]:
         """Return the predicted pixels of the predicted units."""
         rows, cols = x.shape[2] // self.unit[0], x.shape[3] // self.unit[1]

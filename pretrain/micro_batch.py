@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from backbones.stacking import VisibleStack
 from backbones.visible import LayoutSpec, build_layout
 from data.config import DecodeMode
 from data.crop_batch import crop_batch
@@ -66,6 +67,15 @@ class PretrainBuilder:
         if self.mim.feature_positions == "own":
             return units
         return stream(self.seed, "misplace", step, micro_batch).permutation(units)
+
+
+def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the model takes of the micro-batches of one forward pass: of several, a stack."""
+    names = ("images", "feature_units", "predicted_units")
+    if len(batches) == 1:
+        return {name: batches[0][name] for name in (*names, "layout")}
+    tensors = {name: torch.stack([batch[name] for batch in batches]) for name in names}
+    return {**tensors, "layout": VisibleStack(layouts=tuple(batch["layout"] for batch in batches))}
 
 
 def mask_tensors(mask: UnitMask, feature_units: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """What the decoder has to predict: the pixels of a unit, normalised by their own mean and variance (MAE, section 4).
 
-Legend: b images, h w pixels, l units, d = unit height * unit width * 3.
+Legend: b images, s micro-batches of a stack, h w pixels, l units, d = unit height * unit width * 3.
 """
 
 from einops import rearrange
@@ -10,9 +10,9 @@ from torch import Tensor
 EPS = 1e-6
 
 
-def unit_pixels(images: Float[Tensor, "b 3 h w"], unit: tuple[int, int]) -> Float[Tensor, "b l d"]:
+def unit_pixels(images: Float[Tensor, "*s b 3 h w"], unit: tuple[int, int]) -> Float[Tensor, "*s b l d"]:
     """Cut images into units in raster order, each flattened as (row, column, channel)."""
-    return rearrange(images, "b c (r p) (s q) -> b (r s) (p q c)", p=unit[0], q=unit[1])
+    return rearrange(images, "... c (r p) (s q) -> ... (r s) (p q c)", p=unit[0], q=unit[1])
 
 
 def pixels_to_images(
@@ -22,7 +22,7 @@ def pixels_to_images(
     return rearrange(units, "b (r s) (p q c) -> b c (r p) (s q)", p=unit[0], q=unit[1], r=grid[0], s=grid[1], c=3)
 
 
-def normalised(units: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+def normalised(units: Float[Tensor, "*s b l d"]) -> Float[Tensor, "*s b l d"]:
     """Return each unit minus its mean, over the root of its unbiased variance plus 1e-6."""
     mean = units.mean(dim=-1, keepdim=True)
     variance = units.var(dim=-1, keepdim=True)

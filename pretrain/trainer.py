@@ -19,7 +19,7 @@ from engine.sample_log import SampleLog
 from engine.training import Training
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
-from pretrain.micro_batch import PretrainBuilder
+from pretrain.micro_batch import PretrainBuilder, model_inputs
 from pretrain.probe import Probe
 from pretrain.reconstruct import draw_reconstructions
 from pretrain.report import write_report
@@ -51,6 +51,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         steps_per_epoch=order.steps_per_epoch,
         describe=_describe(config, model=model, shards=shards),
         shard_of=shards.shard_of,
+        per_forward=config.mim.micro_batches_per_forward,
     )
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
@@ -61,16 +62,12 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         names=("ids", "repeats", "crops", "predicted_units"),
     ) as samples:
         for step in training.steps():
-            for number in training.micro_batches:
-                batch = training.fetch(batches, key=(step, number))
-                loss = training.forward(
-                    batch["images"],
-                    layout=batch["layout"],
-                    feature_units=batch["feature_units"],
-                    predicted_units=batch["predicted_units"],
-                )
-                training.backward(loss)
-                samples.note(step, number, batch)
+            for group in training.groups():
+                fetched = [training.fetch(batches, key=(step, number)) for number in group]
+                losses = training.forward(**model_inputs(fetched))
+                training.backward(losses)
+                for number, batch in zip(group, fetched, strict=True):
+                    samples.note(step, number, batch)
             training.update()
             training.report()
             if training.save_if_due():
