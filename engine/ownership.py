@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+ROW = 4096
+"""Elements whose squares are summed in fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OwnedRun:
@@ -150,7 +153,7 @@ def clip_gradients(layout: Layout, *, max_norm: float | None, device: torch.devi
     gradients = layout.gradients()
     squared = torch.zeros((), dtype=torch.float64, device=device)
     if gradients:
-        squared = torch.stack(_norms(gradients)).double().square().sum()
+        squared = _norms(gradients).double().square().sum()
     if layout.partitioned and dist.is_initialized():
         dist.all_reduce(squared)
     norm = squared.sqrt()
@@ -160,8 +163,15 @@ def clip_gradients(layout: Layout, *, max_norm: float | None, device: torch.devi
     return norm
 
 
-def _norms(gradients: list[Tensor]) -> list[Tensor]:
-    """Return each tensor's norm; in fp64 on a CPU, whose fp32 sums of millions of squares are off by 1e-5."""
+def _norms(gradients: list[Tensor]) -> Tensor:
+    """Return the norms of pieces that make up all gradients.
+
+    On a CPU an fp32 sum of millions of squares is off by 1e-5 and one in fp64 takes 40 times as long; rows of ``ROW``
+    elements are as fast and off by 1e-8.
+    """
+    rows: list[Tensor] = []
     if gradients[0].device.type == "cpu":
-        return [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-    return list(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+        flat = [gradient.flatten() for gradient in gradients]
+        rows = [x[: len(x) // ROW * ROW].view(-1, ROW).norm(dim=1) for x in flat if len(x) >= ROW]
+        gradients = [x[len(x) // ROW * ROW :] for x in flat]
+    return torch.cat([torch.stack(torch._foreach_norm(gradients)), *rows])  # pyright: ignore[reportPrivateImportUsage]

@@ -33,16 +33,20 @@ class PretrainBuilder:
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
         """Return uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
         decoded = replace_bad(samples, lambda some: self._crops(some, step, micro_batch))
-        mask = self.mask(step, micro_batch)
         return {
             "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
             "ids": torch.tensor([sample.id for sample in decoded.samples]),
             "repeats": torch.tensor([sample.repeat for sample in decoded.samples]),
             "crops": torch.tensor([crop for _, crop in decoded.values], dtype=torch.float32),
             "bad": decoded.bad,
-            **mask_tensors(mask, self._feature_units(mask, step, micro_batch)),
-            "layout": build_layout(self.spec, mask.visible, rule=self.mim.grouping),
+            **self.of_mask(step, micro_batch),
         }
+
+    def of_mask(self, step: int, micro_batch: int) -> dict[str, Any]:
+        """Return what the mask of one micro-batch means for the network."""
+        mask = self.mask(step, micro_batch)
+        layout = build_layout(self.spec, mask.visible, rule=self.mim.grouping)
+        return {**mask_tensors(mask, self._feature_units(mask, step, micro_batch)), "layout": layout}
 
     def _crops(self, samples: Sequence[Sample], step: int, micro_batch: int) -> list[tuple[Pixels, Crop] | BadImage]:
         augment = self.augment
