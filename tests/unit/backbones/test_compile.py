@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,44 @@ for forward in (lambda x: forward_visible(model, x, layout), model):
 def test_compiles_in_one_graph(name):
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(name=name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+MASKS = """
+import torch
+from backbones.build import build, forward_visible, layout_spec
+from backbones.visible import build_layout
+from engine.backbone_config import BackboneConfig
+from pretrain.masking import unit_mask
+
+sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
+model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", **sizes))
+spec, graphs, shapes = layout_spec(model), [], set()
+
+def count(graph, inputs):
+    graphs.append(graph)
+    return graph
+
+def layout_of(number):
+    mask = unit_mask(spec.units, mask_ratio=0.75, seed=0, step=number, micro_batch=0)
+    layout = build_layout(spec, mask.visible).to("cpu")
+    shapes.add(tuple((plan.num_groups, plan.group_size) for stage in layout.stages for plan in stage.plans))
+    return layout
+
+compiled = torch.compile(lambda x, layout: forward_visible(model, x, layout), backend=count, fullgraph=True)
+images = torch.randn(2, 3, 224, 224)
+for number in range(16):
+    layout = layout_of(number)
+    torch.testing.assert_close(compiled(images, layout), forward_visible(model, images, layout))
+print(len(graphs), len(shapes))
+"""
+
+
+@pytest.mark.slow
+def test_other_masks_do_not_compile_again():
+    """Groups of other sizes and numbers are sizes like any other, once they have been seen to differ."""
+    command = [sys.executable, "-c", MASKS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr[-3000:]
+    compilations, shapes = map(int, done.stdout.split())
+    assert shapes > 12
+    assert compilations <= 4
