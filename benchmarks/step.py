@@ -25,7 +25,7 @@ from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
 from pretrain.masking import unit_mask
-from pretrain.micro_batch import mask_tensors
+from pretrain.model_inputs import mask_tensors
 
 CASES = {  # name: (architecture, window, mask ratio)
     "swin_base_w7_r0.75": ("swin_base_patch4_window7_224", 7, 0.75),

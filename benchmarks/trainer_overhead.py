@@ -28,7 +28,8 @@ from engine.run_folder import RunFolder
 from engine.training import Training
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
-from pretrain.micro_batch import PretrainBuilder, model_inputs
+from pretrain.micro_batch import PretrainBuilder
+from pretrain.model_inputs import model_inputs
 
 GOAL = 0.03
 NETWORKS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_base": "swin_base_patch4_window7_224"}

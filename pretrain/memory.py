@@ -17,7 +17,7 @@ from backbones.visible import build_layout
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.micro_batch import mask_tensors
+from pretrain.model_inputs import mask_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbones.stacking import VisibleStack
 from backbones.visible import LayoutSpec, build_layout
 from data.config import DecodeMode
 from data.crop_batch import crop_batch
@@ -17,6 +16,7 @@ from data.transforms import Crop, random_crop
 from engine.randomness import stream
 from pretrain.config import AugmentConfig, MimConfig
 from pretrain.masking import UnitMask, unit_mask
+from pretrain.model_inputs import mask_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +71,3 @@ class PretrainBuilder:
         if self.mim.feature_positions == "own":
             return units
         return stream(self.seed, "misplace", step, micro_batch).permutation(units)
-
-
-def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the model takes of the micro-batches of one forward pass: of several, a stack."""
-    names = ("images", "feature_units", "predicted_units")
-    if len(batches) == 1:
-        return {name: batches[0][name] for name in (*names, "layout")}
-    tensors = {name: torch.stack([batch[name] for batch in batches]) for name in names}
-    return {**tensors, "layout": VisibleStack(layouts=tuple(batch["layout"] for batch in batches))}
-
-
-def mask_tensors(mask: UnitMask, feature_units: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return the mask's unit lists as the tensors that the model takes."""
-    return {
-        "feature_units": torch.from_numpy(feature_units.astype(np.int64)),
-        "predicted_units": torch.from_numpy(mask.predicted_units.astype(np.int64)),
-    }

@@ -19,7 +19,8 @@ from engine.sample_log import SampleLog
 from engine.training import Training
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
-from pretrain.micro_batch import PretrainBuilder, model_inputs
+from pretrain.micro_batch import PretrainBuilder
+from pretrain.model_inputs import model_inputs
 from pretrain.probe import Probe
 from pretrain.reconstruct import draw_reconstructions
 from pretrain.report import write_report

@@ -10,7 +10,7 @@ from engine.backbone_config import BackboneConfig
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.micro_batch import mask_tensors
+from pretrain.model_inputs import mask_tensors
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ from pretrain.config import MimConfig, PretrainConfig
 from pretrain.decoder import Decoder, place_features, sine_cosine_position
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.micro_batch import mask_tensors
+from pretrain.model_inputs import mask_tensors
 from pretrain.targets import unit_pixels
 
 MICRO = BackboneConfig(

@@ -12,7 +12,7 @@ from backbones.visible import build_layout
 from engine.checkpoint import newest_checkpoint
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.micro_batch import mask_tensors, model_inputs
+from pretrain.model_inputs import mask_tensors, model_inputs
 from pretrain.trainer import train
 from tests.unit.pretrain.test_backbones import BACKBONES
 
