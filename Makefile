@@ -32,7 +32,8 @@ test: setup
 	$(BIN)/pytest -q -m "not slow and not gpu and not slurm" -n 2
 
 test-slow: setup
-	$(BIN)/pytest -q -m "slow and not gpu and not slurm" --timeout 1500
+	$(BIN)/pytest -q tests/unit -m "slow and not gpu and not slurm" --timeout 1500 -n 2
+	$(BIN)/pytest -q tests/integration -m "slow and not gpu and not slurm" --timeout 1500
 
 test-slurm: setup
 	$(BIN)/pytest -q -m slurm --timeout 1500
