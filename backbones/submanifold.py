@@ -3,10 +3,13 @@
 The depthwise one has its own backward pass. Its gradient is the same convolution with a flipped kernel, since a token
 sees another exactly if that one sees it; so it is read from halos, where autograd would add into zeros, and no halo is
 kept. And PyTorch's weight gradient of a 5x5 kernel takes 20 times its forward on a CPU: it is put together from 3x3 ones.
+On a GPU with Triton all this is one kernel each, without halos (``backbones.fused_depthwise``).
 
 Legend: b batch, n tokens, o tokens of the grid below, c d channels, s side of the kernel.
 """
 
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +21,10 @@ from backbones.token_grid import TokenGrid
 
 _PIECE = 3
 """Side of the kernels whose weight gradient is fast on a CPU."""
+_FUSED_SIDES = (3, 5, 7)
+"""Sides of the kernels that Triton has been compiled for."""
+_FUSED_SINCE = (8, 0)
+"""Compute capability from which on GPUs have every type that training takes."""
 
 
 def depthwise(
@@ -25,6 +32,11 @@ def depthwise(
 ) -> Float[Tensor, "b n c"]:
     """Return a depthwise convolution, of stride 1 and an odd square kernel, at every token; ``residual`` adds ``x``."""
     dtype = _compute_dtype(x)
+    if _is_fused(conv, x, dtype):
+        from backbones.fused_depthwise import fused_depthwise  # noqa: PLC0415 - where there is no GPU, there may be no Triton
+
+        out_dtype = torch.promote_types(x.dtype, dtype) if residual else dtype
+        return fused_depthwise(conv, x, grid, residual=residual, dtype=out_dtype)
     if residual and dtype.itemsize < torch.float32.itemsize:  # a weight plus 1 has to be a weight still
         return x + depthwise(conv, x, grid)
     weight, bias = conv.weight.to(dtype), conv.bias if conv.bias is None else conv.bias.to(dtype)
@@ -80,6 +92,18 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     if device == "meta":  # where sizes are counted, and nothing is computed
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _is_fused(conv: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> bool:
+    if not x.is_cuda or torch.compiler.is_compiling():  # compilers fuse what they can read
+        return False
+    fits = max(dtype.itemsize, x.dtype.itemsize) <= torch.float32.itemsize and conv.kernel_size[0] in _FUSED_SIDES
+    return fits and _has_triton(x.device)
+
+
+@lru_cache
+def _has_triton(device: torch.device) -> bool:
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _FUSED_SINCE
 
 
 class _Depthwise(torch.autograd.Function):

@@ -1,0 +1,45 @@
+"""Compile the kernels of the fused depthwise convolution for GPUs that need not be here; print their targets as JSON.
+
+A program of its own, with Triton's interpreter off: where it is on, kernels are no kernels.
+"""
+
+import json
+import re
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from backbones.fused_depthwise import _convolve, _sum_gradients
+
+NUMBERS = {"rows": "i32", "channels": "i32", "windows": "*i64"} | dict.fromkeys(
+    ("tokens", "height", "width", "reach"), "i32"
+)
+
+
+def compiled(kernel, capability, types, **constants):
+    """Return the target that a kernel's assembly names."""
+    source = ASTSource(fn=kernel, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
+    assert found.asm["cubin"]
+    return re.search(r"\.target (sm_\d+)", found.asm["ptx"])[1]
+
+
+def main():
+    """Compile both kernels for both generations, once with every option on and once with all off."""
+    targets = {}
+    for capability, side, dtype, on in ((80, 3, "*bf16", True), (90, 3, "*bf16", False), (90, 5, "*fp32", True)):
+        kernels = targets.setdefault(capability, {})
+        shape = {"side": side, "whole": not on}
+        options = {"has_bias": on, "add_x": on, "flip": on, "block_rows": 32, "block_channels": 64}
+        types = {"x": dtype, "taps": "*fp32", "bias": "*fp32", "out": dtype, **NUMBERS}
+        kernels[f"convolve {side}"] = compiled(_convolve, capability, types, **shape, **options)
+        parts = {"num_taps": 16 if side == 3 else 32, "block_rows": 8 if side == 3 else 4, "block_channels": 32}
+        types = {"x": dtype, "grad": dtype, "sums": "*fp32", **NUMBERS, "part_rows": "i32"}
+        kernels[f"gradients {side}"] = compiled(_sum_gradients, capability, types, **shape, **parts)
+    sys.stdout.write(json.dumps(targets) + "\n")
+
+
+if __name__ == "__main__":
+    main()
