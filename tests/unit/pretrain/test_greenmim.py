@@ -10,7 +10,7 @@ from backbones.visible import build_layout
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig
-from pretrain.decoder import Decoder, place_features, sine_cosine_position
+from pretrain.decoder import Decoder, block_at, place_features, sine_cosine_position
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
 from pretrain.model_inputs import mask_tensors
@@ -47,6 +47,17 @@ def test_features_sit_at_their_own_units():
     placed = place_features(features, torch.full((1, 1, 1), -1.0), units, 49)[0, :, 0]
     expected = torch.where(torch.from_numpy(mask.visible.ravel()), torch.arange(49.0), -1.0)
     assert torch.equal(placed, expected)
+
+
+def test_a_block_at_some_units_equals_the_whole_block_there_values_and_gradients():
+    torch.manual_seed(0)
+    block = Decoder(grid=(3, 4), in_dim=8, out_dim=6, dim=16, depth=1, num_heads=2).double().blocks[0]
+    x, units = torch.randn(2, 12, 16, dtype=torch.float64, requires_grad=True), torch.tensor([7, 1, 4])
+    weight = torch.randn(2, 3, 16, dtype=torch.float64)
+    outputs = block_at(block, x, units), block(x)[:, units]
+    ours, whole = (torch.autograd.grad((out * weight).sum(), [x, *block.parameters()]) for out in outputs)
+    assert torch.allclose(*outputs, atol=1e-12)
+    assert all(torch.allclose(got, expected, atol=1e-12) for got, expected in zip(ours, whole, strict=True))
 
 
 def test_an_encoded_feature_depends_most_on_the_unit_that_the_decoder_puts_it_at():
