@@ -2,7 +2,8 @@
 
 The depthwise one has its own backward pass. Its gradient is the same convolution with a flipped kernel, since a token
 sees another exactly if that one sees it; so it is read from halos, where autograd would add into zeros, and no halo is
-kept. And PyTorch's weight gradient of a 5x5 kernel takes 20 times its forward on a CPU: it is put together from 3x3 ones.
+kept. The weight's gradient is read from the same halos, for the same reason: of the gradient, times the tokens. And
+PyTorch's takes 20 times its forward for a 5x5 kernel on a CPU, but not for one of three columns: kernels are cut.
 On a GPU with Triton all this is one kernel each, without halos (``backbones.fused_depthwise``).
 
 Legend: b batch, n tokens, o tokens of the grid below, c d channels, s side of the kernel.
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from backbones.token_grid import TokenGrid
 
 _PIECE = 3
-"""Side of the kernels whose weight gradient is fast on a CPU."""
+"""Columns of the kernels whose weight gradient is fast on a CPU, whatever their rows."""
 _FUSED_SIDES = (3, 5, 7)
 """Sides of the kernels that Triton has been compiled for."""
 _FUSED_SINCE = (8, 0)
@@ -117,13 +118,16 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (x, weight), grid, grad = ctx.saved_tensors, ctx.grid, grads[0].contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = grad_weight = grad_bias = None
+        grad_x = grad_weight = None
+        halo, padding = grid.halo(grad, weight.shape[-1] // 2)
         if needs_x:
             flipped = (_with_identity(weight) if ctx.residual else weight).flip(2, 3)
-            grad_x = _at_tokens(grad, flipped, None, grid)
-        if needs_weight or needs_bias:
-            grad_weight, grad_bias = _parameter_gradients(x, grad, weight, grid)
-        return grad_x, grad_weight, grad_bias if needs_bias else None, None, None
+            maps = F.conv2d(halo, flipped, padding=padding, groups=weight.shape[0])
+            grad_x = grid.tokens(maps, len(x))
+        if needs_weight:
+            # a tap read the token there for the one here: so that one's gradient is at the opposite place from there
+            grad_weight = _weight_gradient(halo, grid.maps(x), weight, padding=padding).flip(2, 3)
+        return grad_x, grad_weight, grad.sum((0, 1)) if needs_bias else None, None, None
 
 
 def _at_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) -> Float[Tensor, "b n c"]:
@@ -139,33 +143,25 @@ def _with_identity(weight: Float[Tensor, "c 1 s s"]) -> Float[Tensor, "c 1 s s"]
     return weight
 
 
-def _parameter_gradients(
-    x: Float[Tensor, "b n c"], grad: Float[Tensor, "b n c"], weight: Float[Tensor, "c 1 s s"], grid: TokenGrid
-) -> tuple[Float[Tensor, "c 1 s s"], Float[Tensor, " c"]]:
-    """Return the sums over all tokens of what was read times the gradient of what came out, and of that gradient."""
-    side, maps = weight.shape[-1], grid.maps(grad)
-    halo, padding = grid.halo(x, side // 2)
-    if side <= _PIECE or halo.is_cuda:
-        return _plain_gradients(halo, maps, side=side, padding=padding)
-    halo = F.pad(halo, (padding,) * 4)
-    height, width = maps.shape[2] + _PIECE - 1, maps.shape[3] + _PIECE - 1
-    starts = [*range(0, side - _PIECE, _PIECE - 1), side - _PIECE]
-    total, bias = torch.empty_like(weight), None
-    for row in starts:
-        for col in starts:
-            part = halo[:, :, row : row + height, col : col + width]
-            piece, bias = _plain_gradients(part, maps, side=_PIECE, padding=0)
-            total[:, :, row : row + _PIECE, col : col + _PIECE] = piece
-    assert bias is not None
-    return total, bias
+def _weight_gradient(
+    read: Float[Tensor, "bm c p q"], maps: Float[Tensor, "bm c h w"], weight: Float[Tensor, "c 1 s s"], *, padding: int
+) -> Float[Tensor, "c 1 s s"]:
+    """Return the gradient of the weight of a convolution of ``read`` whose result has the gradient ``maps``."""
+    side = weight.shape[-1]
+    if side <= _PIECE or read.is_cuda:
+        return _plain_gradient(read, maps, weight, padding=(padding, padding))
+    read = F.pad(read, (padding, padding)) if padding else read
+    pieces = []
+    for part in weight.split(_PIECE, dim=3):
+        first, last = len(pieces) * _PIECE, len(pieces) * _PIECE + maps.shape[3] + part.shape[3] - 1
+        pieces.append(_plain_gradient(read[..., first:last], maps, part, padding=(padding, 0)))
+    return torch.cat(pieces, dim=3)
 
 
-def _plain_gradients(
-    read: Float[Tensor, "bm c p q"], grad: Float[Tensor, "bm c h w"], *, side: int, padding: int
-) -> tuple[Float[Tensor, "c 1 s s"], Float[Tensor, " c"]]:
-    channels = grad.shape[1]
-    weight = grad.new_empty(channels, 1, side, side)
+def _plain_gradient(
+    read: Float[Tensor, "bm c p q"], maps: Float[Tensor, "bm c h w"], weight: Tensor, *, padding: tuple[int, int]
+) -> Tensor:
     stride, dilation, output_padding = [1, 1], [1, 1], [0, 0]
-    geometry: Any = (stride, [padding, padding], dilation, False, output_padding, channels)
-    weight_and_bias = [False, True, True]
-    return torch.ops.aten.convolution_backward(grad, read, weight, [channels], *geometry, weight_and_bias)[1:]
+    geometry: Any = (stride, list(padding), dilation, False, output_padding, len(weight))
+    only_weight = [False, True, False]
+    return torch.ops.aten.convolution_backward(maps, read, torch.empty_like(weight), None, *geometry, only_weight)[1]
