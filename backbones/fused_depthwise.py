@@ -172,15 +172,18 @@ def _convolve(
     total = tl.zeros((block_rows, block_channels), tl.float32)
     if has_bias:
         total += tl.load(bias + channel, mask=is_channel, other=0).to(tl.float32)[None]
-    for tap in tl.static_range(side * side):  # pyright: ignore[reportGeneralTypeIssues] - unrolled by the compiler
-        down, right = tap // side - side // 2, tap % side - side // 2
-        other, there = _neighbour(windows, token, is_row, down, right, tokens, height, width, reach, whole)
-        at = (image + other)[:, None] * channels + channel[None]
-        read = tl.load(x + at, mask=there[:, None] & is_channel[None], other=0).to(tl.float32)
-        weight = taps + (side * side - 1 - tap if flip else tap) * channels
-        total += read * tl.load(weight + channel, mask=is_channel, other=0).to(tl.float32)[None]
-        if add_x and tap == side * side // 2:  # the middle one reads the token itself
-            total += read
+    # rows stay a loop: 25 taps laid out one after the other do not fit into registers
+    for kernel_row in range(side):
+        for kernel_col in tl.static_range(side):  # pyright: ignore[reportGeneralTypeIssues]
+            down, right = kernel_row - side // 2, kernel_col - side // 2
+            other, there = _neighbour(windows, token, is_row, down, right, tokens, height, width, reach, whole)
+            at = (image + other)[:, None] * channels + channel[None]
+            read = tl.load(x + at, mask=there[:, None] & is_channel[None], other=0).to(tl.float32)
+            tap = kernel_row * side + kernel_col
+            weight = taps + (side * side - 1 - tap if flip else tap) * channels
+            total += read * tl.load(weight + channel, mask=is_channel, other=0).to(tl.float32)[None]
+            if add_x and kernel_col == side // 2:  # the one in the middle reads the token itself
+                total += tl.where(kernel_row == side // 2, read, 0.0)
     at = row.to(tl.int64)[:, None] * channels + channel[None]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_channel[None])
 

@@ -29,13 +29,19 @@ def compiled(kernel, capability, types, **constants):
 def main():
     """Compile both kernels for both generations, once with every option on and once with all off."""
     targets = {}
-    for capability, side, dtype, on in ((80, 3, "*bf16", True), (90, 3, "*bf16", False), (90, 5, "*fp32", True)):
+    for capability, side, dtype, on in (
+        (80, 3, "*bf16", True),
+        (80, 7, "*fp16", False),
+        (90, 3, "*bf16", False),
+        (90, 5, "*fp32", True),
+    ):
         kernels = targets.setdefault(capability, {})
         shape = {"side": side, "whole": not on}
         options = {"has_bias": on, "add_x": on, "flip": on, "block_rows": 32, "block_channels": 64}
         types = {"x": dtype, "taps": "*fp32", "bias": "*fp32", "out": dtype, **NUMBERS}
         kernels[f"convolve {side}"] = compiled(_convolve, capability, types, **shape, **options)
-        parts = {"num_taps": 16 if side == 3 else 32, "block_rows": 8 if side == 3 else 4, "block_channels": 32}
+        num_taps = triton.next_power_of_2(side * side + 1)
+        parts = {"num_taps": num_taps, "block_rows": 128 // num_taps, "block_channels": 32}
         types = {"x": dtype, "grad": dtype, "sums": "*fp32", **NUMBERS, "part_rows": "i32"}
         kernels[f"gradients {side}"] = compiled(_sum_gradients, capability, types, **shape, **parts)
     sys.stdout.write(json.dumps(targets) + "\n")

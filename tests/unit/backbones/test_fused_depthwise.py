@@ -27,7 +27,7 @@ def outcome(program, folder, **environment):
     here = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/unit/backbones" / program)],
-        env={**here, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(folder), **environment},
+        env={**here, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -51,7 +51,7 @@ def test_kernels_equal_the_plain_convolution_and_repeat_in_every_bit(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's assembler is for Linux")
 def test_kernels_compile_for_sm_80_and_sm_90(tmp_path):
     found = outcome("fused_depthwise_compile.py", tmp_path)
-    assert [len(kernels) for kernels in found.values()] == [2, 4]
+    assert [len(kernels) for kernels in found.values()] == [4, 4]
     assert {target for kernels in found.values() for target in kernels.values()} == {"sm_80", "sm_90"}
 
 
