@@ -2,7 +2,7 @@
 
 A plan of ``G`` groups, each padded to ``g`` tokens, costs ``G * per_group(g)``. ``core`` counts the attention core alone,
 because our linear layers never see padding; ``paper`` also counts the four projections, as GreenMIM's published code
-pays for them on padded groups; ``measured`` reads times that were taken on the machine at hand.
+pays for them on padded groups; ``tiles`` counts the fused kernel's; ``measured`` reads times that were taken on the machine at hand.
 """
 
 import json
@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+SMALL_TILES, LARGEST_TILE = (16, 32), 64
+"""Slots of the fused kernel's tiles: a tensor core's product wants 16, and more than 64x64 fp32 scores with their gradients do not fit registers."""
 
 
 class CostModel(Protocol):
@@ -55,6 +58,20 @@ class Paper:
     def per_group(self, size: int) -> float:
         """Return ``4 g C^2 + 2 g^2 C``."""
         return 4 * size * self.channels**2 + 2 * size * size * self.channels
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Scores that the fused kernel computes: tiles of 16, 32 or 64 slots, larger groups in whole tiles of 64."""
+
+    def padded(self, size: int) -> int:
+        """Return the slots of the tiles of a group of ``size`` tokens."""
+        small = next((side for side in SMALL_TILES if size <= side), None)
+        return small or -(-size // LARGEST_TILE) * LARGEST_TILE
+
+    def per_group(self, size: int) -> float:
+        """Return the pairs of slots; a padding slot costs no memory traffic, so nothing else differs between plans."""
+        return self.padded(size) ** 2
 
 
 class Measured:
@@ -104,11 +121,13 @@ class Measured:
 
 
 def named_cost_model(name: str, *, channels: int = 1) -> CostModel:
-    """Return the cost model called ``core``, ``paper`` or ``measured:FILE.json``."""
+    """Return the cost model called ``core``, ``paper``, ``tiles`` or ``measured:FILE.json``."""
     if name == "core":
         return Core(channels)
+    if name == "tiles":
+        return Tiles()
     if name == "paper":
         return Paper(channels)
     if name.startswith("measured:"):
         return Measured.read(Path(name.removeprefix("measured:")))
-    raise ValueError(f"unknown cost model {name!r}; expected core, paper or measured:FILE.json")
+    raise ValueError(f"unknown cost model {name!r}; expected core, paper, tiles or measured:FILE.json")

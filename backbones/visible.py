@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Pair = tuple[int, int]
-Rule = Literal["optimal", "greedy", "largest_window"]
+Rule = Literal["optimal", "greedy", "largest_window", "tiles"]
 Indices = Any
 """Integer indices: numpy arrays as built, tensors once moved; int16 where they fit on the way from worker to device, int64 (as torch wants them) there."""
 StageBuilder = Callable[..., tuple[Any, ...]]
@@ -98,7 +98,7 @@ def build_layout(
 
 def compact(indices: NDArray[Any]) -> NDArray[Any]:
     """Return indices in the smallest of int16 and int32: layouts cross from worker processes for every batch."""
-    fits = indices.size == 0 or indices.max() <= np.iinfo(np.int16).max
+    fits = indices.size == 0 or max(indices.max(), -indices.min()) <= np.iinfo(np.int16).max
     return np.ascontiguousarray(indices, dtype=np.int16 if fits else np.int32)
 
 

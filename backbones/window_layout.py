@@ -5,14 +5,16 @@ its 2x2 cells from the coarsest to the finest, each cell's four children in timm
 (0,1), (1,1). So merging 2x2 cells is a reshape of neighbouring rows, at every stage, without a gather; in the
 last stage, where a unit is one token, nested order is raster order. ``StageLayout.coords`` says where each token is.
 
-Legend: k visible units, n tokens of a stage, G groups, g slots per group.
+Legend: k visible units, n tokens of a stage, G groups, g slots per group, W windows with visible tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from backbones.cost_models import Tiles
 from backbones.grouping import Grouping, group_windows
 from backbones.visible import Indices, LayoutSpec, Pair, Rule, compact
 
@@ -48,8 +50,18 @@ class GroupPlan:
     """[G*g] token of each slot; 0 for padding."""
     slot: Indices
     """[n] slot of each token: the inverse of `token`."""
+    window: Indices
+    """[G*g] number of each slot's window among those with visible tokens; padding slots have negative ones of their own."""
+    number: Indices
+    """[G*g] ``row * (2 cols - 1) + col`` of each slot's place in its window: for two slots of a window the row of the
+    bias table is the difference of their numbers plus that of the table's middle row; 0 for padding."""
+    member: Indices
+    """[W, rows*cols] slot at each place of each window; -1 where no token is visible."""
+    window_size: Pair
+    """Rows and columns of a window."""
     bias_index: Indices
-    """[G, g, g] row of the relative position bias table per pair of slots; `masked` where there is no attention."""
+    """[G, g, g] row of the relative position bias table per pair of slots; `masked` where there is no attention. Empty by
+    the rule "tiles", whose kernel finds the row itself."""
     masked: int
     """The number of rows of the bias table, which stands for a score of minus infinity."""
     identity: bool
@@ -102,22 +114,33 @@ def group_plan(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair, rul
     """Return the plan for tokens with these rows and columns, in any order."""
     ids = window_ids(coords, window=window, shift=shift) @ (1 << 20, 1)
     _, window_of_token, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    grouping = group_windows(counts.tolist(), rule=rule)
+    sizes = counts.tolist()
+    grouping = group_windows(sizes, cost=Tiles()) if rule == "tiles" else group_windows(sizes, rule=rule)
     num_groups, group_size = grouping.num_groups, grouping.group_size
     slot = _slots(window_of_token, grouping)
     token = np.zeros(num_groups * group_size, dtype=np.int64)
     token[slot] = np.arange(len(slot))
-    slot_window = np.full(len(token), -1)
+    slot_window = -1 - np.arange(len(token)) % group_size
     slot_window[slot] = window_of_token
+    place = (coords - np.array(shift)) % np.array(window)  # row and column in the window
+    number = np.zeros(len(token), dtype=np.int64)
+    number[slot] = place @ np.array([2 * window[1] - 1, 1])
+    member = np.full((len(counts), window[0] * window[1]), -1)
+    member[window_of_token, place @ np.array([window[1], 1])] = slot
     masked = (2 * window[0] - 1) * (2 * window[1] - 1)
-    shape = (num_groups, group_size)
-    bias_index = _bias_index(coords[token].reshape(*shape, 2), slot_window.reshape(shape), window=window)
+    slots = (0 if rule == "tiles" else num_groups, group_size)
+    listed = slots[0] * group_size
+    bias_index = pair_rows(number[:listed].reshape(slots), slot_window[:listed].reshape(slots), masked=masked)
     return GroupPlan(
         shift=shift,
         num_groups=num_groups,
         group_size=group_size,
         token=compact(token),
         slot=compact(slot),
+        window=compact(slot_window),
+        number=compact(number),
+        member=compact(member),
+        window_size=window,
         bias_index=compact(bias_index),
         masked=masked,
         identity=num_groups == 1 and group_size == len(slot),
@@ -138,14 +161,12 @@ def _slots(window: Int[np.ndarray, " n"], grouping: Grouping) -> Int[np.ndarray,
     return slot
 
 
-def _bias_index(
-    coords: Int[np.ndarray, "G g 2"], window_of_slot: Int[np.ndarray, "G g"], *, window: Pair
-) -> Int[np.ndarray, "G g g"]:
-    rows, cols = window
+def pair_rows(number: Any, window: Any, *, masked: int) -> Any:
+    """Return [G, g, g], the row of the bias table per pair of slots, from `number` and `window` of a plan as [G, g].
+
+    Both are arrays, or both tensors.
+    """
     # index(i, j) = (h_i - h_j + rows - 1) * (2 cols - 1) + w_i - w_j + cols - 1: a difference of one number per slot
-    number = coords @ np.array([2 * cols - 1, 1])
-    centre = (rows - 1) * (2 * cols - 1) + cols - 1
-    index = number[:, :, None] - number[:, None, :] + centre
-    together = (window_of_slot[:, :, None] == window_of_slot[:, None, :]) & (window_of_slot[:, :, None] >= 0)
-    together |= np.eye(coords.shape[1], dtype=bool)  # a padding slot attends to itself: no row is empty
-    return np.where(together, index, (2 * rows - 1) * (2 * cols - 1))
+    index = number[:, :, None] - number[:, None, :] + masked // 2
+    together = window[:, :, None] == window[:, None, :]
+    return (index - masked) * together + masked

@@ -28,8 +28,9 @@ class MimConfig:
     """Normalise each unit's pixels by their own mean and variance before the loss."""
     feature_positions: Literal["own", "permuted"] = "own"
     """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
-    grouping: Literal["optimal", "greedy", "largest_window"] = "optimal"
-    """How windows are packed into groups; the two older rules are for comparison."""
+    grouping: Literal["optimal", "greedy", "largest_window", "tiles"] = "optimal"
+    """How windows are packed into groups. tiles: for the fused attention kernel, which such plans are computed with on
+    GPUs; greedy and largest_window are older rules, for comparison."""
     micro_batches_per_forward: int = may_change(1)
     """Micro-batches of a process that go through the network at once, each with its mask: for GPUs that small ones do not fill."""
 

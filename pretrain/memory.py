@@ -125,7 +125,7 @@ def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> Non
     spec = layout_spec(model.encoder)
     grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
     mask = unit_mask(grid, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
-    layout = build_layout(spec, mask.visible).to(device)
+    layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(device)
     units = {name: value.to(device) for name, value in mask_tensors(mask, mask.visible_units).items()}
     images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16"):

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones import grouping
-from backbones.cost_models import Core, Measured, Paper, named_cost_model
+from backbones.cost_models import Core, Measured, Paper, Tiles, named_cost_model
 from backbones.grouping import RULES, greedy_groups, group_windows
 
-COST_MODELS = (Core(), Paper(32), Measured({8: 1.0, 16: 2.5, 24: 5.0, 32: 8.0, 64: 25.0, 2000: 9e3}))
+COST_MODELS = (Core(), Paper(32), Measured({8: 1.0, 16: 2.5, 24: 5.0, 32: 8.0, 64: 25.0, 2000: 9e3}), Tiles())
 window_counts = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 
 
@@ -208,6 +208,20 @@ def test_measured_table_prefers_a_larger_size_that_is_no_dearer():
     assert Measured({8: 2.0, 16: 1.5}).padded(3) == 16
 
 
+def test_tiles_are_of_16_32_and_multiples_of_64():
+    assert [Tiles().padded(size) for size in (1, 16, 17, 32, 33, 64, 65, 128, 129)] == [
+        16,
+        16,
+        32,
+        32,
+        *[64] * 2,
+        *[128] * 2,
+        192,
+    ]
+    plan = group_windows([20, 12, 9, 7, 16], cost=Tiles())
+    assert (plan.group_size, plan.num_groups, plan.cost) == (32, 2, 2 * 32**2)
+
+
 def test_grouping_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         group_windows([1, 2]).cost = 0  # pyright: ignore
@@ -221,7 +235,7 @@ def test_grouping_is_frozen():
         (lambda: group_windows([3], rule="best"), "expected one of optimal, greedy, largest_window"),
         (lambda: group_windows([40], cost=Measured({16: 1.0})), "exceeds the measured cost table"),
         (lambda: Measured({}), "maps group sizes"),
-        (lambda: named_cost_model("flops"), "expected core, paper or measured"),
+        (lambda: named_cost_model("flops"), "expected core, paper, tiles or measured"),
     ],
 )
 def test_bad_input_names_what_was_expected(ask, message):
