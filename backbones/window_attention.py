@@ -6,7 +6,10 @@ image is m = h * G independent matrices of scores, one per head and group, whate
 Legend: b batch, n tokens, h heads, d channels per head, G groups, g slots per group, t rows of a bias table.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -14,9 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from backbones.window_layout import GroupPlan
+from backbones.attention_choice import fastest
+from backbones.window_layout import GroupPlan, pair_rows
 
-Implementation = Literal["auto", "reference", "sdpa"]
+logger = logging.getLogger(__name__)
+
+Implementation = Literal["auto", "reference", "sdpa", "fused"]
 Plan = GroupPlan | tuple[GroupPlan, ...]
 
 
@@ -35,15 +41,33 @@ def window_attention(
         table: bias per relative position and head.
         plan: which tokens share a window, or that for each of as many equal parts of the batch; on the device of ``qkv``.
         scale: factor on the products.
-        implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``auto`` is ``sdpa`` on
-            GPUs and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a bias.
+        implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``fused`` is our Triton
+            kernel, which copies nothing into groups; ``auto`` is the fastest known on GPUs and ``reference`` elsewhere,
+            since PyTorch's CPU kernel has no gradient for a bias.
     """
     if isinstance(plan, tuple):
         parts = zip(qkv.chunk(len(plan)), plan, strict=True)
         return torch.cat([window_attention(x, table, p, scale=scale, implementation=implementation) for x, p in parts])
-    if implementation == "auto":
-        implementation = "sdpa" if qkv.is_cuda else "reference"
-    return IMPLEMENTATIONS[implementation](qkv, table, plan, scale).flatten(2)
+    return IMPLEMENTATIONS[_chosen(implementation, qkv, plan)](qkv, table, plan, scale).flatten(2)
+
+
+def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Implementation:
+    """Return what ``auto`` stands for: a plan without rows per pair was made for the fused kernel, others go by measurements."""
+    asked = implementation
+    if asked == "auto":
+        if not qkv.is_cuda:
+            return "reference"
+        asked = fastest(qkv, plan) if len(plan.bias_index) else "fused"
+    return "sdpa" if asked == "fused" and not _has_triton() else asked
+
+
+@cache
+def _has_triton() -> bool:
+    """Return whether Triton is installed, which has no packages for macOS and Windows; say once if not."""
+    found = find_spec("triton") is not None
+    if not found:
+        logger.warning("Triton is not installed, so window attention runs as sdpa instead of fused")
+    return found
 
 
 def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float[Tensor, "m g g"]:
@@ -54,22 +78,37 @@ def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float
     return rows.gather(1, index.flatten().expand(num_heads, -1)).view(-1, size, size)
 
 
+def _bias_index(plan: GroupPlan) -> Int[Tensor, "G g g"]:
+    """Return the row of the bias table per pair of slots, made here where the plan has none (rule "tiles")."""
+    if len(plan.bias_index):
+        return plan.bias_index
+    shape = (plan.num_groups, plan.group_size)
+    return pair_rows(plan.number.view(shape), plan.window.view(shape), masked=plan.masked)
+
+
 def _reference(qkv: Tensor, table: Tensor, plan: GroupPlan, scale: float) -> Tensor:
     q, k, v = _into_slots(qkv, plan)
-    scores = (q * scale) @ k.mT + pair_bias(table, plan.bias_index)
+    scores = (q * scale) @ k.mT + pair_bias(table, _bias_index(plan))
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return _out_of_slots(weights.to(v.dtype) @ v, plan)
 
 
 def _sdpa(qkv: Tensor, table: Tensor, plan: GroupPlan, scale: float) -> Tensor:
     q, k, v = _into_slots(qkv, plan)
-    bias = pair_bias(table, plan.bias_index).to(q.dtype).expand(len(q), -1, -1, -1)
+    bias = pair_bias(table, _bias_index(plan)).to(q.dtype).expand(len(q), -1, -1, -1)
     return _out_of_slots(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale), plan)
+
+
+def _fused(qkv: Tensor, table: Tensor, plan: GroupPlan, scale: float) -> Tensor:
+    from backbones.fused_attention import fused_attention  # noqa: PLC0415 # imports Triton, which not every system has
+
+    return fused_attention(qkv, table, plan, scale)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, GroupPlan, float], Tensor]] = {
     "reference": _reference,
     "sdpa": _sdpa,
+    "fused": _fused,
 }
 
 
