@@ -12,6 +12,7 @@ import torch
 import triton
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from triton import knobs
 
 from backbones import fused_attention_kernels
@@ -21,10 +22,8 @@ from backbones.window_layout import GroupPlan
 kernels: Any = fused_attention_kernels
 """Launches take a grid and options, which type checkers do not see."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROGRAMS = 2048
-"""Programs of a backward kernel that are enough to keep a GPU busy; beyond them a program takes more images, and the gradients of scores less memory."""
-LEAST_IMAGES = 4
-"""Images per program, so that writing the gradients of scores is little beside reading the tokens."""
+PROGRAMS = 1024
+"""Programs that keep a GPU busy: where there would be more, each takes several images, and the gradients of scores take less memory."""
 SLOTS_PER_SUM = 512
 """Slots that one program of the table's gradient goes through."""
 
@@ -63,7 +62,10 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] # as the decorator types it
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None]:
         qkv, table, out, lse = ctx.saved_tensors
         plan: GroupPlan = ctx.plan
         images, num_tokens, _, num_heads, _ = qkv.shape
@@ -116,7 +118,7 @@ def _tiles(plan: GroupPlan) -> int:
 
 def _share_size(images: int, programs_per_image: int) -> int:
     """Return the images that a program goes through, a function of sizes alone: sums have the same order everywhere."""
-    return min(images, max(LEAST_IMAGES, images * programs_per_image // PROGRAMS))
+    return min(images, max(1, images * programs_per_image // PROGRAMS))
 
 
 def _strides(qkv: Tensor) -> tuple[int, ...]:

@@ -14,15 +14,16 @@ import torch
 
 from backbones import window_attention as dispatch
 from backbones.attention_choice import FASTEST, fastest
+from tests.unit.backbones.fused_attention_cases import CASES, plan_for
 
 pytest.importorskip("triton", reason="no Triton on this system")
-cases = "tests.unit.backbones.fused_attention_cases"
+RUNS = "tests.unit.backbones.fused_attention_runs"
 
 
-def run_case(name, arguments):
+def run(name, arguments):
     import importlib
 
-    return getattr(importlib.import_module(cases), name)(**arguments)
+    return getattr(importlib.import_module(RUNS), name)(**arguments)
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +32,9 @@ def interpreted():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             pool.submit(int).result()  # the process has started, and this one must not interpret what it imports later
-        yield lambda name, **arguments: pool.submit(run_case, name, arguments).result()
+        yield lambda name, **arguments: pool.submit(run, name, arguments).result()
 
 
-W7 = {"window": (7, 7)}
-CASES = {
-    "three_images": {"grid": (14, 14), **W7, "share": 0.25, "rule": "optimal", "dim": 32, "batch": 3},
-    "shifted_in_tiles": {"grid": (14, 14), **W7, "shift": (3, 3), "share": 0.5, "rule": "tiles", "dim": 24},
-    "cut_windows": {"grid": (8, 8), **W7, "shift": (3, 3), "share": 0.5, "rule": "optimal", "dim": 16, "batch": 3},
-    "oblong": {"grid": (10, 13), "window": (7, 5), "shift": (3, 2), "share": 0.6, "rule": "tiles", "dim": 64},
-    "windows_of_one_token": {"grid": (12, 12), "window": (3, 3), "share": 0.1, "rule": "optimal", "dim": 16},
-    "one_token": {"grid": (12, 12), "window": (3, 3), "share": 0, "rule": "tiles", "dim": 16},
-    "all_visible": {"grid": (14, 14), **W7, "share": 1, "rule": "tiles", "dim": 32, "heads": 1},
-    "older_rule": {"grid": (14, 14), **W7, "share": 0.3, "rule": "largest_window", "dim": 32, "heads": 1},
-    "several_windows_in_several_tiles": {
-        "grid": (12, 12), "window": (12, 6), "share": 1, "rule": "tiles", "dim": 16, "heads": 1,
-    },
-    "shifted_in_several_tiles": {
-        "grid": (20, 20), "window": (10, 10), "shift": (5, 5), "share": 1, "rule": "optimal",
-        "dim": 8, "heads": 1, "batch": 2,
-    },
-    "largest_window": {
-        "grid": (24, 24), "window": (24, 24), "share": 0.25, "rule": "optimal", "dim": 48, "heads": 1,
-    },
-}  # fmt: skip
 SHAPES = {  # groups, slots of a group, windows, tokens
     "three_images": (4, 12, 4, 43),
     "windows_of_one_token": (8, 2, 11, 15),
@@ -116,7 +96,6 @@ def test_float64_is_refused(interpreted):
 
 def test_without_a_gpu_it_is_refused():
     from backbones.fused_attention import fused_attention
-    from tests.unit.backbones.fused_attention_cases import plan_for
 
     plan = plan_for(grid=(4, 4), window=(2, 2), shift=(0, 0), share=1, rule="tiles")
     with pytest.raises(ValueError, match="needs a GPU, got tensors on cpu; use sdpa or reference there"):
@@ -124,9 +103,7 @@ def test_without_a_gpu_it_is_refused():
 
 
 def a_plan(rule):
-    from tests.unit.backbones.fused_attention_cases import plan_for
-
-    return plan_for(grid=(14, 14), **W7, shift=(0, 0), share=0.4, rule=rule)
+    return plan_for(grid=(14, 14), window=(7, 7), shift=(0, 0), share=0.4, rule=rule)
 
 
 def test_without_triton_sdpa_runs_and_one_line_says_so(monkeypatch, caplog):
