@@ -3,7 +3,6 @@
 ``python benchmarks/kernels.py --device cuda`` measures and prints lines of this table.
 """
 
-from functools import cache
 from typing import Literal
 
 import torch
@@ -21,6 +20,5 @@ def fastest(qkv: Tensor, plan: GroupPlan) -> Literal["sdpa", "fused"]:
     return FASTEST.get((_capability(qkv.device), qkv.shape[-1], Tiles().padded(plan.group_size)), "sdpa")
 
 
-@cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -5,8 +5,8 @@ plan, reads their rows of ``qkv`` and writes rows of results. Which row of the b
 of one number per slot; pairs of different windows score minus infinity.
 
 The gradient of the bias table needs the gradient of each score summed over images. That sum stays in registers while a
-program goes from image to image and is written once per program (``pairs``); a last kernel collects per relative position. Nothing is
-added atomically and each sum has a fixed order, so equal inputs give bit-equal gradients.
+program goes from image to image and is written once per program (``pairs``); a last kernel collects per relative
+position. Nothing is added atomically and each sum has a fixed order, so equal inputs give bit-equal gradients.
 
 Legend: b images, n tokens, h heads, d (DIM) channels per head, G groups, g (group_size) slots per group, B tiles that a
 group takes, t rows of the bias table, W windows, s (shares) programs that share the images of a tile.
@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 constexpr = tl.constexpr
-VARYING: Any = ["group_size", "num_tiles", "images"]
-"""Numbers that change with the mask: compiling for their divisors, too, would compile in the middle of training."""
+VARYING: Any = ["group_size", "num_tiles", "images", "share_size"]
+"""Numbers that change from mask to mask: compiling for those that 16 divides, too, would compile in the middle of training."""
 
 
 @triton.jit
@@ -66,9 +66,10 @@ def _write(rows, values, tokens, windows, stride, DIM: constexpr, BLOCK_D: const
 
 @triton.jit
 def _score_gradient(q, k, v, out, grad, lse, bias, scale, PRECISION: constexpr):
-    """Return the weights and the gradient of the scores (before ``scale``), both [BLOCK, BLOCK] in fp32.
+    """Return the weights and the gradient of the scores (bias added), both [BLOCK, BLOCK] in fp32.
 
-    Softmax: d score = weight * (d weight - sum of weight * d weight), and that sum is the product of a row of ``out`` with its gradient.
+    Softmax: d score = weight * (d weight - sum of weight * d weight), and that sum is the product of a row of ``out`` with
+    its gradient.
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias
     weights = tl.exp(scores - lse[:, None])

@@ -21,7 +21,7 @@ CASES = {
     "one_token": {"grid": (12, 12), "window": (3, 3), "share": 0, "rule": "tiles", "dim": 16},
     "all_visible": {"grid": (14, 14), **W7, "share": 1, "rule": "tiles", "dim": 32, "heads": 1},
     "older_rule": {"grid": (14, 14), **W7, "share": 0.3, "rule": "largest_window", "dim": 32, "heads": 1},
-    "several_windows_in_several_tiles": {
+    "several_groups_of_several_tiles": {
         "grid": (12, 12), "window": (12, 6), "share": 1, "rule": "tiles", "dim": 16, "heads": 1,
     },
     "shifted_in_several_tiles": {

@@ -40,7 +40,7 @@ SHAPES = {  # groups, slots of a group, windows, tokens
     "windows_of_one_token": (8, 2, 11, 15),
     "one_token": (1, 16, 1, 1),
     "all_visible": (4, 64, 4, 196),
-    "several_windows_in_several_tiles": (2, 128, 2, 144),
+    "several_groups_of_several_tiles": (2, 128, 2, 144),
     "shifted_in_several_tiles": (4, 100, 9, 400),
 }
 
