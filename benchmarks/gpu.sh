@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# All that is measured on a GPU, in one command of under nine minutes and without a network: the GPU tests, the kernels, whole steps
+# and what the trainer adds. Writes gpu.json and gpu.md into $OUT (default: benchmarks/results). What is not installed is skipped and said.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+OUT=${OUT:-benchmarks/results}
+parts=$(mktemp -d)
+trap 'rm -rf "$parts"' EXIT
+export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
+if ! "$PYTHON" -c "import jaxtyping" 2>/dev/null; then
+    echo "jaxtyping is not installed: a stand-in takes its place"
+    PYTHONPATH=$PWD/benchmarks/bare:$PWD
+fi
+
+part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules are installed, and keep what it says
+    local name=$1 limit=$2 modules=$3 start=$SECONDS
+    shift 3
+    if ! "$PYTHON" -c "import $modules" 2>/dev/null; then
+        echo "$name: skipped, not all of $modules are installed" | tee "$parts/$name.skipped"
+        return
+    fi
+    timeout "$limit" "$PYTHON" "$@" >"$parts/$name.out" 2>"$parts/$name.err"
+    local code=$?
+    echo "$name: exit $code after $((SECONDS - start)) s"
+    [ $code -eq 0 ] || { tail -n 15 "$parts/$name.out" "$parts/$name.err"; echo "exit $code" >"$parts/$name.failed"; }
+}
+
+part tests 150 pytest,jaxtyping,typeguard -m pytest -q -m gpu tests/gpu
+part step 200 timm benchmarks/step.py --device cuda --rounds 10
+part kernels 120 triton benchmarks/kernels.py --device cuda --rounds 10
+part trainer 40 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
+"$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT"
