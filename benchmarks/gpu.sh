@@ -5,6 +5,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 OUT=${OUT:-benchmarks/results}
+if ! "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "error: $PYTHON finds no GPU" >&2
+    exit 1
+fi
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
@@ -26,8 +30,8 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
     [ $code -eq 0 ] || { tail -n 15 "$parts/$name.out" "$parts/$name.err"; echo "exit $code" >"$parts/$name.failed"; }
 }
 
-part tests 150 pytest,jaxtyping,typeguard -m pytest -q -m gpu tests/gpu
-part step 200 timm benchmarks/step.py --device cuda --rounds 10
-part kernels 120 triton benchmarks/kernels.py --device cuda --rounds 10
+part tests 140 pytest,beartype,jaxtyping -m pytest -q -m gpu tests/gpu
+part step 190 timm benchmarks/step.py --device cuda --rounds 10
+part kernels 150 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
 part trainer 40 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
 "$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT"

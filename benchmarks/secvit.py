@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones.build import forward_visible, layout_spec
 from backbones.clusters import clusters_of, normalised
 from backbones.layouts import to_timm
-from backbones.submanifold import depthwise
 from backbones.visible import VisibleLayout, build_layout
+from benchmarks import depthwise_kernels
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.plain_secvit import PlainSecViT
 from benchmarks.saved_bytes import saved_bytes
@@ -36,8 +36,6 @@ MODELS = ("secvit_tiny", "secvit_small")
 VISIBLE_MODEL = "secvit_small"
 RATIO = 0.75
 LISTING_GOAL, VISIBLE_GOAL, BYTES_GOAL = 1.4, 1.8, 0.4
-CONVOLUTIONS = tuple((stage, side) for stage in range(4) for side in (3, 5))
-"""Stage and kernel side of the convolutions that are measured alone, at SecViT-S's widths."""
 PRECISION_IMAGES = 8
 
 
@@ -59,8 +57,8 @@ def main() -> None:
     goals.append(Goal(name="dense over visible step", value=visible["speedup"], at_least=VISIBLE_GOAL))
     goals.append(Goal(name="visible over dense saved bytes", value=visible["bytes"], at_most=BYTES_GOAL))
     figures["convolutions"] = convolutions = {
-        f"stage{stage + 1}_{side}x{side}": convolution_against_scattering(stage, side, options)
-        for stage, side in CONVOLUTIONS
+        case.name: convolution_against_scattering(case, options)
+        for case in depthwise_kernels.cases(torch.device("cpu"))
     }
     slowest = min(convolutions.values(), key=lambda found: found["speedup"])["speedup"]
     goals.append(Goal(name="scatter, convolve, gather over ours, at worst", value=slowest, at_least=1.0))
@@ -121,25 +119,12 @@ def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
     return found | {"bytes": found["saved_bytes_visible"] / found["saved_bytes_dense"]}
 
 
-def convolution_against_scattering(stage: int, side: int, options: argparse.Namespace) -> dict[str, float]:
-    """Return forward and backward times of a depthwise convolution at a stage of SecViT-S, and scattering over ours."""
-    model: Any = timm.create_model(VISIBLE_MODEL, num_classes=0)
-    grid = _layout(model).stages[stage + 2]
-    channels = model.feature_info[stage]["num_chs"] * (3 if side == 3 else 1)  # 3x3 is the MLP's, 5x5 the values'
-    conv = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels)
-    x = torch.randn(options.micro_batch, len(grid.coords), channels, requires_grad=True)
-    sides = model.img_size[0] // model.feature_info[stage]["reduction"]
-    place = grid.coords[:, 0] * sides + grid.coords[:, 1]
-
-    def scattered(x: Tensor) -> Tensor:
-        maps = x.new_zeros(len(x), sides * sides, channels).index_copy(1, place, x)
-        maps = conv(maps.unflatten(1, (sides, sides)).permute(0, 3, 1, 2))
-        return maps.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, place)
-
+def convolution_against_scattering(case: depthwise_kernels.Case, options: argparse.Namespace) -> dict[str, float]:
+    """Return forward and backward times of a depthwise convolution on visible tokens, and scattering over ours."""
+    x = case.tokens(images=options.micro_batch, dtype=torch.float32)
     weight = torch.randn_like(x)
     runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: depthwise(conv, x, grid).backward(weight),
-        "scattered": lambda: scattered(x).backward(weight),
+        name: lambda way=case.ways[name]: way(x).backward(weight) for name in ("ours", "scattered")
     }
     times = _interleaved(runs, rounds=4 * options.rounds)
     return {f"seconds_{key}": value for key, value in times.items()} | {"speedup": times["scattered"] / times["ours"]}

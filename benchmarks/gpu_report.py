@@ -1,0 +1,85 @@
+"""Joins what ``benchmarks/gpu.sh`` measured: ``gpu_report.py PARTS OUT`` writes OUT/gpu.json and OUT/gpu.md.
+
+PARTS/NAME.out       what a part printed; its last line is JSON, but for the tests
+PARTS/NAME.failed    its exit code, if that was not 0: a missed goal, or an error
+PARTS/NAME.skipped   why it was not run
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Join the parts."""
+    parts, out = (Path(word) for word in sys.argv[1:])
+    found = {path.stem: _result(path) for path in sorted(parts.glob("*.out"))}
+    said = {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.skipped"))}
+    said |= {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.failed"))}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu.json").write_text(json.dumps({"said": said, **found}, indent=1) + "\n")
+    (out / "gpu.md").write_text("\n".join(_lines(found, said)) + "\n")
+    sys.stdout.write(f"{out / 'gpu.md'}\n")
+
+
+def _result(path: Path) -> Any:
+    """Return the JSON that a part ended with, else its last line."""
+    last = path.read_text().strip().rpartition("\n")[2]
+    try:
+        return json.loads(last)
+    except ValueError:
+        return last
+
+
+def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
+    step: dict[str, Any] = found["step"] if isinstance(found.get("step"), dict) else {}
+    yield "# On a GPU"
+    yield ""
+    yield f"`benchmarks/gpu.sh`, {datetime.now(UTC):%Y-%m-%d}, {step.get('device', 'no device')}, {step.get('machine', {})}"
+    yield ""
+    yield f"Tests: {found.get('tests', 'not run')}"
+    yield from (f"* {name}: {words}" for name, words in said.items())
+    if step:
+        yield from _steps(step)
+    for family in ("window_attention", "depthwise"):
+        if family in found.get("kernels", {}):
+            yield from _kernels(family, found["kernels"][family])
+    if isinstance(found.get("trainer"), dict):
+        trainer = found["trainer"]
+        yield ""
+        yield f"The trainer adds {trainer['milliseconds_added']:.2f} ms to a bare step of {1000 * trainer['seconds_bare']:.1f} ms."
+
+
+def _steps(step: dict[str, Any]) -> Iterator[str]:
+    peak, copied = step.get("peak_flops_per_s", 0) / 1e12, step.get("peak_bytes_per_s", 0) / 1e12
+    yield ""
+    yield f"## Whole steps, {step['micro_batch']} images; measured peak {peak:.0f} TFLOP/s, {copied:.2f} TB/s"
+    yield ""
+    yield "| case | images/s | faster than dense | peak memory of dense's | of the peak FLOP/s |"
+    yield "|---|---|---|---|---|"
+    for name, case in step["cases"].items():
+        memory, flops = case.get("memory_ratio", float("nan")), case.get("flops_share", float("nan"))
+        yield f"| {name} | {case['images_per_s']:.0f} | {case['speedup']:.2f}x | {memory:.1%} | {flops:.1%} |"
+
+
+def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
+    cases: dict[str, Any] = {name: case.get("ms", case) for name, case in found["cases"].items()}
+    ways = list(next(iter(cases.values())))
+    yield ""
+    yield f"## {family}, forward and backward, ms"
+    yield ""
+    yield f"| case | {' | '.join(ways)} |"
+    yield f"|---|{'---|' * len(ways)}"
+    for name, times in cases.items():
+        figures = [f"{times[way]['forward_backward']:.3f}" for way in ways]
+        yield f"| {name} | {' | '.join(figures)} |"
+    if "fastest" in found:
+        yield ""
+        yield f"For `backbones/attention_choice.py`: `{found['fastest']}`"
+
+
+if __name__ == "__main__":
+    main()
