@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from engine.batch_norm import commit_step_statistics, step_batch_norm
 from engine.config import DistributedConfig
+from engine.cpu import capabilities, precision_advice
 from engine.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
 from engine.ownership import Layout, OwnedRun, Replicated, clip_gradients
 from engine.slices import Kind, Slice
@@ -47,6 +48,12 @@ class Engine:
         self.device = _device()
         self.kind: EngineKind = _kind(config, world_size=self.world_size)
         _set_determinism(self.device, deterministic=config.deterministic)
+        if (
+            self.is_main
+            and self.device.type == "cpu"
+            and (advice := precision_advice(config.precision, capabilities()))
+        ):
+            logger.info(advice)
         if self.kind != "single":
             _join(self.device)
         elif config.engine == "auto":
