@@ -132,8 +132,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
-    """Return the medians of one case and their ratios."""
+def build(case: Case, *, options: argparse.Namespace) -> tuple[GreenMIM, GreenMIM, list[dict[str, Any]]]:
+    """Return the network for visible tokens, the same for all, and micro-batches with masks of their own."""
     config = PretrainConfig(
         data=DataConfig(shards=("",), batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
         backbone=BackboneConfig(name=case.name, window=case.window, img_size=(case.side, case.side)),
@@ -143,25 +143,32 @@ def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
     sparse = build_model(config).to(device)
     dense = build_model(replace(config, mim=replace(config.mim, encoder="dense"))).to(device)
     batches = [_micro_batch(sparse, number=number, options=options, ratio=case.ratio) for number in range(MASKS)]
+    return sparse, dense, batches
+
+
+def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
+    """Return the medians of one case and their ratios."""
+    sparse, dense, batches = build(case, options=options)
+    device = torch.device(options.device)
     times: dict[str, list[float]] = {"sparse": [], "dense": [], "encoder_sparse": [], "encoder_dense": []}
     for number in range(options.rounds + 1):
-        sides = _sides(sparse, dense, batches=batches, first=number, options=options)
+        runs = sides(sparse, dense, batches=batches, first=number, options=options)
         for name in times:
-            seconds = _timed(sides[name], device)
+            seconds = _timed(runs[name], device)
             if number:
                 times[name].append(seconds)
-    sides = _sides(sparse, dense, batches=batches, first=0, options=options)
+    runs = sides(sparse, dense, batches=batches, first=0, options=options)
     found = {f"seconds_{name}": median(values) for name, values in times.items()}
     found["images_per_s"] = options.micro_batch * options.micro_batches_per_forward / found["seconds_sparse"]
     found["speedup"] = found["seconds_dense"] / found["seconds_sparse"]
     found["encoder_speedup"] = found["seconds_encoder_dense"] / found["seconds_encoder_sparse"]
     for name, model in (("sparse", sparse), ("dense", dense)):
-        found[f"saved_bytes_{name}"] = float(saved_bytes(model, lambda: sides[f"forward_{name}"]()))  # noqa: B023
+        found[f"saved_bytes_{name}"] = float(saved_bytes(model, lambda: runs[f"forward_{name}"]()))  # noqa: B023
     found["bytes_ratio"] = found["saved_bytes_sparse"] / found["saved_bytes_dense"]
-    return {**found, **_gpu_figures(sides, seconds=found["seconds_sparse"])} if device.type == "cuda" else found
+    return {**found, **_gpu_figures(runs, seconds=found["seconds_sparse"])} if device.type == "cuda" else found
 
 
-def _sides(
+def sides(
     sparse: GreenMIM, dense: GreenMIM, *, batches: list[dict[str, Any]], first: int, options: argparse.Namespace
 ) -> dict[str, Callable[[], Any]]:
     """Return whole steps of both models on the same images, their encoders' steps, and their forward passes."""
@@ -215,18 +222,18 @@ def _micro_batch(model: GreenMIM, *, number: int, ratio: float, options: argpars
     return {"images": images, "layout": build_layout(spec, mask.visible).to(device), **units}
 
 
-def _gpu_figures(sides: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
+def _gpu_figures(runs: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
     """Return peak memory beside what lies there before a step, and the FLOP/s of the step on visible tokens."""
     found: dict[str, float] = {}
     for name in ("sparse", "dense"):
-        sides[name]()
+        runs[name]()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        sides[name]()
+        runs[name]()
         found[f"peak_bytes_{name}"] = float(torch.cuda.max_memory_allocated() - before)
     found["memory_ratio"] = found["peak_bytes_sparse"] / found["peak_bytes_dense"]
     with FlopCounterMode(display=False) as counter:
-        sides["sparse"]()
+        runs["sparse"]()
     found["flops_per_s_sparse"] = counter.get_total_flops() / seconds
     return found
 
