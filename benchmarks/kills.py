@@ -44,6 +44,7 @@ STEPS_PER_KILL = 12
 END_WITHIN_S, TIME_LIMIT_S = 240.0, 600.0
 DISK_MIB = 40
 LIMITED_BYTES = 1 << 18
+WHOLE_LOG = 10**6
 NO_SPACE = ("No space left on device", "File too large")
 
 
@@ -147,7 +148,7 @@ class Drills:
                     running.until(lambda running=running, fill=fill: running.last_step() >= 2 + 2 * fill)
                     _fill(filler)
                 code = running.wait()
-                said = running.said()
+                said = running.said(most=WHOLE_LOG)
                 if code == 0:
                     raise RunFailedError(f"the run ended well on a full disk, fill {fill + 1}")
                 if not any(words in said for words in NO_SPACE):
@@ -178,7 +179,8 @@ class Drills:
         if limited:  # inherited by what is started
             resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITED_BYTES, hard))
         try:
-            return LaunchedRun(folder, layout=LAYOUT, words=words, program=program, time_limit_s=TIME_LIMIT_S)
+            log = self._folder / f"{folder.name}.log"  # not on the disk that is full
+            return LaunchedRun(folder, layout=LAYOUT, words=words, program=program, time_limit_s=TIME_LIMIT_S, log=log)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -72,20 +72,29 @@ class LaunchedRun:
     """One start of a run.
 
     Args:
-        folder: the run folder; the programs' words go to a ``.log`` file beside it.
+        folder: the run folder.
         layout: how the processes share the work.
         words: the recipe and other options of the program; the sample log must be on.
         program: what to launch.
         time_limit_s: longest time between two signs of progress, and to the end.
+        log: file to which the programs' words are added; by default a ``.log`` file beside the run folder.
     """
 
     def __init__(
-        self, folder: Path, *, layout: Layout, words: Sequence[str], program: Path = PROGRAM, time_limit_s: float = 180
+        self,
+        folder: Path,
+        *,
+        layout: Layout,
+        words: Sequence[str],
+        program: Path = PROGRAM,
+        time_limit_s: float = 180,
+        log: Path | None = None,
     ) -> None:
         self.folder, self.layout, self._limit_s = folder, layout, time_limit_s
-        self._log = folder.with_suffix(".log")
+        self._log = log or folder.with_suffix(".log")
         command = [*layout.launcher, str(program), *words, "--run.folder", str(folder), *layout.options]
         with self._log.open("ab") as output:
+            self._said_before = output.tell()
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
     def wait(self) -> int:
@@ -173,9 +182,9 @@ class LaunchedRun:
         except psutil.NoSuchProcess:
             return []
 
-    def said(self) -> str:
-        """Return the end of what the programs said."""
-        return self._log.read_text(errors="replace")[-TAIL:]
+    def said(self, *, most: int = TAIL) -> str:
+        """Return the last characters, at ``most`` so many, of what the programs have said since this start."""
+        return self._log.read_bytes()[self._said_before :].decode(errors="replace")[-most:]
 
     def _kind_of(self, victim: psutil.Process) -> str:
         if victim.pid == self.process.pid and self.layout.engine != "single":
