@@ -5,9 +5,12 @@ process. On a CPU: one thread, process CPU time, subnormals flushed on both side
 autocast, CUDA events, peak memory beside weights, and the share of the measured peak FLOP/s that is reached on the products of matrices that
 torch counts (those inside our own kernels are not among them). The dense side runs timm's own forward.
 Activation bytes are what autograd saves for backward, each storage once, parameters left out.
+
+    torchrun --nproc-per-node 2 benchmarks/step.py     wall time with all cores at work, where memory traffic counts
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,6 +78,8 @@ MASKS = 8
 def main() -> None:
     """Measure the cases and print the figures."""
     options = _options()
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     on_gpu = options.device == "cuda"
@@ -93,6 +99,8 @@ def main() -> None:
     if on_gpu:
         for found in figures["cases"].values():
             found["flops_share"] = found["flops_per_s_sparse"] / figures["peak_flops_per_s"]
+    if dist.is_initialized() and dist.get_rank() > 0:
+        return
     find = _gpu_goals if on_gpu else _goals
     goals = [goal for name, found in figures["cases"].items() for goal in find(name, found)]
     finish(figures, goals, check=not options.no_goal)
@@ -239,6 +247,12 @@ def _gpu_figures(runs: dict[str, Callable[[], Any]], *, seconds: float) -> dict[
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
+    if dist.is_initialized():
+        dist.barrier()
+        start = time.perf_counter()
+        run()
+        dist.barrier()
+        return time.perf_counter() - start
     if device.type == "cpu":
         start = time.process_time()
         run()
@@ -252,7 +266,11 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu, one thread, process time"
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if dist.is_initialized():
+        return f"cpu, {dist.get_world_size()} processes of one thread, wall time"
+    return "cpu, one thread, process time"
 
 
 if __name__ == "__main__":
