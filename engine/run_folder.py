@@ -31,6 +31,7 @@ import yaml
 
 from engine.durable import write_durably
 from engine.environment import describe_environment
+from engine.errors import NO_SPACE
 from engine.recipe import dump
 from engine.run_lock import RunLock
 
@@ -79,7 +80,8 @@ class RunFolder:
                 run.stopped.unlink(missing_ok=True)
             except OSError as error:
                 run.close()
-                raise ValueError(f"run folder {path} cannot be used: {error.strerror}; check --run.folder") from None
+                advice = "free some space, then start again" if error.errno in NO_SPACE else "check --run.folder"
+                raise ValueError(f"run folder {path} cannot be used: {error.strerror}; {advice}") from None
             except BaseException:
                 run.close()
                 raise

@@ -1,5 +1,6 @@
 """Run folders: what is written when, what may change on resume, and what a kill leaves."""
 
+import errno
 import json
 import os
 from dataclasses import dataclass, field
@@ -92,6 +93,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"run folder .*file/x cannot be used: Not a directory; check --run.folder"):
         start(tmp_path / "file" / "x")
+
+
+def test_a_full_disk_asks_for_space(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "_record", full)
+    with pytest.raises(ValueError, match=r"No space left on device; free some space, then start again"):
+        start(tmp_path / "x")
+    assert not (tmp_path / "x" / "lock.json").exists()
 
 
 def test_a_kill_while_the_config_is_written_bricks_nothing(tmp_path, monkeypatch):
