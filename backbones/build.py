@@ -4,7 +4,6 @@ import difflib
 from typing import Any
 
 import timm
-import torch
 from jaxtyping import Bool, Float
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
@@ -94,6 +93,19 @@ def pretrainable(model: nn.Module) -> Pretrainable:
     raise ValueError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
 
 
+def check_stacks(model: nn.Module) -> None:
+    """Refuse a backbone that takes one micro-batch at a time.
+
+    Raises:
+        ValueError: it does; the message names those that take several.
+    """
+    if not pretrainable(model).stacks:
+        known = ", ".join(kind.__name__ for kind, ways in REGISTRY.items() if ways.stacks)
+        raise ValueError(
+            f"mim.micro-batches-per-forward must be 1 for {type(model).__name__}; these take several: {known}"
+        )
+
+
 def layout_spec(model: nn.Module) -> LayoutSpec:
     """Return the sizes that the visible layouts of ``model`` follow from.
 
@@ -121,11 +133,7 @@ def forward_visible(
         ValueError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
     """
     _check_images(images, layout.spec)
-    ways = pretrainable(model)
-    if isinstance(layout, VisibleStack) and not ways.stacks:
-        each = zip(images, layout.layouts, strict=True)
-        return torch.stack([ways.forward(model, own, part, attention=attention) for own, part in each])
-    features = ways.forward(model, images, layout, attention=attention)
+    features = pretrainable(model).forward(model, images, layout, attention=attention)
     return features.unflatten(0, images.shape[:2]) if isinstance(layout, VisibleStack) else features
 
 

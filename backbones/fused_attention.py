@@ -1,6 +1,6 @@
 """Attention inside windows by Triton kernels that read and write tokens where they lie.
 
-What backward keeps: ``qkv``, the output (which the projection after it keeps anyway) and 4 bytes per token and head. The
+What backward keeps: ``qkv``, the output (which the projection after it keeps anyway, unless several micro-batches are joined) and 4 bytes per token and head. The
 first import of Triton is here and in the kernels' file, so nothing else needs it.
 
 Legend: b images, n tokens, h heads, d channels per head, t rows of a bias table, G groups, g slots per group.
@@ -28,6 +28,7 @@ SLOTS_PER_SUM = 512
 """Slots that one program of the table's gradient goes through."""
 
 
+@torch.compiler.disable(recursive=True)  # one clean break instead of several inside
 def fused_attention(
     qkv: Float[Tensor, "b n 3 h d"], table: Float[Tensor, "t h"], plan: GroupPlan, scale: float
 ) -> Float[Tensor, "b n h d"]:
@@ -52,11 +53,12 @@ class _FusedAttention(torch.autograd.Function):
         out = qkv.new_empty(images, num_tokens, num_heads, dim)
         lse = qkv.new_empty(images, num_heads, num_tokens, dtype=torch.float32)
         num_tiles = _tiles(plan)
-        kernels.forward[num_heads * num_tiles * plan.num_groups, images](
-            qkv, table, out, lse, plan.token, plan.window, plan.number,
-            *_strides(qkv), num_tokens, num_heads, plan.group_size, num_tiles, plan.masked // 2, scale,
-            **_constants(qkv, plan),
-        )  # fmt: skip
+        with torch.cuda.device_of(qkv):  # whichever GPU is the current one
+            kernels.forward[num_heads * num_tiles * plan.num_groups, images](
+                qkv, table, out, lse, plan.token, plan.window, plan.number,
+                *_strides(qkv), num_tokens, num_heads, plan.group_size, num_tiles, plan.masked // 2, scale,
+                **_constants(qkv, plan),
+            )  # fmt: skip
         ctx.save_for_backward(qkv, table, out, lse)
         ctx.plan, ctx.scale = plan, scale
         return out
@@ -137,7 +139,7 @@ def _constants(qkv: Tensor, plan: GroupPlan) -> dict[str, Any]:
         "DIM": qkv.shape[-1],
         "BLOCK": block,
         "BLOCK_D": max(16, triton.next_power_of_2(qkv.shape[-1])),
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         "num_warps": block // 8 if exact else block // 16,
         "num_stages": 1 if exact else 2,
         "enable_fp_fusion": True,

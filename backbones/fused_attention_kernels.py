@@ -24,6 +24,8 @@ import triton.language as tl
 constexpr = tl.constexpr
 VARYING: Any = ["group_size", "num_tiles", "images", "share_size"]
 """Numbers that change from mask to mask: compiling for those that 16 divides, too, would compile in the middle of training."""
+INDICES: Any = ["token", "window", "number", "member"]
+"""Parts of one packed tensor, whose alignment changes with the mask."""
 
 
 @triton.jit
@@ -78,7 +80,7 @@ def _score_gradient(q, k, v, out, grad, lse, bias, scale, PRECISION: constexpr):
     return weights, weights * (dweights - tl.expand_dims(delta, 1))
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def forward(
     qkv, table, out, lse, token, window, number,
     stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, group_size, num_tiles, middle, scale,
@@ -153,7 +155,7 @@ def _write_pairs(
     tl.store(pairs + slot[:, None] * group_size + j[None, :], values, mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def backward_of_small_groups(
     qkv, table, out, lse, grad, dqkv, pairs, token, window, number,
     stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, group_size, images, share_size, middle, scale,
@@ -189,7 +191,7 @@ def backward_of_small_groups(
         _write_pairs(pairs, summed, share, head, group, 0, 0, num_groups, num_heads, group_size, BLOCK)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def backward_of_queries(
     qkv, table, out, lse, grad, dqkv, token, window, number,
     stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, group_size, num_tiles, middle, scale,
@@ -216,7 +218,7 @@ def backward_of_queries(
     _write(rows, dq * scale, tokens_q, windows_q, 3 * num_heads * DIM, DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def backward_of_keys(
     qkv, table, out, lse, grad, dqkv, token, window, number,
     stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, group_size, num_tiles, middle, scale,
@@ -247,7 +249,7 @@ def backward_of_keys(
     _write(rows + 2 * part, dv, tokens_k, windows_k, 3 * part, DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def backward_of_pairs(
     qkv, table, out, lse, grad, pairs, token, window, number,
     stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, group_size, num_tiles, images, share_size,
@@ -278,7 +280,7 @@ def backward_of_pairs(
     _write_pairs(pairs, summed, share, head, group, tile_q, tile_k, num_groups, num_heads, group_size, BLOCK)
 
 
-@triton.jit(do_not_specialize=[*VARYING, "num_slots"])
+@triton.jit(do_not_specialize=[*VARYING, "num_slots"], do_not_specialize_on_alignment=INDICES)
 def table_gradient(
     pairs, window, number, member, dtable,
     group_size, num_slots, num_rows, num_heads, window_rows, window_cols,

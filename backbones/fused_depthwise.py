@@ -28,6 +28,8 @@ _MOST_PARTS, _LEAST_ROWS = 256, 128
 """Enough parts to keep a GPU busy, and none so small that writing its sums costs more than reading its rows."""
 _SIZES = ("rows", "tokens", "height", "width", "reach")
 """Numbers that kernels are not compiled anew for."""
+_INDICES = ("windows",)
+"""Part of a packed tensor, whose alignment changes with the mask."""
 
 
 def fused_depthwise(conv: nn.Conv2d, x: Tensor, grid: TokenGrid, *, residual: bool, dtype: torch.dtype) -> Tensor:
@@ -142,7 +144,7 @@ def _neighbour(windows, token, wanted, down, right, tokens, height, width, reach
     return found, there
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_INDICES)
 def _convolve(
     x,  # r c
     taps,  # s s c
@@ -188,7 +190,7 @@ def _convolve(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=is_row[:, None] & is_channel[None])
 
 
-@triton.jit(do_not_specialize=(*_SIZES, "part_rows"))
+@triton.jit(do_not_specialize=(*_SIZES, "part_rows"), do_not_specialize_on_alignment=_INDICES)
 def _sum_gradients(
     x,  # r c
     grad,  # r c

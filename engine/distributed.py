@@ -122,7 +122,7 @@ class Engine:
     def forward(self, *args: Any, last: bool = True, **kwargs: Any) -> Any:
         """Run the model in the config's precision; floating-point outputs come back in the type of the weights.
 
-        ``last`` marks the step's last micro-batch: DDP decides here whether the backward pass will sum over processes.
+        ``last`` marks the pass with the step's last micro-batch: DDP decides here whether the backward pass will sum over processes.
         """
         with contextlib.nullcontext() if last or self.kind != "ddp" else self._wrapped.no_sync():
             return self._wrapped(*args, **kwargs)
@@ -132,7 +132,7 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add one micro-batch's share of the step's mean gradient; ``last`` marks the step's last micro-batch."""
+        """Add the share of a micro-batch, or of the sum of several, in the step's mean gradient; ``last`` marks the step's last one."""
         loss = loss / self._micro_batches
         if self.kind == "deepspeed":
             self._wrapped.set_gradient_accumulation_boundary(last)

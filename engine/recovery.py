@@ -111,8 +111,8 @@ class Recovery:
         logger.warning("%s: going back to the last checkpoint to find the micro-batch", what)
         self._doubtful = doubtful
 
-    def begin(self, step: int) -> None:
-        """Look closely at this step if it is in doubt."""
+    def begin(self, step: int) -> bool:
+        """Look closely at this step if it is in doubt; return whether all that was in doubt has been repeated and was finite."""
         if step in self._doubtful and self._search is None:
             self._search = NonFiniteSearch(self.engine.module).__enter__()
         elif self._doubtful and step >= self._doubtful.stop:
@@ -123,6 +123,8 @@ class Recovery:
                 self._doubtful.stop - 1,
             )
             self._end_search()
+            return True
+        return False
 
     def examine(self, key: Key, loss: Tensor, batch: Mapping[str, Any]) -> None:
         """Look at a micro-batch after its backward pass."""

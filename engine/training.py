@@ -12,7 +12,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.bad_samples import BadSamples
-from engine.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from engine.checkpoint import Checkpoint, CheckpointStore
 from engine.config import micro_batches_of
 from engine.distributed import Engine
 from engine.ema import SlicedEma
@@ -30,6 +29,7 @@ from engine.optimizer import Schedule, build_optimizer
 from engine.randomness import torch_seed
 from engine.recovery import Recovery
 from engine.reporting import Reporter, straggler_metrics
+from engine.resume import find_checkpoint
 from engine.run_folder import RunFolder, stop_reason
 from engine.sections import Cost, Sections
 from engine.step_sums import COUNT, NORMS, StepSums
@@ -38,8 +38,6 @@ from engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-SAME_DATA = ("manifest_digest", "shards_per_folder")
-"""What a checkpoint says of its data that may not change in a run."""
 STOP_CHECK_S = 5.0
 """Seconds between the moments when several processes agree on whether to stop."""
 
@@ -53,7 +51,7 @@ class Training:
         folder: the run folder, already locked.
         model: the network with its first weights; a checkpoint found in the run folder replaces them.
         steps_per_epoch: optimizer steps in one pass over the samples.
-        describe: JSON values to keep in every checkpoint, such as the architecture; ``SAME_DATA`` must stay the same.
+        describe: JSON values to keep in every checkpoint, such as the architecture; those of its data must stay the same.
         shard_of: gives the shard of a sample id, for the ledger of bad samples.
         per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
     """
@@ -185,32 +183,10 @@ class Training:
         logger.warning("going on after step %d", self.step)
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or the one to branch from; rank 0 chooses and checks it for all."""
-        found: Path | None = None
-        if self.engine.is_main:
-            newest = self.store.latest()
-            found = newest.path if newest is not None else self._config.run.branch_from
-        found = self.engine.broadcast_object(found)
-        if found is None:
-            self.store.go_on_from(None)
-            return None
-        checkpoint = open_checkpoint(found, verify=self.engine.is_main)
-        own = found.parent == self.folder.checkpoints
-        self.store.go_on_from(checkpoint.step if own else None)
-        if own:
-            self._check_same_data(checkpoint)
-        return checkpoint
-
-    def _check_same_data(self, checkpoint: Checkpoint) -> None:
-        """Refuse to go on with other samples; where they lie may change."""
-        for name in SAME_DATA:
-            stored, asked = checkpoint.state.get(name), self.describe.get(name)
-            if stored is not None and stored != asked:
-                raise ValueError(
-                    f"{checkpoint.path} was trained on other data than data.shards: {name.replace('_', ' ')} stored {stored}, "
-                    f"asked {asked}; give the folders with the same content in the same order, another --run.folder, or "
-                    f"start a new run from this checkpoint with --run.branch-from"
-                )
+        """Return the newest whole checkpoint, or the one to branch from."""
+        return find_checkpoint(
+            self.store, engine=self.engine, branch_from=self._config.run.branch_from, describe=self.describe
+        )
 
     @property
     def last_step(self) -> int:
@@ -220,10 +196,15 @@ class Training:
     def groups(self) -> list[range]:
         """Return the numbers of this process's micro-batches of a step, in groups that share one forward pass.
 
-        While a micro-batch that is not finite is looked for each runs alone, to be told from the others.
+        While a micro-batch that is not finite is looked for each runs alone, to be told from the others; nothing of that is saved.
         """
-        size = 1 if self.recovery.searching else self._per_forward
+        size = 1 if self._runs_alone else self._per_forward
         return [self.micro_batches[first : first + size] for first in range(0, len(self.micro_batches), size)]
+
+    @property
+    def _runs_alone(self) -> bool:
+        """Whether micro-batches that share a forward pass otherwise are run one by one."""
+        return self.recovery.searching and self._per_forward > 1
 
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop.
@@ -233,14 +214,19 @@ class Training:
         self._started, self._first_step = time.monotonic(), self.step
         self.folder.at_close(self.watchdog.stop)
         with stop_signals(self._note_signal), self.reporter, self.watchdog:
-            while self.step < self.last_step and not self.stopped:
-                self.recovery.begin(self.step)
+            while not self.stopped:
+                was_finite = self.recovery.begin(self.step)
+                if was_finite and self._per_forward > 1:
+                    self._go_back()  # what was repeated ran one by one: other sums than in a run that is left alone
+                    continue
+                if self.step >= self.last_step:
+                    break
                 yield self.step
                 if self._failed:
                     self._go_back()
                 else:
                     self._stop_if_asked()
-            if self.step != self._saved_step:
+            if self.step != self._saved_step and not self._runs_alone:
                 self.save()
             self.store.wait()
             if self.stopped and self.engine.is_main:
@@ -335,7 +321,7 @@ class Training:
     def save_if_due(self) -> bool:
         """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""
         run = self._config.run
-        if self._failed or self.step % run.save_every_steps or not self.save():
+        if self._failed or self._runs_alone or self.step % run.save_every_steps or not self.save():
             return False
         return run.keep_every_steps is not None and self.step % run.keep_every_steps == 0
 

@@ -92,10 +92,8 @@ class Evaluations:
     def _measure_present(self, weights: str) -> None:
         """Measure the weights that are in the module now, and keep them if they are the best (collective)."""
         training, step = self._training, self._training.step
-        with self._evaluated_module() as network:
-            progress = network.register_forward_hook(lambda *_: training.note_progress("evaluation"))
+        with self._evaluated_module() as network, self._noted(network):
             measured = self._of.measure(network, weights=weights)
-            progress.remove()
         logger.info("step %d, %s weights: %s", step, weights, measured.words)
         self._last[weights] = result = {"name": weights, "step": step, **measured.result}
         is_best = self._log is not None and self._log.add(step=step, weights=weights, figures=measured.figures)
@@ -106,6 +104,17 @@ class Evaluations:
             folder = self._log.best_folder(weights, step)
             self._of.keep(folder, described=training.describe, state=state, step=step, weights=weights)
             self._log.keep(weights, step, result=result)
+
+    @contextlib.contextmanager
+    def _noted(self, network: nn.Module) -> Iterator[None]:
+        """Show progress whenever a part of the network has run, whatever of it the task calls."""
+        parts = list(network.children())
+        hooks = [part.register_forward_hook(lambda *_: self._training.note_progress("evaluation")) for part in parts]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @contextlib.contextmanager
     def _evaluated_module(self) -> Iterator[nn.Module]:

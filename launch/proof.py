@@ -16,7 +16,7 @@ class ProofOptions(SubmitOptions):
     steps: int = 12
     """Steps of the whole run; it is killed after half of them."""
     moved_processes: int | None = None
-    """Processes of the moved run's second half; None: the next smaller number that divides the micro-batches."""
+    """Processes of the moved run's second half; None: another number that divides the micro-batches, if there is one."""
 
 
 def parse_options(words: Sequence[str]) -> ProofOptions:
@@ -27,13 +27,18 @@ def parse_options(words: Sequence[str]) -> ProofOptions:
     """
     options = tyro.cli(ProofOptions, args=list(words), prog="launch/main.py verify-resume")
     if options.nodes > 1 or options.sweep:
-        raise ValueError(f"verify-resume runs on all GPUs of one node, got --nodes {options.nodes}")
+        got = "--sweep" if options.sweep else f"--nodes {options.nodes}"
+        raise ValueError(f"verify-resume runs one recipe on all GPUs of one node, got {got}")
+    if options.steps < 2:
+        raise ValueError(f"--steps must be at least 2, to be killed between them, got {options.steps}")
     return options
 
 
 def proof_call(options: ProofOptions, words: Sequence[str], *, cluster: ClusterConfig) -> Call:
     """Return the call of the proof; its job's files lie beside its run folder, which has to be new."""
     processes = processes_per_node(cluster)
+    if cluster.gpus_per_node and (options.moved_processes or 0) > processes:
+        raise ValueError(f"--moved-processes {options.moved_processes}, but a node has {processes} GPUs")
     call = check_call("pretrain", words, num_processes=processes)
     own = [PROOF, *call.words, "--steps", str(options.steps), "--processes", str(processes)]
     if options.moved_processes is not None:

@@ -32,7 +32,7 @@ class MimConfig:
     """How windows are packed into groups. tiles: for the fused attention kernel, which such plans are computed with on
     GPUs; greedy and largest_window are older rules, for comparison."""
     micro_batches_per_forward: int = may_change(1)
-    """Micro-batches of a process that go through the network at once, each with its mask: for GPUs that small ones do not fill."""
+    """Micro-batches of a process that go through a Swin or Swin V2 at once, each with its mask: for GPUs that small ones do not fill."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
@@ -122,6 +122,10 @@ class PretrainConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
+        if self.mim.grouping == "tiles" and self.distributed.precision == "fp64":
+            raise ValueError(
+                "mim.grouping tiles is for a kernel without fp64: set distributed.precision, or grouping optimal"
+            )
         if self.mim.micro_batches_per_forward > 1 and self.backbone.drop_path > 0:
             raise ValueError(
                 f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since what is "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backbones.build import (
     build,
+    check_stacks,
     feature_dim,
     forward_masked,
     forward_visible,
@@ -120,6 +121,8 @@ def build_model(config: PretrainConfig, *, model_args: dict[str, Any] | None = N
         encoder = bare_encoder(config, model_args) if model_args is not None else build(config.backbone)
         if model_args is None:
             _check_statistics(config)
+        if config.mim.micro_batches_per_forward > 1:
+            check_stacks(encoder)
         pixels = Pixels(config.augment.mean, config.augment.std)
         mim = config.mim
         if mim.encoder == "dense":

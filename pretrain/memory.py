@@ -17,7 +17,7 @@ from backbones.visible import build_layout
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors
+from pretrain.model_inputs import mask_tensors, model_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
             raise
         raise ValueError(
             f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak {peak_bytes() / 2**30:.2f} GiB; "
-            "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit), "
+            "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit) or "
+            f"mim.micro-batches-per-forward (it is {config.mim.micro_batches_per_forward}), "
             "distributed.precision bf16, or distributed.zero-stage 2 or 3"
         ) from error
 
@@ -128,8 +129,9 @@ def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> Non
     layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(device)
     units = {name: value.to(device) for name, value in mask_tensors(mask, mask.visible_units).items()}
     images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
+    batches = [{"images": images, "layout": layout, **units}] * config.mim.micro_batches_per_forward
     with torch.autocast(device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16"):
-        loss = model(images, layout=layout, **units)
+        loss = model(**model_inputs(batches)).sum()
     loss.backward()
     optimizer.step()
 

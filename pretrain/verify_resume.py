@@ -99,14 +99,23 @@ def verify_resume(words: list[str]) -> Evidence:
     """
     options, rest = _options().parse_known_args(words)
     config = parse(PretrainConfig, rest)
+    first = _layout(config, options.processes)
+    return _Proof(config, steps=options.steps, layouts=(first, _moved(config, first, options.moved_processes))).run()
+
+
+def _layout(config: PretrainConfig, processes: int) -> Layout:
+    share = {"batch_size": config.data.batch_size, "micro_batch_size": config.data.micro_batch_size}
+    micro_batches_of(0, world_size=processes, **share)
     engine = config.distributed.engine if config.distributed.engine != "auto" else "deepspeed"
-    layouts: list[Layout] = []
-    for processes in (options.processes, options.moved_processes or _other(config, options.processes)):
-        share = {"batch_size": config.data.batch_size, "micro_batch_size": config.data.micro_batch_size}
-        micro_batches_of(0, world_size=processes, **share)
-        workers, stage = config.data.workers, config.distributed.zero_stage
-        layouts.append(Layout(processes=processes, engine=engine, zero_stage=stage, workers=workers))
-    return _Proof(config, steps=options.steps, layouts=(layouts[0], layouts[1])).run()
+    stage = config.distributed.zero_stage
+    return Layout(processes=processes, engine=engine, zero_stage=stage, workers=config.data.workers)
+
+
+def _moved(config: PretrainConfig, first: Layout, asked: int | None) -> Layout:
+    """Return where the moved run goes: to other processes, or where one GPU is all there is, to another engine."""
+    if asked is None and first.processes == torch.cuda.device_count() == 1:
+        return dataclasses.replace(first, engine="ddp" if first.engine == "single" else "single")
+    return _layout(config, asked or _other(config, first.processes))
 
 
 class _Proof:

@@ -15,6 +15,12 @@ def test_norms_of_any_sizes_are_those_of_fp64(sizes):
     assert float(found) == pytest.approx(float(expected), rel=1e-7)
 
 
+def test_squares_that_exceed_fp32_are_summed_in_fp64():
+    assert float(_norms([torch.ones(3), torch.full((ROW + 1,), 1e20)]).square().sum().sqrt()) == pytest.approx(
+        1e20 * (ROW + 1) ** 0.5
+    )
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, ROW + 3])
 def test_what_is_not_finite_is_seen_wherever_it_is(value, place):

@@ -45,3 +45,41 @@ def test_a_killed_run_of_groups_resumes_to_the_same_bits_and_may_change_them(tmp
     assert all(torch.equal(one[key], two[key]) for key in one)
     run_tiny(config_of(tmp_path / "moved"), per_forward=2, until=4)
     run_tiny(config_of(tmp_path / "moved"), per_forward=4)
+
+
+def break_once(at_step):
+    """Return a fault of the machine for ``before_step``: weights that are no numbers for one step, and never again."""
+    struck = []
+
+    def strike(training, step):
+        if step == at_step and not struck:
+            struck.append(step)
+            with torch.no_grad():
+                next(training.engine.module.parameters()).fill_(float("nan"))
+
+    return strike
+
+
+@pytest.mark.parametrize("at_step", [1, 4, 7])
+def test_steps_that_were_repeated_one_by_one_for_nothing_are_done_again_together(tmp_path, at_step):
+    run_tiny(config_of(tmp_path / "whole"), per_forward=2)
+    training = run_tiny(config_of(tmp_path / "struck"), per_forward=2, before_step=break_once(at_step))
+    assert (training.recovery.rewinds, training.recovery.skipped) == (1, set())
+    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "struck")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_stop_while_steps_are_repeated_one_by_one_saves_nothing_of_them(tmp_path):
+    run_tiny(config_of(tmp_path / "whole"), per_forward=2, poisoned={(5, 2)})
+    config = config_of(tmp_path / "stopped")
+
+    def stop_in_search(training, step):
+        if training.recovery.searching and step == 4:
+            (tmp_path / "stopped" / "STOP").touch()
+
+    stopped = run_tiny(config, per_forward=2, poisoned={(5, 2)}, before_step=stop_in_search)
+    assert stopped.stopped
+    assert newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 3
+    run_tiny(config, per_forward=2, poisoned={(5, 2)})
+    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -110,13 +110,15 @@ def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values
 
 
 def test_a_proof_is_a_job_of_one_node_that_is_not_resumed(launch, words, tmp_path):
-    more = ("--cluster", "a100", "--cluster.gpus-per-node", "2", "--steps", "8", "--moved-processes", "4")
+    more = ("--cluster", "a100", "--cluster.gpus-per-node", "2", "--steps", "8", "--moved-processes", "1")
     done = launch("verify-resume", *words, *more, "--dry-run")
     assert done.returncode == 0, done.stderr
     recipe = tmp_path / "runs" / "x.job" / "launch" / "recipe.yaml"
-    command = f"pretrain/main.py verify-resume --recipe {recipe} --steps 8 --processes 2 --moved-processes 4"
+    command = f"pretrain/main.py verify-resume --recipe {recipe} --steps 8 --processes 2 --moved-processes 1"
     assert command in done.stdout
     assert "#SBATCH --nodes=1\n" in done.stdout
+    assert "but a node has 2 GPUs" in error_of(launch("verify-resume", *words, *more, "--moved-processes", "4"))
+    assert "--steps must be at least 2" in error_of(launch("verify-resume", *words, *more, "--steps", "1"))
     assert "one node, got --nodes 2" in error_of(launch("verify-resume", *words, *more, "--nodes", "2"))
     call = replace(check_call("pretrain", words, num_processes=1), words=("verify-resume",))
     folder = JobFolder(tmp_path / "runs" / "x.job")

@@ -77,16 +77,13 @@ def test_nothing_outlives_a_launcher_that_was_killed(tmp_path):
     tree = start(tmp_path)
     wait(lambda: len(list(tmp_path.glob("*.ready"))) == 2)
     tree.poll()
-    children = psutil.Process().children(recursive=True)
-    launcher = next(
-        process
-        for process in children
-        if "subprocess.Popen([sys" in " ".join(process.cmdline()) and process.ppid() == os.getpid()
-    )
+    own = [process for process in psutil.Process().children() if process.status() != psutil.STATUS_ZOMBIE]
+    launcher = next(process for process in own if "subprocess.Popen([sys" in " ".join(process.cmdline()))
+    children = launcher.children(recursive=True)
     launcher.kill()
     wait(lambda: tree.poll() is not None)
     assert tree.poll() == -signal.SIGKILL
-    gone, alive = psutil.wait_procs([process for process in children if process != launcher], timeout=10)
+    gone, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert len(gone) >= 4
 

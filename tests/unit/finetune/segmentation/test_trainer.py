@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.checkpoint import newest_checkpoint
+from engine.training import Training
 from finetune.onnx_export import exportable
 from finetune.predict import predict
 from finetune.segmentation.config import SegmenterConfig
@@ -78,6 +79,15 @@ def test_the_best_weights_are_measured_again_alike(micro, whole, tmp_path):
     kept = str(folder / "best" / f"ema-step-{best['step']:09d}")
     again = measure(micro(eval_only=kept, run={"folder": tmp_path / "eval"}))
     assert figures(again) == {"best ema": figures(results)["best ema"]}
+
+
+def test_an_evaluation_shows_progress_with_every_batch(micro, tmp_path, monkeypatch):
+    """A long one is no hang."""
+    phases = []
+    monkeypatch.setattr(Training, "note_progress", lambda training, phase: phases.append((training.step, phase)))
+    config = micro(run={"folder": tmp_path / "noted"})
+    train(config)
+    assert phases.count((config.optimizer.steps, "evaluation")) >= 2
 
 
 def test_the_handed_off_backbone_is_timms(whole):
