@@ -29,6 +29,13 @@ INDICES: Any = ["token", "window", "number", "member"]
 
 
 @triton.jit
+def _place(num_heads, num_tiles):
+    """Return head, group, tile of the group and image of a program in the grid (h * B * G, b)."""
+    tiles = tl.program_id(0) // num_heads
+    return tl.program_id(0) % num_heads, tiles // num_tiles, tiles % num_tiles, tl.program_id(1).to(tl.int64)
+
+
+@triton.jit
 def _slots(token, window, number, group, tile, group_size, BLOCK: constexpr):
     """Return the tokens, windows and numbers of a tile's slots; the window of what is no token is negative."""
     local = tile * BLOCK + tl.arange(0, BLOCK)
@@ -87,11 +94,8 @@ def forward(
     DIM: constexpr, BLOCK: constexpr, BLOCK_D: constexpr, PRECISION: constexpr,
 ):  # fmt: skip
     """Softmax over the key tiles of a group, piece by piece. Grid: (h * B * G, b)."""
-    head = tl.program_id(0) % num_heads
-    tile = tl.program_id(0) // num_heads
-    group = tile // num_tiles
-    image = tl.program_id(1).to(tl.int64)
-    tokens_q, windows_q, numbers_q = _slots(token, window, number, group, tile % num_tiles, group_size, BLOCK)
+    head, group, tile, image = _place(num_heads, num_tiles)
+    tokens_q, windows_q, numbers_q = _slots(token, window, number, group, tile, group_size, BLOCK)
     rows = qkv + image * stride_b + head * stride_h
     q = _read(rows, tokens_q, windows_q, stride_n, DIM, BLOCK_D)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -198,11 +202,8 @@ def backward_of_queries(
     DIM: constexpr, BLOCK: constexpr, BLOCK_D: constexpr, PRECISION: constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, over the key tiles of its group. Grid: (h * B * G, b)."""
-    head = tl.program_id(0) % num_heads
-    tile = tl.program_id(0) // num_heads
-    group = tile // num_tiles
-    image = tl.program_id(1).to(tl.int64)
-    tokens_q, windows_q, numbers_q = _slots(token, window, number, group, tile % num_tiles, group_size, BLOCK)
+    head, group, tile, image = _place(num_heads, num_tiles)
+    tokens_q, windows_q, numbers_q = _slots(token, window, number, group, tile, group_size, BLOCK)
     q, o, do, l = _read_query(
         qkv, out, grad, lse, tokens_q, windows_q, image, head,
         stride_b, stride_n, stride_h, num_tokens, num_heads, DIM, BLOCK_D,
@@ -225,11 +226,8 @@ def backward_of_keys(
     DIM: constexpr, BLOCK: constexpr, BLOCK_D: constexpr, PRECISION: constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and values, over the query tiles of its group. Grid: (h * B * G, b)."""
-    head = tl.program_id(0) % num_heads
-    tile = tl.program_id(0) // num_heads
-    group = tile // num_tiles
-    image = tl.program_id(1).to(tl.int64)
-    tokens_k, windows_k, numbers_k = _slots(token, window, number, group, tile % num_tiles, group_size, BLOCK)
+    head, group, tile, image = _place(num_heads, num_tiles)
+    tokens_k, windows_k, numbers_k = _slots(token, window, number, group, tile, group_size, BLOCK)
     k, v = _read_key(qkv, tokens_k, windows_k, image, head, stride_b, stride_n, stride_part, stride_h, DIM, BLOCK_D)
     dk = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK, BLOCK_D], tl.float32)
