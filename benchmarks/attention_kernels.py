@@ -21,7 +21,7 @@ from backbones.cost_models import Tiles
 from backbones.visible import LayoutSpec, build_layout
 from backbones.window_attention import window_attention
 from backbones.window_layout import GroupPlan, StageSpec, window_stages
-from benchmarks.device_times import median_ms
+from benchmarks.device_times import forward_backward_ms
 from pretrain.masking import unit_mask
 
 HEAD_DIM, HEADS = 32, (4, 8, 16, 32)
@@ -145,15 +145,7 @@ def _times(attend: Attend, case: Case, options: argparse.Namespace) -> dict[str,
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     qkv, table = inputs(case, images=options.micro_batch, dtype=dtype, device=device)
-    weight = torch.randn_like(attend(qkv, table))
-
-    def step() -> None:
-        torch.autograd.grad(attend(qkv, table), (qkv, table), weight)
-
-    return {
-        "forward": median_ms(lambda: attend(qkv, table), device=device, rounds=options.rounds),
-        "forward_backward": median_ms(step, device=device, rounds=options.rounds),
-    }
+    return forward_backward_ms(partial(attend, qkv, table), (qkv, table), device=device, rounds=options.rounds)
 
 
 def interpreted_error() -> float:

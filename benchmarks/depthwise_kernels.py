@@ -9,6 +9,7 @@ Legend: b images, n tokens, c channels.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -19,7 +20,7 @@ from backbones.build import layout_spec
 from backbones.submanifold import convolution, depthwise
 from backbones.token_grid import TokenGrid
 from backbones.visible import build_layout
-from benchmarks.device_times import median_ms
+from benchmarks.device_times import forward_backward_ms
 from pretrain.masking import unit_mask
 
 NETWORK, RATIO = "secvit_small", 0.75
@@ -83,18 +84,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for case in cases(device):
         case.conv.to(dtype)
         x = case.tokens(images=options.micro_batch, dtype=dtype)
-        found[case.name] = {name: _times(way, case, x, options.rounds) for name, way in case.ways.items()}
+        wanted = [x, *case.conv.parameters()]
+        found[case.name] = {
+            name: forward_backward_ms(partial(way, x), wanted, device=device, rounds=options.rounds)
+            for name, way in case.ways.items()
+        }
     return {"micro_batch": options.micro_batch, "cases": found}
-
-
-def _times(way: Convolve, case: Case, x: Tensor, rounds: int) -> dict[str, float]:
-    weight, wanted = torch.randn_like(x), [x, *case.conv.parameters()]
-    return {
-        "forward": median_ms(lambda: way(x), device=x.device, rounds=rounds),
-        "forward_backward": median_ms(
-            lambda: torch.autograd.grad(way(x), wanted, weight), device=x.device, rounds=rounds
-        ),
-    }
 
 
 def interpreted_error() -> float:

@@ -1,10 +1,11 @@
 """How long a piece of work takes: CUDA events on a GPU, process CPU time elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
+from torch import Tensor
 
 WARM_UP = 3
 
@@ -13,19 +14,29 @@ def median_ms(run: Callable[[], object], *, device: torch.device, rounds: int) -
     """Return the median milliseconds of ``run``, which may compile at first: the first calls do not count."""
     for _ in range(WARM_UP):
         run()
-    return median(_cuda_ms(run) if device.type == "cuda" else _cpu_ms(run) for _ in range(rounds))
+    return 1000 * median(seconds_of(run, device=device) for _ in range(rounds))
 
 
-def _cuda_ms(run: Callable[[], object]) -> float:
+def forward_backward_ms(
+    run: Callable[[], Tensor], wanted: Sequence[Tensor], *, device: torch.device, rounds: int
+) -> dict[str, float]:
+    """Return the median milliseconds of ``run`` alone, and with its gradients for ``wanted``."""
+    weight = torch.randn_like(run())
+    return {
+        "forward": median_ms(run, device=device, rounds=rounds),
+        "forward_backward": median_ms(lambda: torch.autograd.grad(run(), wanted, weight), device=device, rounds=rounds),
+    }
+
+
+def seconds_of(run: Callable[[], object], *, device: torch.device) -> float:
+    """Return the seconds that ``run`` takes once."""
+    if device.type == "cpu":
+        started = time.process_time()
+        run()
+        return time.process_time() - started
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
-
-
-def _cpu_ms(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return 1000 * (time.process_time() - start)
+    return start.elapsed_time(end) / 1000

@@ -80,7 +80,6 @@ def step_works(world_size: int, *, spec: Any) -> dict[str, Callable[[], Any]]:
     batch_size = world_size * MICRO_BATCHES * MICRO_BATCH_SIZE
     order = Order([SHARD_SIZE] * NUM_SHARDS, batch_size=batch_size, micro_batch_size=MICRO_BATCH_SIZE, seed=0)
     mine = range((world_size - 1) * MICRO_BATCHES, world_size * MICRO_BATCHES)
-    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
     steps = iter(range(5, 10**6))
     recovery = Recovery(
         engine=cast(Any, None),
@@ -95,7 +94,7 @@ def step_works(world_size: int, *, spec: Any) -> dict[str, Callable[[], Any]]:
     def plan() -> None:
         step = next(steps)
         for number in mine:
-            mask = unit_mask(grid, mask_ratio=0.75, seed=0, step=step, micro_batch=number)
+            mask = unit_mask(spec.units, mask_ratio=0.75, seed=0, step=step, micro_batch=number)
             build_layout(spec, mask.visible)
 
     def pick() -> None:

@@ -2,15 +2,14 @@
 
 The same micro-batches, in memory, go through the pretraining network in turn: bare (forward, backward, AdamW) and as the trainer
 does it (`engine/training.py`: fetch, autocast, gradients divided, norm, schedules, reports to metrics.jsonl and TensorBoard every
-ten steps, watchdog, stop checks). Process CPU time of one thread on a CPU, wall time with the device waited for on a GPU.
+ten steps, watchdog, stop checks). Process CPU time of one thread on a CPU, CUDA events on a GPU.
 Reading and decoding are not in it: loader workers do that beside the training.
 """
 
 import argparse
 import itertools
 import tempfile
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from backbones.build import layout_spec
+from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
@@ -78,7 +78,7 @@ def measure(config: PretrainConfig, *, steps: int) -> dict[str, float]:
         times: dict[str, list[float]] = {"bare": [], "trainer": []}
         for number in range(steps + 2):
             for name, side in (("bare", bare), ("trainer", trained)):
-                seconds = _timed(lambda side=side: next(side), engine.device)
+                seconds = seconds_of(lambda side=side: next(side), device=engine.device)
                 if number >= 2:
                     times[name].append(seconds)
         trained.close()
@@ -129,18 +129,6 @@ def _micro_batches(config: PretrainConfig) -> list[dict[str, Any]]:
 
 def _moved(batch: dict[str, Any], engine: Engine) -> dict[str, Any]:
     return {name: value.to(engine.device) if hasattr(value, "to") else value for name, value in batch.items()}
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

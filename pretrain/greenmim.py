@@ -163,9 +163,8 @@ def bare_encoder(config: PretrainConfig, model_args: dict[str, Any]) -> nn.Modul
 def build_decoder(encoder: nn.Module, config: PretrainConfig) -> Decoder:
     """Return the recipe's decoder for an encoder."""
     spec = layout_spec(encoder)
-    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
     return Decoder(
-        grid=grid,
+        grid=spec.units,
         in_dim=feature_dim(encoder),
         out_dim=spec.unit[0] * spec.unit[1] * 3,
         dim=config.mim.decoder_dim,

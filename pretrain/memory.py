@@ -13,11 +13,10 @@ import torch
 from rich.table import Table
 
 from backbones.build import layout_spec
-from backbones.visible import build_layout
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors, model_inputs
+from pretrain.model_inputs import mask_inputs, model_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +123,12 @@ def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> Non
     model = build_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
     spec = layout_spec(model.encoder)
-    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
-    mask = unit_mask(grid, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
-    layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(device)
-    units = {name: value.to(device) for name, value in mask_tensors(mask, mask.visible_units).items()}
+    mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
+    of_mask = mask_inputs(spec, mask, mask.visible_units, rule=config.mim.grouping)
     images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
-    batches = [{"images": images, "layout": layout, **units}] * config.mim.micro_batches_per_forward
+    batches = [
+        {"images": images, **{name: x.to(device) for name, x in of_mask.items()}}
+    ] * config.mim.micro_batches_per_forward
     with torch.autocast(device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16"):
         loss = model(**model_inputs(batches)).sum()
     loss.backward()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbones.visible import LayoutSpec, build_layout
+from backbones.visible import LayoutSpec
 from data.config import DecodeMode
 from data.crop_batch import crop_batch
 from data.decode import BadImage, Header, Pixels, replace_bad
@@ -16,7 +16,7 @@ from data.transforms import Crop, random_crop
 from engine.randomness import stream
 from pretrain.config import AugmentConfig, MimConfig
 from pretrain.masking import UnitMask, unit_mask
-from pretrain.model_inputs import mask_tensors
+from pretrain.model_inputs import mask_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,7 @@ class PretrainBuilder:
     def of_mask(self, step: int, micro_batch: int) -> dict[str, Any]:
         """Return what the mask of one micro-batch means for the network."""
         mask = self.mask(step, micro_batch)
-        layout = build_layout(self.spec, mask.visible, rule=self.mim.grouping)
-        return {**mask_tensors(mask, self._feature_units(mask, step, micro_batch)), "layout": layout}
+        return mask_inputs(self.spec, mask, self._feature_units(mask, step, micro_batch), rule=self.mim.grouping)
 
     def _crops(self, samples: Sequence[Sample], step: int, micro_batch: int) -> list[tuple[Pixels, Crop] | BadImage]:
         augment = self.augment
@@ -61,9 +60,8 @@ class PretrainBuilder:
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
         """Return the mask of one micro-batch."""
-        unit, size = self.spec.unit, self.spec.img_size
-        grid = (size[0] // unit[0], size[1] // unit[1])
-        return unit_mask(grid, mask_ratio=self.mim.mask_ratio, seed=self.seed, step=step, micro_batch=micro_batch)
+        key = {"step": step, "micro_batch": micro_batch}
+        return unit_mask(self.spec.units, mask_ratio=self.mim.mask_ratio, seed=self.seed, **key)
 
     def _feature_units(self, mask: UnitMask, step: int, micro_batch: int) -> np.ndarray:
         """Return the unit of each encoded feature: its own, or permuted as in older code."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from backbones.stacking import VisibleStack
+from backbones.visible import LayoutSpec, Rule, build_layout
 from pretrain.masking import UnitMask
 
 
@@ -17,6 +18,13 @@ def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {name: batches[0][name] for name in (*names, "layout")}
     tensors = {name: torch.stack([batch[name] for batch in batches]) for name in names}
     return {**tensors, "layout": VisibleStack(layouts=tuple(batch["layout"] for batch in batches))}
+
+
+def mask_inputs(
+    spec: LayoutSpec, mask: UnitMask, feature_units: np.ndarray, *, rule: Rule = "optimal"
+) -> dict[str, Any]:
+    """Return all that a mask means for the network: its visible layout and the tensors of its units."""
+    return {**mask_tensors(mask, feature_units), "layout": build_layout(spec, mask.visible, rule=rule)}
 
 
 def mask_tensors(mask: UnitMask, feature_units: np.ndarray) -> dict[str, torch.Tensor]:

@@ -106,9 +106,8 @@ def _loss(
     """Return the loss of the micro-batch, with the dropout that it had in the run."""
     assert isinstance(model, GreenMIM)
     spec = layout_spec(model.encoder)
-    grid = (spec.img_size[0] // spec.unit[0], spec.img_size[1] // spec.unit[1])
     key = {"step": record.step, "micro_batch": record.micro_batch}
-    mask = unit_mask(grid, mask_ratio=config.mim.mask_ratio, seed=config.run.seed, **key)
+    mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=config.run.seed, **key)
     layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(torch.device("cpu"))
     torch.manual_seed(torch_seed(config.run.seed, "model", record.step, record.micro_batch))
     units = {name: batch[name] for name in ("feature_units", "predicted_units")}
