@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from data.config import DataConfig
+from engine.checkpoint import newest_checkpoint
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from engine.distributed import Engine
 from engine.run_folder import RunFolder
 from engine.sample_log import SampleLog
+from engine.slices import Kind
 from engine.training import Training
 
+KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 MICRO_BATCHES, MICRO_BATCH_SIZE, WIDTH, STEPS = 4, 3, 5, 8
 
 
@@ -130,6 +133,19 @@ def run_tiny(
         return training
     finally:
         engine.close()
+
+
+def tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
+    """Everything in the checkpoint of the last step."""
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step == STEPS
+    return {(kind, name): checkpoint.read_full(kind, name) for kind in KINDS for name in checkpoint.names(kind)}
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = tensors(one), tensors(two)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

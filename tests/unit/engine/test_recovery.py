@@ -10,20 +10,7 @@ from engine.checkpoint import newest_checkpoint, open_checkpoint
 from engine.flight_record import FlightRecord
 from engine.micro_batch_feed import MicroBatchFeed
 from engine.optimizer import Schedule, build_optimizer
-from tests.tiny_run import MICRO_BATCHES, STEPS, TinyNet, config_of, lines, numbers, run_tiny
-
-KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
-
-
-def tensors(folder):
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    assert checkpoint.step == STEPS
-    return {(kind, name): checkpoint.read_full(kind, name) for kind in KINDS for name in checkpoint.names(kind)}
-
-
-def same(one, two):
-    a, b = tensors(one), tensors(two)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+from tests.tiny_run import MICRO_BATCHES, STEPS, TinyNet, config_of, lines, numbers, run_tiny, same, tensors
 
 
 def plain_training(config, *, skipped):

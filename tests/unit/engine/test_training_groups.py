@@ -4,15 +4,7 @@ import pytest
 import torch
 
 from engine.checkpoint import newest_checkpoint
-from tests.tiny_run import MICRO_BATCHES, STEPS, config_of, lines, run_tiny
-
-KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
-
-
-def tensors(folder):
-    checkpoint = newest_checkpoint(folder / "checkpoints")
-    assert checkpoint.step == STEPS
-    return {(kind, name): checkpoint.read_full(kind, name) for kind in KINDS for name in checkpoint.names(kind)}
+from tests.tiny_run import MICRO_BATCHES, config_of, lines, run_tiny, same, tensors
 
 
 @pytest.mark.parametrize("per_forward", [2, 3, 4, 9])
@@ -41,8 +33,7 @@ def test_a_killed_run_of_groups_resumes_to_the_same_bits_and_may_change_them(tmp
     run_tiny(config_of(tmp_path / "whole"), per_forward=2, poisoned={(4, 1)})
     run_tiny(config_of(tmp_path / "killed"), per_forward=2, poisoned={(4, 1)}, until=5)
     run_tiny(config_of(tmp_path / "killed"), per_forward=2, poisoned={(4, 1)})
-    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert same(tmp_path / "whole", tmp_path / "killed")
     run_tiny(config_of(tmp_path / "moved"), per_forward=2, until=4)
     run_tiny(config_of(tmp_path / "moved"), per_forward=4)
 
@@ -65,8 +56,7 @@ def test_steps_that_were_repeated_one_by_one_for_nothing_are_done_again_together
     run_tiny(config_of(tmp_path / "whole"), per_forward=2)
     training = run_tiny(config_of(tmp_path / "struck"), per_forward=2, before_step=break_once(at_step))
     assert (training.recovery.rewinds, training.recovery.skipped) == (1, set())
-    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "struck")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert same(tmp_path / "whole", tmp_path / "struck")
 
 
 def test_a_stop_while_steps_are_repeated_one_by_one_saves_nothing_of_them(tmp_path):
@@ -81,5 +71,4 @@ def test_a_stop_while_steps_are_repeated_one_by_one_saves_nothing_of_them(tmp_pa
     assert stopped.stopped
     assert newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == 3
     run_tiny(config, per_forward=2, poisoned={(5, 2)})
-    one, two = tensors(tmp_path / "whole"), tensors(tmp_path / "stopped")
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert same(tmp_path / "whole", tmp_path / "stopped")
