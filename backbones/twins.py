@@ -157,13 +157,14 @@ def _stage_spec(model: Any, stage: int, img_size: Pair, *, tile: int) -> TwinsSp
 
 def _stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> tuple[TwinsStage, ...]:
     return tuple(
-        TwinsStage(tokens=tokens, plan=None if stage.window is None else _plan(tokens, stage.window, rule))
+        TwinsStage(tokens=tokens, plan=None if stage.window is None else _plan(tokens, stage, rule))
         for tokens, stage in zip(tile_levels(spec, units, rule=rule), spec.stages, strict=True)
     )
 
 
-def _plan(tokens: TokenGrid, window: Pair, rule: Rule) -> GroupPlan:
-    return group_plan(tokens.coords, window=window, shift=(0, 0), rule=rule)
+def _plan(tokens: TokenGrid, stage: TwinsSpec, rule: Rule) -> GroupPlan:
+    assert stage.window is not None
+    return group_plan(tokens.coords, grid=stage.grid, window=stage.window, shift=(0, 0), rule=rule)
 
 
 TWINS = Pretrainable(

@@ -8,7 +8,7 @@ Legend: k visible units, n tokens of a stage.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -66,11 +66,23 @@ class VisibleLayout:
         return self._repacked(lambda packed: packed.pin_memory())
 
     def _repacked(self, change: Any) -> "VisibleLayout":
-        arrays = [torch.as_tensor(array) for array in _arrays(self)]
-        packed: Tensor = change(torch.cat([array.flatten() for array in arrays]))
-        parts = packed.split([array.numel() for array in arrays])
-        views = iter([part.view(array.shape) for part, array in zip(parts, arrays, strict=True)])
-        return cast(VisibleLayout, _replaced(self, views))
+        return _packed([self], change)
+
+
+def joined(layouts: Sequence[VisibleLayout]) -> VisibleLayout | None:
+    """Return one layout whose arrays [s, ...] are those of s layouts on one device, None where their shapes differ."""
+    shapes = {tuple(array.shape for array in _arrays(layout)) for layout in layouts}
+    return _packed(layouts, lambda packed: packed) if len(shapes) == 1 else None
+
+
+def _packed(layouts: Sequence[VisibleLayout], change: Callable[[Tensor], Tensor]) -> VisibleLayout:
+    """Return the first layout with arrays that are views of one tensor; of several layouts they have a first axis."""
+    arrays = [[torch.as_tensor(array) for array in same] for same in zip(*map(_arrays, layouts), strict=True)]
+    packed = change(torch.cat([array.flatten() for same in arrays for array in same]))
+    parts = packed.split([sum(array.numel() for array in same) for same in arrays])
+    first = (len(layouts),) if len(layouts) > 1 else ()
+    views = iter([part.view(*first, *same[0].shape) for part, same in zip(parts, arrays, strict=True)])
+    return cast(VisibleLayout, _replaced(layouts[0], views))
 
 
 def build_layout(

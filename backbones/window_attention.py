@@ -18,12 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from backbones.attention_choice import fastest
+from backbones.stacking import PlanStack
+from backbones.visible import Rule
 from backbones.window_layout import GroupPlan, pair_rows
 
 logger = logging.getLogger(__name__)
 
 Implementation = Literal["auto", "reference", "sdpa", "fused"]
-Plan = GroupPlan | tuple[GroupPlan, ...]
+Plan = GroupPlan | PlanStack
 
 
 def window_attention(
@@ -39,16 +41,25 @@ def window_attention(
     Args:
         qkv: queries, keys and values of the visible tokens.
         table: bias per relative position and head.
-        plan: which tokens share a window, or that for each of as many equal parts of the batch; on the device of ``qkv``.
+        plan: which tokens share a window, for the whole batch or for each of its equal parts; on the device of ``qkv``.
         scale: factor on the products.
         implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``fused`` is our Triton
             kernel, which copies nothing into groups; ``auto`` is the fastest known on GPUs and ``reference`` elsewhere,
             since PyTorch's CPU kernel has no gradient for a bias.
     """
-    if isinstance(plan, tuple):
-        parts = zip(qkv.chunk(len(plan)), plan, strict=True)
-        return torch.cat([window_attention(x, table, p, scale=scale, implementation=implementation) for x, p in parts])
-    return IMPLEMENTATIONS[_chosen(implementation, qkv, plan)](qkv, table, plan, scale).flatten(2)
+    first = plan.parts[0] if isinstance(plan, PlanStack) else plan
+    attend = IMPLEMENTATIONS[chosen := _chosen(implementation, qkv, first)]
+    if isinstance(plan, GroupPlan):
+        return attend(qkv, table, plan, scale).flatten(2)
+    if chosen == "fused" and plan.joint is not None:
+        return attend(qkv, table, plan.joint, scale).flatten(2)
+    parts = zip(qkv.chunk(len(plan.parts)), plan.parts, strict=True)
+    return torch.cat([attend(x, table, one, scale) for x, one in parts]).flatten(2)
+
+
+def usable_rule(rule: Rule, device: torch.device) -> Rule:
+    """Return the rule that plans for ``device`` are made by: groups in the place of tiles where the fused kernel cannot run."""
+    return "optimal" if rule == "tiles" and not (device.type == "cuda" and _has_triton()) else rule
 
 
 def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Implementation:

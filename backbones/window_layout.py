@@ -5,7 +5,7 @@ its 2x2 cells from the coarsest to the finest, each cell's four children in timm
 (0,1), (1,1). So merging 2x2 cells is a reshape of neighbouring rows, at every stage, without a gather; in the
 last stage, where a unit is one token, nested order is raster order. ``StageLayout.coords`` says where each token is.
 
-Legend: k visible units, n tokens of a stage, G groups, g slots per group, W windows with visible tokens.
+Legend: k visible units, n tokens of a stage, G groups, g slots per group, W windows, T tiles.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from backbones.cost_models import Tiles
 from backbones.grouping import Grouping, group_windows
 from backbones.visible import Indices, LayoutSpec, Pair, Rule, compact
+from backbones.window_slots import slots_in_groups, slots_in_tiles
 
 CHILDREN = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Row and column of the children of a 2x2 cell, in the order in which timm's PatchMerging concatenates them."""
@@ -38,7 +38,7 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """Windows of one shift put into groups of equal size, in which attention is computed.
+    """Windows of one shift put into groups of equal size, in which attention is computed (``backbones.window_slots``).
 
     A padding slot holds a copy of token 0, attends to itself only and is seen by no other slot.
     """
@@ -56,7 +56,16 @@ class GroupPlan:
     """[G*g] ``row * (2 cols - 1) + col`` of each slot's place in its window: for two slots of a window the row of the
     bias table is the difference of their numbers plus that of the table's middle row; 0 for padding."""
     member: Indices
-    """[W, rows*cols] slot at each place of each window; -1 where no token is visible."""
+    """[W, rows*cols] slot at each place of each window; -1 where no token is visible. By the rule "tiles" there are rows for
+    all windows, else for those with visible tokens."""
+    tile: int
+    """Slots that the fused kernel computes at once."""
+    key_tiles: int
+    """The most tiles of keys that a tile of queries meets."""
+    tiles: Indices
+    """[T, 4] first slot and end of each tile, and of the keys that it meets; an empty one ends where it begins."""
+    first_key: Indices
+    """[G*g] the first of the keys that each slot's tile meets."""
     window_size: Pair
     """Rows and columns of a window."""
     bias_index: Indices
@@ -66,8 +75,8 @@ class GroupPlan:
     """The number of rows of the bias table, which stands for a score of minus infinity."""
     identity: bool
     """Whether slots are tokens: one group, nothing padded, nothing to gather."""
-    grouping: Grouping
-    """Which windows are together, and how far from the best that is."""
+    grouping: Grouping | None
+    """Which windows are together, and how far from the best that is; None where they lie one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +115,22 @@ def window_ids(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair) -> 
 def _stage_layout(spec: LayoutSpec, stage: StageSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> StageLayout:
     side = stage.grid[0] // spec.units[0]
     coords = (units[:, None] * side + nested_offsets(side)).reshape(-1, 2)
-    plans = (group_plan(coords, window=stage.window, shift=shift, rule=rule) for shift in stage.shifts)
+    around = {"grid": stage.grid, "window": stage.window}
+    plans = (group_plan(coords, **around, shift=shift, rule=rule) for shift in stage.shifts)
     return StageLayout(coords=compact(coords), plans=tuple(plans))
 
 
-def group_plan(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair, rule: Rule) -> GroupPlan:
-    """Return the plan for tokens with these rows and columns, in any order."""
+def group_plan(coords: Int[np.ndarray, "n 2"], *, grid: Pair, window: Pair, shift: Pair, rule: Rule) -> GroupPlan:
+    """Return the plan for tokens with these rows and columns in a grid, in any order."""
     ids = window_ids(coords, window=window, shift=shift) @ (1 << 20, 1)
     _, window_of_token, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    sizes = counts.tolist()
-    grouping = group_windows(sizes, cost=Tiles()) if rule == "tiles" else group_windows(sizes, rule=rule)
-    num_groups, group_size = grouping.num_groups, grouping.group_size
-    slot = _slots(window_of_token, grouping)
+    num_windows = int(np.prod(window_ids(np.array([grid]) - 1, window=window, shift=shift) + 1))
+    if rule == "tiles":
+        sizes = {"largest": window[0] * window[1], "num_windows": num_windows}
+        slots = slots_in_tiles(window_of_token, counts.tolist(), **sizes)
+    else:
+        slots = slots_in_groups(window_of_token, group_windows(counts.tolist(), rule=rule))
+    num_groups, group_size, slot = slots.num_groups, slots.group_size, slots.slot
     token = np.zeros(num_groups * group_size, dtype=np.int64)
     token[slot] = np.arange(len(slot))
     slot_window = -1 - np.arange(len(token)) % group_size
@@ -125,12 +138,11 @@ def group_plan(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair, rul
     place = (coords - np.array(shift)) % np.array(window)  # row and column in the window
     number = np.zeros(len(token), dtype=np.int64)
     number[slot] = place @ np.array([2 * window[1] - 1, 1])
-    member = np.full((len(counts), window[0] * window[1]), -1)
+    member = np.full((num_windows if rule == "tiles" else len(counts), window[0] * window[1]), -1)
     member[window_of_token, place @ np.array([window[1], 1])] = slot
     masked = (2 * window[0] - 1) * (2 * window[1] - 1)
-    slots = (0 if rule == "tiles" else num_groups, group_size)
-    listed = slots[0] * group_size
-    bias_index = pair_rows(number[:listed].reshape(slots), slot_window[:listed].reshape(slots), masked=masked)
+    listed = (0 if rule == "tiles" else num_groups, group_size)
+    pairs = (of_slot[: listed[0] * group_size].reshape(listed) for of_slot in (number, slot_window))
     return GroupPlan(
         shift=shift,
         num_groups=num_groups,
@@ -140,25 +152,16 @@ def group_plan(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair, rul
         window=compact(slot_window),
         number=compact(number),
         member=compact(member),
+        tile=slots.tile,
+        key_tiles=slots.key_tiles,
+        tiles=compact(slots.tiles),
+        first_key=compact(slots.first_key),
         window_size=window,
-        bias_index=compact(bias_index),
+        bias_index=compact(pair_rows(*pairs, masked=masked)),
         masked=masked,
-        identity=num_groups == 1 and group_size == len(slot),
-        grouping=grouping,
+        identity=slots.grouping is not None and num_groups == 1 and group_size == len(slot),
+        grouping=slots.grouping,
     )
-
-
-def _slots(window: Int[np.ndarray, " n"], grouping: Grouping) -> Int[np.ndarray, " n"]:
-    """Return the slot of each token: groups one after the other, tokens of a group in their own order."""
-    group_of_window = np.empty(sum(map(len, grouping.groups)), dtype=np.int64)
-    for group, windows in enumerate(grouping.groups):
-        group_of_window[list(windows)] = group
-    group = group_of_window[window]
-    order = np.argsort(group, kind="stable")
-    first = np.searchsorted(group[order], np.arange(grouping.num_groups))
-    slot = np.empty(len(window), dtype=np.int64)
-    slot[order] = np.arange(len(window)) - first[group[order]] + group[order] * grouping.group_size
-    return slot
 
 
 def pair_rows(number: Any, window: Any, *, masked: int) -> Any:

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from backbones.build import layout_spec
+from backbones.window_attention import usable_rule
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
@@ -124,7 +125,7 @@ def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> Non
     optimizer = torch.optim.AdamW(model.parameters())
     spec = layout_spec(model.encoder)
     mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
-    of_mask = mask_inputs(spec, mask, mask.visible_units, rule=config.mim.grouping)
+    of_mask = mask_inputs(spec, mask, mask.visible_units, rule=usable_rule(config.mim.grouping, device))
     images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
     batches = [
         {"images": images, **{name: x.to(device) for name, x in of_mask.items()}}

@@ -17,7 +17,7 @@ def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(batches) == 1:
         return {name: batches[0][name] for name in (*names, "layout")}
     tensors = {name: torch.stack([batch[name] for batch in batches]) for name in names}
-    return {**tensors, "layout": VisibleStack(layouts=tuple(batch["layout"] for batch in batches))}
+    return {**tensors, "layout": VisibleStack.of([batch["layout"] for batch in batches])}
 
 
 def mask_inputs(

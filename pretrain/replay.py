@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backbones.build import layout_spec
 from backbones.visible import build_layout
+from backbones.window_attention import usable_rule
 from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.checkpoint_format import step_folder
 from engine.flight_record import FOLDER, FlightRecord
@@ -108,7 +109,8 @@ def _loss(
     spec = layout_spec(model.encoder)
     key = {"step": record.step, "micro_batch": record.micro_batch}
     mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=config.run.seed, **key)
-    layout = build_layout(spec, mask.visible, rule=config.mim.grouping).to(torch.device("cpu"))
+    rule = usable_rule(config.mim.grouping, torch.device("cpu"))
+    layout = build_layout(spec, mask.visible, rule=rule).to("cpu")
     torch.manual_seed(torch_seed(config.run.seed, "model", record.step, record.micro_batch))
     units = {name: batch[name] for name in ("feature_units", "predicted_units")}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from backbones.build import architecture, layout_spec
 from backbones.handoff import write_backbone
+from backbones.window_attention import usable_rule
 from data.loader import ShardSet, open_shards, training_batches
 from data.locations import check_location
 from data.mixing import training_order
@@ -54,6 +56,8 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         shard_of=shards.shard_of,
         per_forward=config.mim.micro_batches_per_forward,
     )
+    if (rule := usable_rule(config.mim.grouping, engine.device)) != config.mim.grouping:
+        logger.warning("windows are grouped by the rule %s: mim.grouping tiles is for GPUs with Triton", rule)
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, training=training, floor=training.step == 0)
     with SampleLog.open(
@@ -78,11 +82,12 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
 
 
 def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
-    """Return what makes the micro-batches of a recipe."""
+    """Return what makes the micro-batches of a recipe for a model on its device."""
+    grouping = usable_rule(config.mim.grouping, next(model.parameters()).device)
     return PretrainBuilder(
         seed=config.run.seed,
         spec=layout_spec(model.encoder),
-        mim=config.mim,
+        mim=replace(config.mim, grouping=grouping),
         augment=config.augment,
         max_pixels=config.data.max_pixels,
         decode=config.data.decode,

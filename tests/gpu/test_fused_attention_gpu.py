@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from backbones.build import build, forward_visible, layout_spec
-from backbones.visible import build_layout
+from backbones.stacking import VisibleStack
+from backbones.visible import _arrays, build_layout
+from benchmarks.cuda_graphs import recorded
 from engine.backbone_config import BackboneConfig
 from tests.unit.backbones.fused_attention_cases import CASES, plan_for
 
@@ -72,3 +74,50 @@ def test_models_under_autocast_give_what_sdpa_gives(name):
         found.append((features.float().flatten(), gradient))
     for one, other in zip(*found, strict=True):
         assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.995
+
+
+def swin_and_layouts(number, *, window):
+    model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", img_size=(224, 224), window=window)).cuda()
+    spec, generator = layout_spec(model), np.random.default_rng(0)
+    masks = [(generator.permutation(49) < 12).reshape(spec.units) for _ in range(number)]
+    return model, [build_layout(spec, mask, rule="tiles").to("cuda") for mask in masks]
+
+
+def gradient_of(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("window", [7, 14])
+def test_a_stack_in_one_launch_equals_its_micro_batches(window):
+    model, layouts = swin_and_layouts(3, window=window)
+    images = torch.randn(3, 4, 3, 224, 224, device="cuda")
+    together = forward_visible(model, images, VisibleStack.of(layouts))
+    together.square().mean().backward()
+    gradient = gradient_of(model).clone()
+    model.zero_grad(set_to_none=True)
+    alone = torch.stack([forward_visible(model, x, one) for x, one in zip(images, layouts, strict=True)])
+    alone.square().mean().backward()
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    assert torch.nn.functional.cosine_similarity(gradient, gradient_of(model), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("window", [7, 14])
+def test_a_step_recorded_as_a_cuda_graph_is_right_for_other_masks(window):
+    model, layouts = swin_and_layouts(3, window=window)
+    images = torch.randn(4, 3, 224, 224, device="cuda")
+    fixed = layouts[0].to("cuda")
+
+    def step(layout):
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = forward_visible(model, images, layout).float().square().mean()
+        loss.backward()
+        return loss
+
+    replay = recorded(lambda: step(fixed), model)
+    for layout in layouts:
+        for old, new in zip(_arrays(fixed), _arrays(layout), strict=True):
+            old.copy_(new)
+        loss, gradient = replay().clone(), gradient_of(model).clone()
+        model.zero_grad(set_to_none=False)
+        torch.testing.assert_close(step(layout), loss, rtol=1e-3, atol=1e-5)
+        assert torch.nn.functional.cosine_similarity(gradient, gradient_of(model), dim=0) > 0.9999

@@ -21,8 +21,10 @@ CASES = {
     "one_token": {"grid": (12, 12), "window": (3, 3), "share": 0, "rule": "tiles", "dim": 16},
     "all_visible": {"grid": (14, 14), **W7, "share": 1, "rule": "tiles", "dim": 32, "heads": 1},
     "older_rule": {"grid": (14, 14), **W7, "share": 0.3, "rule": "largest_window", "dim": 32, "heads": 1},
-    "several_groups_of_several_tiles": {
-        "grid": (12, 12), "window": (12, 6), "share": 1, "rule": "tiles", "dim": 16, "heads": 1,
+    "windows_in_a_row": {"grid": (12, 12), "window": (12, 6), "share": 1, "rule": "tiles", "dim": 16, "heads": 1},
+    "shifted_windows_in_a_row": {
+        "grid": (20, 20), "window": (10, 10), "shift": (5, 5), "share": 0.6, "rule": "tiles",
+        "dim": 8, "heads": 1, "batch": 2, "programs": 30,
     },
     "shifted_in_several_tiles": {
         "grid": (20, 20), "window": (10, 10), "shift": (5, 5), "share": 1, "rule": "optimal",
@@ -41,7 +43,8 @@ def plan_for(*, grid, window, shift, share, rule, seed=0, device="cpu"):
     if not len(coords):
         coords = np.zeros((1, 2), dtype=np.int64)
     generator.shuffle(coords)
-    stage = StageLayout(coords=coords, plans=(group_plan(coords, window=window, shift=shift, rule=rule),))
+    plan = group_plan(coords, grid=grid, window=window, shift=shift, rule=rule)
+    stage = StageLayout(coords=coords, plans=(plan,))
     spec = LayoutSpec(img_size=grid, patch=(1, 1), unit=(1, 1), stages=(), build=tuple)
     moved = VisibleLayout(spec=spec, units=np.arange(1), stages=(stage,)).to(device)
     return moved.stages[0].plans[0]

@@ -9,8 +9,10 @@ import torch
 from backbones import fused_attention as fused
 from backbones import window_attention as dispatch
 from backbones.build import build, forward_visible, layout_spec
-from backbones.visible import build_layout
+from backbones.stacking import VisibleStack
+from backbones.visible import LayoutSpec, build_layout
 from backbones.window_attention import window_attention
+from backbones.window_layout import StageSpec, window_stages
 from engine.backbone_config import BackboneConfig
 from tests.unit.backbones.fused_attention_cases import plan_for
 
@@ -119,6 +121,29 @@ def model_errors(*, architecture, img_size, rule, **sizes):
         features.square().sum().backward()
         found.append([features, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
     return [relative_error(a, e) for a, e in zip(*found, strict=True)]
+
+
+def stack_errors(*, window):
+    """Return the relative errors of a stack of three masks against the reference one by one, and the tiles that a tile meets."""
+    spec = LayoutSpec(img_size=(18, 18), patch=(1, 1), unit=(2, 2), stages=(stage_of(window),), build=window_stages)
+    generator = np.random.default_rng(0)
+    masks = [(generator.permutation(81) < 40).reshape(9, 9) for _ in range(3)]
+    layouts = [build_layout(spec, mask, rule="tiles").to("cpu") for mask in masks]
+    plan = VisibleStack.of(layouts).stages[0].plan((1, 1))
+    qkv = torch.randn(6, 160, 3, 2, 16, requires_grad=True)
+    table = torch.randn(plan.parts[0].masked, 2, requires_grad=True)
+    weight = torch.randn(6, 160, 32)
+    assert plan.joint is not None
+    found = []
+    with patch.object(fused, "PROGRAMS", 40), patch.object(fused, "SLOTS_PER_SUM", 64):
+        for attention in ("fused", "reference"):
+            attend = partial(window_attention, plan=plan, scale=0.4, implementation=attention)
+            found.append(results(attend, qkv, table, weight))
+    return [relative_error(a, e) for a, e in zip(*found, strict=True)], plan.joint.key_tiles
+
+
+def stage_of(window):
+    return StageSpec(grid=(18, 18), window=(window, window), shifts=((1, 1),), channels=32)
 
 
 def refusals():

@@ -1,5 +1,6 @@
 """torch.compile takes the visible forward and exact windows whole (in a process without the shape checks, which break it)."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,55 @@ def test_other_masks_do_not_compile_again():
     compilations, shapes = map(int, done.stdout.split())
     assert shapes > 12
     assert compilations <= 4
+
+
+FIXED = """
+import torch
+from backbones.build import build, forward_visible, layout_spec
+from backbones.stacking import VisibleStack
+from backbones.visible import build_layout
+from engine.backbone_config import BackboneConfig
+from pretrain.masking import unit_mask
+
+sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
+model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", window={window}, img_size=(128, 128), **sizes))
+spec, graphs = layout_spec(model), []
+
+def count(graph, inputs):
+    graphs.append(graph)
+    return graph
+
+def layout_of(number):
+    mask = unit_mask(spec.units, mask_ratio=0.75, seed=0, step=number, micro_batch=0)
+    return build_layout(spec, mask.visible, rule="tiles").to("cpu")
+
+def run(forward, *args):
+    model.zero_grad()
+    out = forward(*args)
+    out.square().mean().backward()
+    return [out, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+plain = lambda x, layout: forward_visible(model, x, layout, attention="fused")
+compiled = torch.compile(plain, backend=count, fullgraph=True)
+images = torch.randn(1, 3, 128, 128)
+for number in range(3):
+    layout = layout_of(number)
+    for got, expected in zip(run(compiled, images, layout), run(plain, images, layout), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+print(len(graphs))
+for number in range(2):
+    stack = VisibleStack.of([layout_of(number), layout_of(number + 1)])
+    compiled(torch.stack([images, images]), stack)
+print(len(graphs))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [7, 14])
+def test_plans_in_tiles_compile_once_in_one_graph_with_the_fused_kernel_for_all_masks(window):
+    """Their shapes are the same for every mask; a stack of two has shapes of its own, once."""
+    command = [sys.executable, "-c", FIXED.format(window=window)]
+    root, environment = Path(__file__).parents[3], {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["1", "2"]

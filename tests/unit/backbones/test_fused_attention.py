@@ -37,10 +37,11 @@ def interpreted():
 
 SHAPES = {  # groups, slots of a group, windows, tokens
     "three_images": (4, 12, 4, 43),
+    "shifted_in_tiles": (2, 64, 9, 87),
     "windows_of_one_token": (8, 2, 11, 15),
-    "one_token": (1, 16, 1, 1),
+    "one_token": (1, 16, 16, 1),
     "all_visible": (4, 64, 4, 196),
-    "several_groups_of_several_tiles": (2, 128, 2, 144),
+    "windows_in_a_row": (1, 192, 2, 144),
     "shifted_in_several_tiles": (4, 100, 9, 400),
 }
 
@@ -50,6 +51,13 @@ def test_output_and_all_gradients_equal_the_reference(interpreted, name):
     errors, shape = interpreted("errors", **CASES[name])
     assert shape == SHAPES.get(name, shape)
     assert max(errors) <= 1e-5
+
+
+@pytest.mark.parametrize("window", [4, 9])
+def test_several_masks_at_once_equal_one_after_the_other(interpreted, window):
+    found, key_tiles = interpreted("stack_errors", window=window)
+    assert key_tiles == (1 if window == 4 else 3)
+    assert max(found) <= 1e-5
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7])
@@ -71,7 +79,7 @@ def test_pieces_of_larger_tensors_and_turned_gradients_are_read_as_they_lie(inte
 
 
 def test_two_runs_give_the_same_bits(interpreted):
-    assert interpreted("repeated") == [(32, True), (128, True)]  # one tile a group, several tiles a group
+    assert interpreted("repeated") == [(64, True), (128, True)]  # tiles that meet themselves, tiles that meet others
 
 
 NARROW = {"window": 5, "embed_dim": 16, "depths": (2, 1), "num_heads": (1, 2), "img_size": (32, 48)}

@@ -13,9 +13,9 @@ from triton.compiler import compile as compile_kernel
 WARP = 32
 FLOATS = ("qkv", "out", "grad", "dqkv")
 EXACT = ("table", "lse", "pairs", "dtable")
-INDICES = ("token", "window", "number", "member")
+INDICES = ("token", "window", "number", "first_key", "member", "tiles")
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-KERNELS = ("forward", "backward_of_small_groups", "backward_of_queries", "backward_of_keys", "backward_of_pairs")
+KERNELS = ("forward", "backward_of_lone_tiles", "backward_of_queries", "backward_of_keys", "backward_of_pairs")
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,11 @@ def check(kernel, capability):
 
 def constants(name, *, block, dim, block_d, precision):
     found = {"DIM": dim, "BLOCK": block, "BLOCK_D": block_d, "PRECISION": precision}
-    return found | ({"WITH_TABLE": True} if name == "backward_of_small_groups" else {})
+    return found | ({"WITH_TABLE": True} if name == "backward_of_lone_tiles" else {})
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", ["forward", "backward_of_small_groups"])
+@pytest.mark.parametrize("name", ["forward", "backward_of_lone_tiles"])
 def test_small_tiles_compile(name, capability):
     sizes = constants(name, block=16, dim=24, block_d=32, precision="ieee")
     check(compiled(name, capability=capability, dtype="bf16", warps=1, stages=2, **sizes), capability)

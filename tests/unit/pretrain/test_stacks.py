@@ -88,4 +88,4 @@ def test_what_cannot_be_stacked_is_refused(micro):
     layout = batch_of(model, number=0)["layout"]
     other = dataclasses.replace(layout, units=layout.units[:1])
     with pytest.raises(ValueError, match=r"need equally many visible units, got \[1, \d+\]"):
-        VisibleStack(layouts=(layout, other))
+        VisibleStack.of([layout, other])

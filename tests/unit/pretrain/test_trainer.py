@@ -68,6 +68,15 @@ def test_loader_workers_change_nothing(micro, whole, tmp_path):
     assert (whole / "samples-00000.jsonl").read_text() == (tmp_path / "workers" / "samples-00000.jsonl").read_text()
 
 
+def test_without_a_gpu_tiles_become_groups_and_one_line_says_so(micro, whole, tmp_path, caplog):
+    config = micro(mim={"grouping": "tiles"}, run={"folder": tmp_path / "tiles"})
+    train(config)
+    said = [record.message for record in caplog.records if "tiles" in record.message]
+    assert said == ["windows are grouped by the rule optimal: mim.grouping tiles is for GPUs with Triton"]
+    (_, one), (_, two) = last_tensors(whole), last_tensors(tmp_path / "tiles")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_a_run_leaves_a_backbone_that_timm_reads_and_a_report(micro, whole):
     model = timm.create_model(f"local-dir:{whole / 'backbone'}", pretrained=True)
     _, tensors = last_tensors(whole)
