@@ -8,6 +8,7 @@ Legend: k visible units, n tokens of a stage.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -67,7 +68,7 @@ class VisibleLayout:
 
     def _repacked(self, change: Any) -> "VisibleLayout":
         arrays = [torch.as_tensor(array) for array in _arrays(self)]
-        packed: Tensor = change(torch.cat([array.flatten() for array in arrays]))
+        packed: Tensor = change(_end_to_end(arrays))
         parts = packed.split([array.numel() for array in arrays])
         views = iter([part.view(array.shape) for part, array in zip(parts, arrays, strict=True)])
         return cast(VisibleLayout, _replaced(self, views))
@@ -100,6 +101,16 @@ def compact(indices: NDArray[Any]) -> NDArray[Any]:
     """Return indices in the smallest of int16 and int32: layouts cross from worker processes for every batch."""
     fits = indices.size == 0 or max(indices.max(), -indices.min()) <= np.iinfo(np.int16).max
     return np.ascontiguousarray(indices, dtype=np.int16 if fits else np.int32)
+
+
+def _end_to_end(arrays: list[Tensor]) -> Tensor:
+    """Return arrays as one; those that are its parts already are not copied, which would be out of page-locked memory."""
+    whole, sizes = arrays[0]._base, [array.numel() for array in arrays]
+    places = zip(arrays, itertools.accumulate(sizes, initial=0), strict=False)
+    are_parts = all(array._base is whole and array.storage_offset() == start for array, start in places)
+    if whole is not None and are_parts and whole.numel() == sum(sizes):
+        return whole
+    return torch.cat([array.flatten() for array in arrays])
 
 
 def _arrays(value: Any) -> list[Indices]:
