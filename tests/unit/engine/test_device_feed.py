@@ -4,11 +4,15 @@ import contextlib
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
+from backbones.build import build, layout_spec
+from backbones.visible import build_layout
 from engine import device_feed
-from engine.device_feed import Copy, DeviceFeed, tensors_in, to_device
+from engine.backbone_config import BackboneConfig
+from engine.device_feed import Copy, CudaSideStream, DeviceFeed, tensors_in, to_device
 from tests import tiny_run
 from tests.tiny_run import STEPS, TinyBatches, config_of, run_tiny, same
 
@@ -135,6 +139,39 @@ def test_tensors_are_found_in_whatever_holds_them_and_pixels_stay_bytes():
     assert [x.shape for x in tensors_in(moved)] == [(2,), (1,), (3,)]
     assert moved["images"].dtype == torch.uint8
     assert moved["bad"] is batch["bad"]
+
+
+def test_the_computing_waits_for_the_copy_alone_and_holds_every_tensor_of_it(monkeypatch):
+    """Also those of the layout, which are parts of one."""
+    events = []
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def record_event(self):
+            events.append("copied")
+            return "event"
+
+        def wait_event(self, event):
+            events.append(f"wait for {event}")
+
+    computing = Stream(CPU)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: events.append((x.data_ptr(), stream)))
+    layout = build_layout(layout_spec(build(BackboneConfig(name="swin_tiny_patch4_window7_224"))), np.eye(7) > 0)
+    stream = CudaSideStream(CPU)
+    copy = stream.copy({"images": torch.zeros(2, 3, dtype=torch.uint8), "layout": layout, "bad": []})
+    assert events == ["copied"]
+    batch = stream.hand_over(copy)
+    assert events[1] == "wait for event"
+    held = {address for address, stream in events[2:] if stream is computing}
+    plan = batch["layout"].stages[1].plans[0]
+    wanted = (batch["images"], batch["layout"].units, batch["layout"].stages[3].coords, plan.bias_index)
+    assert held >= {x.data_ptr() for x in wanted}
+    assert len(events) == 2 + len(tensors_in(batch))
 
 
 class BadNow(TinyBatches):
