@@ -8,6 +8,7 @@ Legend: k visible units, n tokens of a stage.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -78,7 +79,7 @@ def joined(layouts: Sequence[VisibleLayout]) -> VisibleLayout | None:
 def _packed(layouts: Sequence[VisibleLayout], change: Callable[[Tensor], Tensor]) -> VisibleLayout:
     """Return the first layout with arrays that are views of one tensor; of several layouts they have a first axis."""
     arrays = [[torch.as_tensor(array) for array in same] for same in zip(*map(_arrays, layouts), strict=True)]
-    packed = change(torch.cat([array.flatten() for same in arrays for array in same]))
+    packed = change(_end_to_end([array for same in arrays for array in same]))
     parts = packed.split([sum(array.numel() for array in same) for same in arrays])
     first = (len(layouts),) if len(layouts) > 1 else ()
     views = iter([part.view(*first, *same[0].shape) for part, same in zip(parts, arrays, strict=True)])
@@ -112,6 +113,16 @@ def compact(indices: NDArray[Any]) -> NDArray[Any]:
     """Return indices in the smallest of int16 and int32: layouts cross from worker processes for every batch."""
     fits = indices.size == 0 or max(indices.max(), -indices.min()) <= np.iinfo(np.int16).max
     return np.ascontiguousarray(indices, dtype=np.int16 if fits else np.int32)
+
+
+def _end_to_end(arrays: list[Tensor]) -> Tensor:
+    """Return arrays as one; those that are its parts already are not copied, which would be out of page-locked memory."""
+    whole, sizes = arrays[0]._base, [array.numel() for array in arrays]
+    places = zip(arrays, itertools.accumulate(sizes, initial=0), strict=False)
+    are_parts = all(array._base is whole and array.storage_offset() == start for array, start in places)
+    if whole is not None and are_parts and whole.numel() == sum(sizes):
+        return whole
+    return torch.cat([array.flatten() for array in arrays])
 
 
 def _arrays(value: Any) -> list[Indices]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.build import layout_spec
+from backbones.visible import Rule
 from benchmarks.device_limits import peak_bandwidth, peak_flops
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
@@ -97,7 +98,7 @@ def main() -> None:
     options.micro_batch = options.micro_batch or MICRO_BATCH[options.device]
     figures: dict[str, Any] = {
         "machine": machine(),
-        "device": _device_name(options.device),
+        "device": device_name(options.device),
         "micro_batch": options.micro_batch,
         "micro_batches_per_forward": options.micro_batches_per_forward,
     }
@@ -140,7 +141,9 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(case: Case, *, options: argparse.Namespace) -> tuple[GreenMIM, GreenMIM, list[dict[str, Any]]]:
+def build(
+    case: Case, *, options: argparse.Namespace, rule: Rule = "optimal"
+) -> tuple[GreenMIM, GreenMIM, list[dict[str, Any]]]:
     """Return the network for visible tokens, the same for all, and micro-batches with masks of their own."""
     config = PretrainConfig(
         data=DataConfig(shards=("",), batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
@@ -150,7 +153,12 @@ def build(case: Case, *, options: argparse.Namespace) -> tuple[GreenMIM, GreenMI
     device = torch.device(options.device)
     sparse = build_model(config).to(device)
     dense = build_model(replace(config, mim=replace(config.mim, encoder="dense"))).to(device)
-    batches = [_micro_batch(sparse, number=number, options=options, ratio=case.ratio) for number in range(MASKS)]
+    spec, batches = layout_spec(sparse.encoder), []
+    for number in range(MASKS):
+        mask = unit_mask(spec.units, mask_ratio=case.ratio, seed=0, step=number, micro_batch=0)
+        of_mask = mask_inputs(spec, mask, mask.visible_units, rule=rule)
+        images = torch.randint(256, (options.micro_batch, 3, *spec.img_size), dtype=torch.uint8, device=device)
+        batches.append({"images": images, **{name: x.to(device) for name, x in of_mask.items()}})
     return sparse, dense, batches
 
 
@@ -222,14 +230,6 @@ def _all_images(group: list[dict[str, Any]]) -> Tensor:
     return torch.cat([batch["images"] for batch in group])
 
 
-def _micro_batch(model: GreenMIM, *, number: int, ratio: float, options: argparse.Namespace) -> dict[str, Any]:
-    spec, device = layout_spec(model.encoder), torch.device(options.device)
-    mask = unit_mask(spec.units, mask_ratio=ratio, seed=0, step=number, micro_batch=0)
-    of_mask = {name: x.to(device) for name, x in mask_inputs(spec, mask, mask.visible_units).items()}
-    images = torch.randint(256, (options.micro_batch, 3, *spec.img_size), dtype=torch.uint8, device=device)
-    return {"images": images, **of_mask}
-
-
 def _gpu_figures(runs: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
     """Return peak memory beside what lies there before a step, and the FLOP/s of the step on visible tokens."""
     found: dict[str, float] = {}
@@ -256,7 +256,8 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
     return seconds_of(run, device=device)
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """Return what a figure was measured on."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     if dist.is_initialized():

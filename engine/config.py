@@ -75,10 +75,16 @@ class DistributedConfig:
     """DeepSpeed ZeRO stage."""
     precision: Literal["bf16", "fp32", "fp64"] = "bf16"
     """Autocast type; weights, gradient sums and optimizer stay fp32 (all fp64 with fp64, for proofs)."""
+    fp8: bool = may_change(False)
+    """Multiply in fp8 in the linear layers of transformer blocks, under precision bf16; needs an Ada or Hopper GPU and the `fp8` extra."""
     compile: bool = may_change(False)
     """torch.compile the model."""
     deterministic: bool = may_change(False)
     """Deterministic GPU kernels: slower, bit-identical resume. CPU runs always are."""
+
+    def __post_init__(self) -> None:
+        if self.fp8 and self.precision != "bf16":
+            raise ValueError(f"distributed.fp8 goes with distributed.precision bf16, got {self.precision}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from engine.batch_norm import commit_step_statistics, step_batch_norm
 from engine.config import DistributedConfig
 from engine.cpu import capabilities, precision_advice
 from engine.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
+from engine.float8 import check_float8, use_float8
 from engine.ownership import Layout, OwnedRun, Replicated, clip_gradients
 from engine.slices import Kind, Slice
 
@@ -47,6 +48,7 @@ class Engine:
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = _device()
         self.kind: EngineKind = _kind(config, world_size=self.world_size)
+        check_float8(config, is_in_pieces=self.is_in_pieces, device=self.device)
         _set_determinism(self.device, deterministic=config.deterministic)
         if (
             self.is_main
@@ -101,6 +103,8 @@ class Engine:
             clip_grad_norm: bound on the global gradient norm, None for none.
         """
         self._module = step_batch_norm(self.place(model))
+        if self._config.fp8:
+            use_float8(self._module)
         self._optimizer, self._groups = optimizer, list(optimizer.param_groups)
         self._micro_batches, self._clip_grad_norm = micro_batches, clip_grad_norm
         for parameter in model.parameters():

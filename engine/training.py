@@ -6,7 +6,6 @@ averaged weights, one integer, and the list of micro-batches that are left out (
 steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
 
-import dataclasses
 import logging
 import math
 import signal
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from engine.bad_samples import BadSamples
 from engine.checkpoint import Checkpoint, CheckpointStore
 from engine.config import micro_batches_of
+from engine.device_feed import DeviceFeed
 from engine.distributed import Engine
 from engine.ema import SlicedEma
 from engine.first_state import FirstState
-from engine.micro_batch_feed import MicroBatchFeed
 from engine.optimizer import Schedule, build_optimizer
 from engine.randomness import torch_seed
 from engine.recovery import Recovery
@@ -98,7 +97,7 @@ class Training:
         )
         self.step = 0
         self._shard_of, self._per_forward = shard_of, per_forward
-        self._feed = MicroBatchFeed()
+        self._feed = DeviceFeed(engine.device, micro_batches=self.micro_batches, last_step=self.last_step)
         self._fetched: list[tuple[tuple[int, int], dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
         self._first_state: FirstState | None = None
@@ -233,18 +232,16 @@ class Training:
                 self.folder.note_stopped(self._saved_step, reason=self._stop_reason, asked=self._stop_asked)
 
     def fetch(self, batches: Iterator[dict[str, Any]], *, key: tuple[int, int]) -> dict[str, Any]:
-        """Wait for the next micro-batch of this process, ``key`` = (step, micro_batch), and move it to the device.
+        """Return the next micro-batch of this process, ``key`` = (step, micro_batch), on the device.
 
         For one that is left out another comes, whose loss has weight zero.
         """
         self._watch("fetch")
-        with self.reporter.timed("data"):
-            batch = self._feed.take(batches, key=key)
+        batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
         reading: Cost | None = batch.pop("reading", None)
-        self._reading = self._reading + reading if self._reading is not None and reading is not None else reading
+        if reading is not None:  # of one in place of another nothing was read
+            self._reading = reading if self._reading is None else self._reading + reading
         self._bad.note(batch["bad"], key=key)
-        with self.reporter.timed("transfer"):
-            batch = {name: _to_device(x, self.engine.device) for name, x in batch.items()}
         self._fetched.append((key, batch))
         return batch
 
@@ -389,11 +386,3 @@ class Training:
             logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_reason)
         per_step = (time.monotonic() - self._started) / (self.step - self._first_step)
         self._next_stop_check = self.engine.broadcast_object(self.step + max(1, int(STOP_CHECK_S / per_step)))
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if dataclasses.is_dataclass(value) and hasattr(value, "to"):
-        return value.to(device)  # pyright: ignore[reportAttributeAccessIssue]
-    return value

@@ -1,5 +1,6 @@
 """The visible layout: tokens in nested order, windows of the true grid, plans that lose and invent nothing."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -115,6 +116,16 @@ def test_layout_travels_compact_and_arrives_as_int64_views_of_one_tensor():
     assert plan.grouping == original.grouping
     storages = {moved.units.untyped_storage().data_ptr(), plan.slot.untyped_storage().data_ptr()}
     assert storages == {moved.stages[2].coords.untyped_storage().data_ptr()}
+
+
+def test_layout_in_one_piece_of_memory_is_moved_out_of_it_and_not_copied_before():
+    """A copy would not be page-locked, and the move to a GPU would hold up the host."""
+    moved = build_layout(spec_for(units=(3, 4)), random_mask((3, 4), 1)).to("cpu")
+    again = moved.to("cpu")
+    assert again.units.data_ptr() == moved.units.data_ptr()
+    parts = dataclasses.replace(moved, stages=moved.stages[::-1]).to("cpu")
+    assert parts.units.data_ptr() != moved.units.data_ptr()
+    assert torch.equal(parts.stages[0].coords, moved.stages[-1].coords)
 
 
 def test_layout_of_more_tokens_than_int16_counts_is_right():

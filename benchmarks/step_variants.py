@@ -1,0 +1,141 @@
+"""Which way of running the step on visible tokens is the fastest? ``python benchmarks/step_variants.py --device cuda``.
+
+The same network and images, one thing changed at a time: how windows are grouped and attention is computed, torch.compile,
+the step recorded as a CUDA graph, several micro-batches in one forward pass, and fp8; beside them the dense step, plain and
+compiled. Time as in ``benchmarks/step.py``, in turn; on a CPU only the ways that exist there. Compilations are not timed.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.visible import Rule
+from benchmarks import step
+from benchmarks.cuda_graphs import recorded
+from benchmarks.device_times import seconds_of
+from benchmarks.goals import finish, machine
+from engine.float8 import CAPABILITY, use_float8
+from pretrain.greenmim import GreenMIM
+from pretrain.model_inputs import model_inputs
+
+STACK = 4
+WARM_UP = 3
+Build = Callable[[step.Case, argparse.Namespace], Callable[[], Any]]
+
+
+def main() -> None:
+    """Measure the ways that exist on the device and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=[*step.CASES, *step.LARGER_CASES], default="swin_base_w7_r0.75")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--micro-batch", type=int, help="images; default: 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way, in turn")
+    parser.add_argument("--ways", nargs="+", choices=list(GPU_WAYS), help="default: all of the device")
+    options = parser.parse_args()
+    options.micro_batch = options.micro_batch or step.MICRO_BATCH[options.device]
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    case = {**step.CASES, **step.LARGER_CASES}[options.case]
+    seconds = measure(case, options=options)
+    images = {name: options.micro_batch * (STACK if "stack" in name else 1) for name in seconds}
+    figures = {
+        "machine": machine(),
+        "device": step.device_name(options.device),
+        "case": options.case,
+        "micro_batch": options.micro_batch,
+        "images_per_s": {name: images[name] / value for name, value in seconds.items()},
+    }
+    finish(figures, [], check=False)
+
+
+def measure(case: step.Case, *, options: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a step of each way."""
+    ways = CPU_WAYS if options.device == "cpu" else GPU_WAYS
+    if options.device == "cuda" and not _has_fp8():
+        ways = {name: way for name, way in ways.items() if "fp8" not in name}
+    runs = {name: way(case, options) for name, way in ways.items() if name in (options.ways or ways)}
+    device, times = torch.device(options.device), {name: list[float]() for name in runs}
+    for run in runs.values():
+        for _ in range(WARM_UP):
+            run()
+    for _ in range(options.rounds):
+        for name, run in runs.items():
+            times[name].append(seconds_of(run, device=device))
+    return {name: median(values) for name, values in times.items()}
+
+
+def visible(*, rule: Rule, compiled: bool = False, graph: bool = False, stack: int = 1, fp8: bool = False) -> Build:
+    """Return what builds a way of running the step on visible tokens."""
+
+    def build(case: step.Case, options: argparse.Namespace) -> Callable[[], Any]:
+        model, _, batches = step.build(case, options=options, rule=rule)
+        if fp8:
+            use_float8(model)
+        if compiled:
+            model.compile()
+        numbers = iter(range(10**9))
+
+        def group() -> list[dict[str, Any]]:
+            first = next(numbers) * stack
+            return [batches[(first + number) % step.MASKS] for number in range(stack)]
+
+        if not graph:
+            return lambda: _step(model, group(), options)
+        fixed = group()
+        return recorded(lambda: _step(model, fixed, options, clear=False), model)
+
+    return build
+
+
+def dense(*, compiled: bool = False) -> Build:
+    """Return what builds the dense step."""
+
+    def build(case: step.Case, options: argparse.Namespace) -> Callable[[], Any]:
+        _, model, batches = step.build(case, options=options)
+        if compiled:
+            model.compile()
+        return lambda: _step(model, batches[:1], options)
+
+    return build
+
+
+def _step(model: GreenMIM, group: list[dict[str, Any]], options: argparse.Namespace, *, clear: bool = True) -> Tensor:
+    if clear:
+        model.zero_grad(set_to_none=True)
+    with torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda", cache_enabled=clear):
+        loss = model(**model_inputs(group)).mean()
+    loss.backward()
+    return loss.detach()
+
+
+def _has_fp8() -> bool:
+    found = importlib.util.find_spec("torchao") is not None
+    return found and torch.cuda.get_device_capability() >= CAPABILITY
+
+
+CPU_WAYS: dict[str, Build] = {
+    "groups": visible(rule="optimal"),
+    "groups, compiled": visible(rule="optimal", compiled=True),
+    f"groups, stack of {STACK}": visible(rule="optimal", stack=STACK),
+    "dense": dense(),
+    "dense, compiled": dense(compiled=True),
+}
+GPU_WAYS: dict[str, Build] = {
+    **CPU_WAYS,
+    "tiles": visible(rule="tiles"),
+    "tiles, compiled": visible(rule="tiles", compiled=True),
+    "tiles, graph": visible(rule="tiles", graph=True),
+    "tiles, compiled, graph": visible(rule="tiles", compiled=True, graph=True),
+    f"tiles, stack of {STACK}": visible(rule="tiles", stack=STACK),
+    f"tiles, stack of {STACK}, compiled": visible(rule="tiles", stack=STACK, compiled=True),
+    "tiles, compiled, fp8": visible(rule="tiles", compiled=True, fp8=True),
+}
+
+
+if __name__ == "__main__":
+    main()
