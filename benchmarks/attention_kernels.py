@@ -40,6 +40,11 @@ class Case:
     tiles: GroupPlan
 
     @property
+    def plans(self) -> tuple[tuple[str, GroupPlan], ...]:
+        """The plans by the name of what they are for."""
+        return ("groups", self.plan), ("tiles", self.tiles)
+
+    @property
     def key(self) -> tuple[int, int]:
         """Channels per head and slots of a group in tiles, as `attention_choice.FASTEST` has them."""
         return HEAD_DIM, Tiles().padded(self.plan.group_size)
@@ -57,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 found[case.name] = {
                     "tokens": len(case.plan.slot),
                     "groups": [case.plan.num_groups, case.plan.group_size],
-                    "tiles": [case.tiles.num_groups, case.tiles.group_size],
+                    "scores": {"needed": needed_scores(case.plan), **{name: scores(plan) for name, plan in case.plans}},
                     "ms": times,
                     "fastest": min(times, key=lambda name: times[name]["forward_backward"]),
                 }
@@ -79,6 +84,17 @@ def cases(size: int, *, ratio: float, device: torch.device) -> Iterator[Case]:
         for plan, tiles in zip(stage.plans, tiled.plans, strict=True):
             name = f"{size}px_w{plan.window_size[0]}_r{ratio}_stage{number + 1}_shift{plan.shift[0]}"
             yield Case(name=name, num_heads=HEADS[number], plan=plan, tiles=tiles)
+
+
+def scores(plan: GroupPlan) -> int:
+    """Return how many scores the fused kernel computes of a head and image."""
+    first_key, end_key = plan.tiles[:, 2:].T
+    return int((-((first_key - end_key) // plan.tile)).sum()) * plan.tile**2
+
+
+def needed_scores(plan: GroupPlan) -> int:
+    """Return how many pairs of tokens share a window."""
+    return int(((plan.member >= 0).sum(1) ** 2).sum())
 
 
 def _spec(size: int) -> LayoutSpec:

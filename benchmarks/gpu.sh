@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that is measured on a GPU, in one command of under nine minutes and without a network: the GPU tests, the kernels, whole steps
-# and what the trainer adds. Writes gpu.json and gpu.md into $OUT (default: benchmarks/results). What is not installed is skipped and said.
+# in several ways and what the trainer adds. Writes gpu.json and gpu.md into $OUT (default: benchmarks/results). What is not installed is skipped and said.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -30,8 +30,9 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
     [ $code -eq 0 ] || { tail -n 15 "$parts/$name.out" "$parts/$name.err"; echo "exit $code" >"$parts/$name.failed"; }
 }
 
-part tests 140 pytest,beartype,jaxtyping -m pytest -q -m gpu tests/gpu
-part step 190 timm benchmarks/step.py --device cuda --rounds 10
-part kernels 150 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
-part trainer 40 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
+part tests 120 pytest,beartype,jaxtyping -m pytest -q -m gpu tests/gpu
+part step 140 timm benchmarks/step.py --device cuda --rounds 10 --seconds 100
+part variants 150 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 110
+part kernels 90 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
+part trainer 35 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
 "$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT"

@@ -44,6 +44,8 @@ def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
     yield from (f"* {name}: {words}" for name, words in said.items())
     if step:
         yield from _steps(step)
+    if isinstance(found.get("variants"), dict):
+        yield from _variants(found["variants"])
     for family in ("window_attention", "depthwise"):
         if family in found.get("kernels", {}):
             yield from _kernels(family, found["kernels"][family])
@@ -63,6 +65,17 @@ def _steps(step: dict[str, Any]) -> Iterator[str]:
     for name, case in step["cases"].items():
         memory, flops = case.get("memory_ratio", float("nan")), case.get("flops_share", float("nan"))
         yield f"| {name} | {case['images_per_s']:.0f} | {case['speedup']:.2f}x | {memory:.1%} | {flops:.1%} |"
+
+
+def _variants(found: dict[str, Any]) -> Iterator[str]:
+    images = found["images_per_s"]
+    yield ""
+    yield f"## Ways to run the step of {found['case']}, micro-batches of {found['micro_batch']} images"
+    yield ""
+    yield "| way | images/s | of the first |"
+    yield "|---|---|---|"
+    first = next(iter(images.values()))
+    yield from (f"| {name} | {value:.0f} | {value / first:.2f}x |" for name, value in images.items())
 
 
 def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:

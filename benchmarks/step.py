@@ -105,7 +105,11 @@ def main() -> None:
     if on_gpu:
         figures["peak_flops_per_s"] = peak_flops(torch.device("cuda"))
         figures["peak_bytes_per_s"] = peak_bandwidth(torch.device("cuda"))
-    figures["cases"] = {name: measure(every[name], options=options) for name in names}
+    started, cases = time.monotonic(), {}
+    for name in names:
+        if time.monotonic() - started < options.seconds:
+            cases[name] = measure(every[name], options=options)
+    figures["cases"] = cases
     if on_gpu:
         for found in figures["cases"].values():
             found["flops_share"] = found["flops_per_s_sparse"] / figures["peak_flops_per_s"]
@@ -137,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--micro-batches-per-forward", type=int, default=1, help="of the step on visible tokens")
     parser.add_argument("--rounds", type=int, default=5, help="timed pairs of steps per case, after one for warm-up")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other case after so many")
     parser.add_argument("--no-goal", action="store_true", help="only measure")
     return parser.parse_args()
 

@@ -7,6 +7,7 @@ compiled. Time as in ``benchmarks/step.py``, in turn; on a CPU only the ways tha
 
 import argparse
 import importlib.util
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--micro-batch", type=int, help="images; default: 4 on a CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way, in turn")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="build no other way after so many")
     parser.add_argument("--ways", nargs="+", choices=list(GPU_WAYS), help="default: all of the device")
     options = parser.parse_args()
     options.micro_batch = options.micro_batch or step.MICRO_BATCH[options.device]
@@ -58,11 +60,13 @@ def measure(case: step.Case, *, options: argparse.Namespace) -> dict[str, float]
     ways = CPU_WAYS if options.device == "cpu" else GPU_WAYS
     if options.device == "cuda" and not _has_fp8():
         ways = {name: way for name, way in ways.items() if "fp8" not in name}
-    runs = {name: way(case, options) for name, way in ways.items() if name in (options.ways or ways)}
+    started, runs = time.monotonic(), dict[str, Callable[[], Any]]()
+    for name, build in ways.items():
+        if name in (options.ways or ways) and time.monotonic() - started < options.seconds:
+            runs[name] = build(case, options)
+            for _ in range(WARM_UP):
+                runs[name]()
     device, times = torch.device(options.device), {name: list[float]() for name in runs}
-    for run in runs.values():
-        for _ in range(WARM_UP):
-            run()
     for _ in range(options.rounds):
         for name, run in runs.items():
             times[name].append(seconds_of(run, device=device))

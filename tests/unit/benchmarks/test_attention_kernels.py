@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.attention_kernels import cases, flex, inputs, ways
+from benchmarks.attention_kernels import cases, flex, inputs, needed_scores, scores, ways
 
 CPU = torch.device("cpu")
 
@@ -16,6 +16,8 @@ def test_there_is_a_case_per_stage_and_shift():
     ] + ["224px_w7_r0.75_stage4_shift0"]
     assert [len(case.plan.slot) for case in found[::2]] == [12 * 64, 12 * 16, 12 * 4, 12]
     assert all(not len(case.tiles.bias_index) and len(case.plan.bias_index) for case in found)
+    assert all(needed_scores(case.plan) == needed_scores(case.tiles) <= scores(case.tiles) for case in found)
+    assert scores(found[-1].tiles) == 16 * 16
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
