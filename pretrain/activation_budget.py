@@ -1,7 +1,8 @@
 """Recomputes as many blocks as a budget for activations asks for, chosen from what they are measured to cost here.
 
 Bytes and operations are a constant and a part per image, so two passes of a few images tell those of a micro-batch. They
-also differ by up to 2 % from mask to mask: the largest of several masks count, and a part of the budget is not planned with.
+also differ by some percent from mask to mask, with the groups of windows. So those masks of many are measured that have the
+largest groups in a stage, the largest numbers of all count, and a part of the budget is not planned with.
 """
 
 import contextlib
@@ -12,25 +13,26 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from backbones.block_costs import ForwardCost, joined, measure_blocks
 from backbones.build import layout_spec
 from backbones.recompute import recompute_blocks
 from backbones.recompute_choice import Choice, choose, least_budget
+from backbones.visible import build_layout, num_indices
 from engine.distributed import Engine
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM
 from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_inputs, model_inputs
+from pretrain.model_inputs import random_inputs
 
 logger = logging.getLogger(__name__)
 
 FEW = 2
 """Images of the smaller pass that is measured; BatchNorm cannot be trained on one."""
-MASKS = 4
+MASKS = 64
+"""Masks whose layouts are compared to find those that are measured."""
 MARGIN = 0.02
-"""Share of the budget left for masks that are not measured: of 48, with four measured, the largest took 0.9 % more."""
+"""Share of the budget that is left for masks with yet larger groups."""
 GIB = 2**30
 
 
@@ -60,19 +62,28 @@ def forward_cost(config: PretrainConfig, model: GreenMIM, *, precision: Precisio
     """Return the cost of one forward pass of the recipe's micro-batches, in training."""
     images = config.data.micro_batch_size
 
-    def measured(first_mask: int, size: int) -> ForwardCost:
-        inputs = random_inputs(config, model, images=size, first_mask=first_mask)
+    def measured(mask: int, size: int) -> ForwardCost:
+        inputs = random_inputs(config, model, masks=[mask] * config.mim.micro_batches_per_forward, images=size)
         with precision():
             return measure_blocks(model, lambda: model(**inputs))
 
-    def of_mask(first_mask: int) -> ForwardCost:
+    def of_mask(mask: int) -> ForwardCost:
         if images <= FEW:
-            return measured(first_mask, images)
-        each = [measured(first_mask, FEW), measured(first_mask, FEW + 1)]
+            return measured(mask, images)
+        each = [measured(mask, FEW), measured(mask, FEW + 1)]
         return joined(each, lambda values: values[0] + (images - FEW) * (values[1] - values[0]))
 
     with _as_it_was(model):
-        return joined([of_mask(number * config.mim.micro_batches_per_forward) for number in range(MASKS)], max)
+        return joined([of_mask(mask) for mask in _largest_masks(config, model)], max)
+
+
+def _largest_masks(config: PretrainConfig, model: GreenMIM) -> list[int]:
+    """Return the numbers of the masks, of the first ``MASKS``, that have the largest layout of some stage."""
+    spec, mim = layout_spec(model.encoder), config.mim
+    masks = [unit_mask(spec.units, mask_ratio=mim.mask_ratio, seed=0, step=0, micro_batch=i) for i in range(MASKS)]
+    layouts = [build_layout(spec, mask.visible, rule=mim.grouping) for mask in masks]
+    sizes = zip(*([num_indices(stage) for stage in layout.stages] for layout in layouts), strict=True)
+    return sorted({of_stage.index(max(of_stage)) for of_stage in sizes})
 
 
 @contextlib.contextmanager
@@ -101,22 +112,6 @@ def choose_blocks(config: PretrainConfig, cost: ForwardCost) -> Choice:
             "data.micro-batch-size or mim.micro-batches-per-forward smaller"
         )
     return choice
-
-
-def random_inputs(
-    config: PretrainConfig, model: GreenMIM, *, images: int | None = None, first_mask: int = 0
-) -> dict[str, Any]:
-    """Return what the model takes of the micro-batches of one forward pass, of random pixels, on its device."""
-    spec, device = layout_spec(model.encoder), next(model.parameters()).device
-    size = images or config.data.micro_batch_size
-
-    def micro_batch(number: int) -> dict[str, Any]:
-        mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=number)
-        of_mask = mask_inputs(spec, mask, mask.visible_units, rule=config.mim.grouping)
-        pixels: Tensor = torch.randint(256, (size, 3, *spec.img_size), dtype=torch.uint8, device=device)
-        return {"images": pixels, **{name: x.to(device) for name, x in of_mask.items()}}
-
-    return model_inputs([micro_batch(first_mask + i) for i in range(config.mim.micro_batches_per_forward)])
 
 
 def _words(config: PretrainConfig, cost: ForwardCost, choice: Choice) -> str:

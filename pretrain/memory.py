@@ -15,9 +15,10 @@ import torch
 from rich.table import Table
 
 from backbones.recompute import recompute_blocks
-from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost, random_inputs
+from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
+from pretrain.model_inputs import random_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> Non
     if config.mim.activation_gib is not None:
         choice = choose_blocks(config, forward_cost(config, model, precision=precision))
         recompute_blocks(model, choice.recomputed)
-    inputs = random_inputs(config, model)
+    inputs = random_inputs(config, model, masks=range(config.mim.micro_batches_per_forward), images=size)
     with precision():
         loss = model(**inputs).sum()
     loss.backward()

@@ -14,8 +14,9 @@ from backbones.recompute_choice import choose, least_budget
 from backbones.saved_bytes import saved_bytes
 from engine.checkpoint import newest_checkpoint
 from pretrain import activation_budget
-from pretrain.activation_budget import GIB, BudgetError, choose_blocks, forward_cost, random_inputs
+from pretrain.activation_budget import GIB, BudgetError, choose_blocks, forward_cost
 from pretrain.greenmim import build_model
+from pretrain.model_inputs import random_inputs
 from pretrain.trainer import train
 from tests.unit.pretrain.test_backbones import BACKBONES
 
@@ -34,7 +35,7 @@ PRECISIONS = [
 
 @pytest.fixture
 def one_mask(monkeypatch):
-    """Measure with one mask, that of ``random_inputs``."""
+    """Measure with one mask, that of ``inputs_of``."""
     monkeypatch.setattr(activation_budget, "MASKS", 1)
 
 
@@ -43,6 +44,11 @@ def recipe(micro, name, *, drop_path=0.0, images=4, **mim):
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, micro_batch_size=images, batch_size=images)
     )
+
+
+def inputs_of(config, model):
+    masks = range(config.mim.micro_batches_per_forward)
+    return random_inputs(config, model, masks=masks, images=config.data.micro_batch_size)
 
 
 def step(model, inputs, precision):
@@ -62,7 +68,7 @@ def test_no_choice_of_blocks_changes_a_bit_of_the_loss_or_a_gradient(name, preci
     with torch.no_grad():
         for parameter in model.parameters():  # a decoder of zero biases would hide mistakes
             parameter.add_(0.02 * torch.randn_like(parameter))
-    inputs = random_inputs(config, model)
+    inputs = inputs_of(config, model)
     names = [block.name for block in forward_cost(config, model, precision=precision).blocks]
     assert len(names) >= 4
     expected = step(model, inputs, precision)
@@ -76,7 +82,7 @@ def test_what_is_kept_is_what_was_predicted_and_falls_with_the_budget(name, prec
     """What the caller (a layout) or autocast (casts of weights) holds in any case counts as kept, and is not seen as saved."""
     config = recipe(micro, name, images=5, decoder_dim=64)
     model = build_model(config)
-    inputs, cost = random_inputs(config, model), forward_cost(config, model, precision=precision)
+    inputs, cost = inputs_of(config, model), forward_cost(config, model, precision=precision)
 
     def kept():
         with precision():
@@ -107,7 +113,7 @@ def test_bytes_and_operations_are_a_constant_and_a_part_per_image(name, micro, o
 def test_several_micro_batches_of_a_forward_pass_keep_to_one_budget(micro, one_mask):
     config = recipe(micro, "swin", micro_batches_per_forward=3)
     model = build_model(config)
-    inputs, cost = random_inputs(config, model), forward_cost(config, model, precision=nullcontext)
+    inputs, cost = inputs_of(config, model), forward_cost(config, model, precision=nullcontext)
     expected = step(model, inputs, nullcontext)
     recompute_blocks(model, choose(cost, budget=cost.bytes * 2 // 3).recomputed)
     assert saved_bytes(model, lambda: model(**inputs)) <= cost.bytes * 2 // 3
