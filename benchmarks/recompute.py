@@ -53,9 +53,9 @@ def main() -> None:
     )
     model = build_model(config).to(device)
     precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
-    seconds: list[ForwardCost] = []
-    measuring = seconds_of(lambda: seconds.append(forward_cost(config, model, precision=precision)), device=device)
-    (cost,) = seconds
+    costs: list[ForwardCost] = []
+    measuring = seconds_of(lambda: costs.append(forward_cost(config, model, precision=precision)), device=device)
+    (cost,) = costs
     budgets = {
         f"{share:.0%}": measure(config, model, cost, share=share, precision=precision, options=options)
         for share in options.shares

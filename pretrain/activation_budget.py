@@ -34,8 +34,6 @@ MASKS = 64
 MARGIN = 0.02
 """Share of the budget that is left for masks with yet larger groups."""
 GIB = 2**30
-
-
 Precision = Callable[[], AbstractContextManager[Any]]
 """Gives the context of a forward pass."""
 
