@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.recompute import run_block
 from backbones.submanifold import depthwise
 from backbones.token_grid import GridSpec, TokenGrid, tile_levels
 from backbones.visible import LayoutSpec, Pair, VisibleLayout
@@ -33,10 +33,7 @@ def forward_visible_convnext(
     for stage, grid in zip(model.stages, layout.stages, strict=True):
         x = grid.tokens(stage.downsample(maps), len(images))
         for block in stage.blocks:
-            if stage.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(_block, block, x, grid, use_reentrant=False)
-            else:
-                x = _block(block, x, grid)
+            x = run_block(block, x, grid, forward=_block, recompute=stage.grad_checkpointing)
         maps = grid.maps(x)
     return _as_map(_norms(model), x)
 

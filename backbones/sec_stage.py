@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from backbones.recompute import run_block
 from backbones.sec_attention import SecAttention, rotation
 from backbones.submanifold import depthwise, normed_convolution
 from backbones.token_grid import TokenGrid
@@ -59,10 +59,7 @@ class SecStage(nn.Module):
         if self.rope:
             turn = rotation(grid.coords, self.head_dim, dtype=torch.promote_types(x.dtype, torch.float32))
         for block in self.blocks:
-            if recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, grid, turn, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
-            else:
-                x = block(x, grid, turn)
+            x = run_block(block, x, grid, turn, recompute=recompute)
         return x
 
 

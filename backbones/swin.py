@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from backbones.lean_mlp import lean_mlp
 from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.recompute import run_block
 from backbones.stacking import Layout
 from backbones.visible import LayoutSpec
 from backbones.visible_tokens import embed_visible, token_map
@@ -40,6 +40,7 @@ def run_stages(
 ) -> Float[Tensor, "sb k c"]:
     """Embed the visible patches and run the stages of either version of Swin on them, with its ``merge`` and ``block``."""
     x = embed_visible(model.patch_embed, images, layout)
+    forwards = {"forward": partial(block, mlp=Mlp.__call__), "lean": partial(block, mlp=lean_mlp)}
     for stage, stage_layout in zip(model.layers, layout.stages, strict=True):
         if not isinstance(stage.downsample, nn.Identity):
             x = merge(
@@ -47,10 +48,7 @@ def run_stages(
             )  # nested order: a cell's tokens are neighbours
         for module in stage.blocks:
             plan = stage_layout.plan(module.shift_size)
-            if stage.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, module, x, plan, mlp=Mlp.__call__, use_reentrant=False)
-            else:
-                x = block(module, x, plan, mlp=lean_mlp)
+            x = run_block(module, x, plan, **forwards, recompute=stage.grad_checkpointing)
     return model.norm(x)
 
 

@@ -7,18 +7,22 @@ positional 3x3 convolution sees a masked neighbour as zero, and keeps its residu
 Legend: b batch, n visible tokens, k visible units, l units, c channels, h heads, d channels per head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from timm.layers.mlp import Mlp
 from timm.models.twins import GlobalSubSampleAttn
 from torch import Tensor
 
 from backbones.lean_mlp import lean_mlp
 from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.recompute import run_block
 from backbones.submanifold import depthwise
 from backbones.token_grid import TokenGrid, tile_levels
 from backbones.visible import Indices, LayoutSpec, Pair, Rule, VisibleLayout
@@ -62,18 +66,26 @@ def forward_visible_twins(
     """Return the final norm's features of the visible units, in raster order."""
     maps = unit_maps(images, layout)
     x = images.new_empty(0)
+    forward, lean = (partial(_block, attention=attention, mlp=mlp) for mlp in (Mlp.__call__, lean_mlp))
     for i, stage in enumerate(layout.stages):
         embed = model.patch_embeds[i]
         x = model.pos_drops[i](embed.norm(stage.tokens.tokens(embed.proj(maps), len(images))))
         for j, block in enumerate(model.blocks[i]):
-            x = _block(block, x, stage, attention=attention)
+            x = run_block(block, x, stage, forward=forward, lean=lean)
             if j == 0:
                 x = x + depthwise(model.pos_block[i].proj[0], x, stage.tokens)
         maps = stage.tokens.maps(x)
     return model.norm(x)
 
 
-def _block(block: Any, x: Float[Tensor, "b n c"], stage: TwinsStage, *, attention: Implementation) -> Tensor:
+def _block(
+    block: Any,
+    x: Float[Tensor, "b n c"],
+    stage: TwinsStage,
+    *,
+    attention: Implementation,
+    mlp: Callable[[Mlp, Tensor], Tensor],
+) -> Float[Tensor, "b n c"]:
     y = block.norm1(x)
     if _is_global(block.attn):
         y = _global_attention(block.attn, y, stage.tokens)
@@ -81,7 +93,7 @@ def _block(block: Any, x: Float[Tensor, "b n c"], stage: TwinsStage, *, attentio
         assert stage.plan is not None
         y = _window_attention(block.attn, y, stage.plan, attention)
     x = x + block.drop_path1(y)
-    return x + block.drop_path2(lean_mlp(block.mlp, block.norm2(x)))
+    return x + block.drop_path2(mlp(block.mlp, block.norm2(x)))
 
 
 def _is_global(attn: Any) -> bool:

@@ -9,6 +9,7 @@ Legend: k visible units, n tokens of a stage.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -107,6 +108,11 @@ def build_layout(
         units=compact(np.flatnonzero(visible)),
         stages=spec.build(spec, np.argwhere(visible), rule=rule),
     )
+
+
+def num_indices(value: Any) -> int:
+    """Return how many indices a layout or a stage of one holds: they grow with what is computed beside the tokens."""
+    return sum(math.prod(array.shape) for array in _arrays(value))
 
 
 def compact(indices: NDArray[Any]) -> NDArray[Any]:

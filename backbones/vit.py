@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.recompute import run_block
 from backbones.visible import Indices, LayoutSpec, Pair, Rule, VisibleLayout, compact
 from backbones.visible_tokens import embed_visible
 from backbones.window_attention import Implementation
@@ -65,10 +65,7 @@ def _with_positions(model: Any, x: Float[Tensor, "b k c"], patches: Int[Tensor, 
 
 def _encode(model: Any, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b k c"]:
     for block in model.blocks:
-        if model.grad_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
-        else:
-            x = block(x)
+        x = run_block(block, x, recompute=model.grad_checkpointing)
     return model.fc_norm(model.norm(x)[:, model.num_prefix_tokens :])  # one of the two does nothing
 
 

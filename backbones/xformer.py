@@ -28,8 +28,8 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from backbones.recompute import run_block
 from backbones.sec_network import check_choice
 from backbones.xfa import FORMULAS, Formula
 
@@ -276,13 +276,12 @@ class XfLayer(nn.Module):
         self, x: Float[Tensor, "s n d"], core: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Float[Tensor, "s n d"]:
         """Return the tokens after this layer with ``core`` between the projections."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._with_core, x, core, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return self._with_core(x, core)
+        return run_block(self, x, core, forward=_with_core, recompute=self.recompute)
 
-    def _with_core(self, x: Tensor, core: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        x = x + self.drop_path(self.proj(core(*self.qkv(self.norm1(x)).chunk(3, dim=-1))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+def _with_core(layer: Any, x: Tensor, core: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    x = x + layer.drop_path(layer.proj(core(*layer.qkv(layer.norm1(x)).chunk(3, dim=-1))))
+    return x + layer.drop_path(layer.mlp(layer.norm2(x)))
 
 
 def unfold(x: Map) -> tuple[Float[Tensor, "s n c"], Bool[Tensor, "#s n"] | None]:

@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones.build import forward_visible, layout_spec
 from backbones.clusters import clusters_of, normalised
 from backbones.layouts import to_timm
+from backbones.saved_bytes import saved_bytes
 from backbones.visible import VisibleLayout, build_layout
 from benchmarks import depthwise_kernels
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.plain_secvit import PlainSecViT
-from benchmarks.saved_bytes import saved_bytes
 from data.scenes import make_scene
 
 MODELS = ("secvit_tiny", "secvit_small")

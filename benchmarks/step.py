@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.build import layout_spec
+from backbones.saved_bytes import saved_bytes
 from backbones.visible import Rule
 from benchmarks.device_limits import peak_bandwidth, peak_flops
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
-from benchmarks.saved_bytes import saved_bytes
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig

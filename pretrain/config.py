@@ -33,6 +33,8 @@ class MimConfig:
     GPUs; greedy and largest_window are older rules, for comparison."""
     micro_batches_per_forward: int = may_change(1)
     """Micro-batches of a process that go through a Swin or Swin V2 at once, each with its mask: for GPUs that small ones do not fill."""
+    activation_gib: float | None = may_change(None)
+    """GiB that a process may keep for the backward pass, above 0: blocks are recomputed until it fits, at the least cost. None: all it takes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
@@ -52,6 +54,13 @@ class MimConfig:
             raise ValueError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
         if self.micro_batches_per_forward > 1 and self.encoder == "dense":
             raise ValueError("mim.micro-batches-per-forward needs mim.encoder visible")
+        if self.activation_gib is not None and self.activation_gib <= 0:
+            raise ValueError(f"mim.activation-gib must be positive, or None for no limit, got {self.activation_gib}")
+        if self.activation_gib is not None and self.encoder == "dense":
+            raise ValueError(
+                "mim.activation-gib needs mim.encoder visible, since timm's own forward runs the dense encoder; "
+                "leave it out, or make data.micro-batch-size smaller"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from backbones.positions import sine_cosine_position
+from backbones.recompute import run_block
 
 LAYER_NORM_EPS = 1e-6
 
@@ -57,8 +58,9 @@ class Decoder(nn.Module):
         *blocks, last = self.blocks
         images = x.flatten(0, -3)
         for block in blocks:
-            images = block(images)
-        return self.predict(self.norm(block_at(last, images.view(x.shape), predicted_units)))
+            images = run_block(block, images)
+        seen = run_block(last, images.view(x.shape), predicted_units, forward=block_at)
+        return self.predict(self.norm(seen))
 
 
 def block_at(block: Any, x: Float[Tensor, "*s b l c"], units: Int[Tensor, "*s p"]) -> Float[Tensor, "*s b p c"]:

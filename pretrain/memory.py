@@ -7,17 +7,18 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
 from rich.table import Table
 
-from backbones.build import layout_spec
-from backbones.window_attention import usable_rule
+from backbones.recompute import recompute_blocks
+from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_inputs, model_inputs
+from pretrain.model_inputs import random_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
         raise ValueError(
             f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak {peak_bytes() / 2**30:.2f} GiB; "
             "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit) or "
-            f"mim.micro-batches-per-forward (it is {config.mim.micro_batches_per_forward}), "
-            "distributed.precision bf16, or distributed.zero-stage 2 or 3"
+            f"mim.micro-batches-per-forward (it is {config.mim.micro_batches_per_forward}), mim.activation-gib, which "
+            f"recomputes blocks (it is {config.mim.activation_gib}), distributed.precision bf16, or distributed.zero-stage 2 "
+            "or 3"
         ) from error
 
 
@@ -69,7 +71,12 @@ def probe_memory(config: PretrainConfig) -> Table:
     limit, peaks, size = _free_bytes(), [], 1
     while size <= LARGEST:
         expected = 2 * peaks[-1] - (peaks[-2] if len(peaks) > 1 else 0) if len(peaks) > 1 else 0
-        peak = None if expected > HEADROOM * limit else _peak_of(config, size)
+        try:
+            peak = None if expected > HEADROOM * limit else _peak_of(config, size)
+        except BudgetError as error:
+            table.add_row(str(size), "over mim.activation-gib", "no")
+            logger.info("micro-batch %d: %s", size, error)
+            break
         fits = peak is not None
         table.add_row(
             str(size),
@@ -85,6 +92,11 @@ def probe_memory(config: PretrainConfig) -> Table:
 
 
 def _peak_of(config: PretrainConfig, size: int) -> int | None:
+    """Return the peak of a step in a process of its own, None if it does not fit.
+
+    Raises:
+        BudgetError: activations take more than ``mim.activation_gib``, whatever is recomputed.
+    """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(config, size, send))
@@ -95,7 +107,10 @@ def _peak_of(config: PretrainConfig, size: int) -> int | None:
             raise ValueError(
                 f"a step of {size} images did not end in {TIME_LIMIT_S:.0f} s; use a smaller network or image"
             )
-        return receive.recv()
+        peak = receive.recv()
+        if isinstance(peak, BudgetError):
+            raise peak
+        return peak
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGKILL:  # the system killed it for its memory
@@ -113,6 +128,8 @@ def _measure(config: PretrainConfig, size: int, send: Connection) -> None:
     try:
         step_once(config, size=size, device=device)
         send.send(peak_bytes())
+    except BudgetError as error:
+        send.send(error)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -121,17 +138,16 @@ def _measure(config: PretrainConfig, size: int, send: Connection) -> None:
 
 def step_once(config: PretrainConfig, *, size: int, device: torch.device) -> None:
     """Take one training step on random pixels, in the recipe's precision."""
+    config = replace(config, data=replace(config.data, batch_size=size, micro_batch_size=size))
     model = build_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
-    spec = layout_spec(model.encoder)
-    mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=0)
-    of_mask = mask_inputs(spec, mask, mask.visible_units, rule=usable_rule(config.mim.grouping, device))
-    images = torch.randint(256, (size, 3, *config.backbone.img_size), dtype=torch.uint8, device=device)
-    batches = [
-        {"images": images, **{name: x.to(device) for name, x in of_mask.items()}}
-    ] * config.mim.micro_batches_per_forward
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16"):
-        loss = model(**model_inputs(batches)).sum()
+    precision = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.distributed.precision == "bf16")
+    if config.mim.activation_gib is not None:
+        choice = choose_blocks(config, forward_cost(config, model, precision=precision))
+        recompute_blocks(model, choice.recomputed)
+    inputs = random_inputs(config, model, masks=range(config.mim.micro_batches_per_forward), images=size)
+    with precision():
+        loss = model(**inputs).sum()
     loss.backward()
     optimizer.step()
 

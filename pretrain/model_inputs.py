@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from backbones.build import layout_spec
 from backbones.stacking import VisibleStack
 from backbones.visible import LayoutSpec, Rule, build_layout
-from pretrain.masking import UnitMask
+from backbones.window_attention import usable_rule
+from pretrain.config import PretrainConfig
+from pretrain.greenmim import GreenMIM
+from pretrain.masking import UnitMask, unit_mask
 
 
 def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -18,6 +22,22 @@ def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {name: batches[0][name] for name in (*names, "layout")}
     tensors = {name: torch.stack([batch[name] for batch in batches]) for name in names}
     return {**tensors, "layout": VisibleStack.of([batch["layout"] for batch in batches])}
+
+
+def random_inputs(config: PretrainConfig, model: GreenMIM, *, masks: Sequence[int], images: int) -> dict[str, Any]:
+    """Return what the model takes of micro-batches of so many ``images`` of random pixels, on its device.
+
+    ``masks`` are the numbers of the micro-batches' masks.
+    """
+    spec, device = layout_spec(model.encoder), next(model.parameters()).device
+
+    def micro_batch(number: int) -> dict[str, Any]:
+        mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=0, step=0, micro_batch=number)
+        of_mask = mask_inputs(spec, mask, mask.visible_units, rule=usable_rule(config.mim.grouping, device))
+        pixels = torch.randint(256, (images, 3, *spec.img_size), dtype=torch.uint8, device=device)
+        return {"images": pixels, **{name: x.to(device) for name, x in of_mask.items()}}
+
+    return model_inputs([micro_batch(number) for number in masks])
 
 
 def mask_inputs(

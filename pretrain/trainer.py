@@ -19,6 +19,7 @@ from engine.recipe import plain
 from engine.run_folder import RunFolder
 from engine.sample_log import SampleLog
 from engine.training import Training
+from pretrain.activation_budget import keep_to_budget
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
 from pretrain.micro_batch import PretrainBuilder
@@ -44,6 +45,7 @@ def train(config: PretrainConfig) -> None:
 
 def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:
     model = build_model(config)
+    keep_to_budget(config, model, engine=engine)
     shards = open_shards(config.data.shards, cache=config.data.cache)
     order = training_order(config.data, shards, seed=config.run.seed)
     training = Training(

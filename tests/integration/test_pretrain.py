@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint import CheckpointStore
-from tests.integration.launched import ROOT, launch, start
+from tests.integration.launched import ROOT, difference, launch, start
 
 FP32_BOUND = 1e-5
 
@@ -63,6 +63,17 @@ def test_two_processes_under_deepspeed_equal_one(words, tmp_path):
         a, b = (checkpoint.read_full("weight", name) for checkpoint in checkpoints)
         assert (a - b).abs().max() <= FP32_BOUND * max(1.0, float(a.abs().max())), name
         assert torch.isfinite(a).all()
+
+
+@pytest.mark.slow
+def test_recomputing_blocks_changes_nothing_where_zero_3_holds_weights_in_pieces(words, tmp_path):
+    """Its weights are gathered once more in the backward pass; the same blocks must be recomputed on both processes."""
+    for name, budget in (("all", "None"), ("some", "0.002")):
+        options = ("--distributed.zero-stage", "3", "--mim.activation-gib", budget)
+        done = launch("pretrain", *words, *options, "--run.folder", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("blocks are recomputed" in done.stdout + done.stderr) == (name == "some")
+    assert difference(tmp_path / "all", tmp_path / "some") == 0
 
 
 def test_an_error_on_one_process_ends_all_with_its_message(words, tmp_path):

@@ -38,6 +38,36 @@ def test_compiles_in_one_graph(name):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+RECOMPUTED = """
+import numpy as np, torch
+from backbones.build import build, forward_visible, layout_spec
+from backbones.recompute import recompute_blocks
+from backbones.visible import build_layout
+from engine.backbone_config import BackboneConfig
+
+sizes = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2))
+model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", img_size=(64, 96), window=7, **sizes))
+layout = build_layout(layout_spec(model), np.eye(8, 12, dtype=bool)).to("cpu")
+images, results = torch.randn(2, 3, 64, 96), []
+for names, backend in (((), "aot_eager"), (("layers.0.blocks.0", "layers.1.blocks.0"), "aot_eager"), ((), None)):
+    recompute_blocks(model, names)
+    torch._dynamo.reset()
+    model.zero_grad()
+    forward = lambda x: forward_visible(model, x, layout)
+    run = torch.compile(forward, fullgraph=True, backend=backend) if backend else forward
+    run(images).square().sum().backward()
+    results.append([parameter.grad for parameter in model.parameters()])
+for gradients in results[:2]:
+    assert all(torch.equal(a, b) for a, b in zip(gradients, results[2]))
+"""
+
+
+@pytest.mark.slow
+def test_recomputed_blocks_compile_in_one_graph_to_the_same_gradients():
+    done = subprocess.run([sys.executable, "-c", RECOMPUTED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 MASKS = """
 import torch
 from backbones.build import build, forward_visible, layout_spec

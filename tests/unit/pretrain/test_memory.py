@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pretrain import memory
+from pretrain.activation_budget import BudgetError
 from pretrain.memory import explain_out_of_memory, is_out_of_memory, probe_memory, step_once
 
 
@@ -18,7 +19,7 @@ from pretrain.memory import explain_out_of_memory, is_out_of_memory, probe_memor
     ],
 )
 def test_running_out_names_the_micro_batch_size_the_peak_and_what_to_try(error, micro):
-    said = r"data\.micro-batch-size 4, peak \d+\.\d\d GiB; try a smaller"
+    said = r"data\.micro-batch-size 4, peak \d+\.\d\d GiB; try a smaller.*mim\.activation-gib, which recomputes blocks \(it is None\)"
     with pytest.raises(ValueError, match=said), explain_out_of_memory(micro()):
         raise error
 
@@ -53,3 +54,16 @@ def test_a_size_that_would_not_fit_is_not_tried(micro, monkeypatch):
     monkeypatch.setattr(memory, "_free_bytes", lambda: 1000)
     probe_memory(micro())
     assert tried == [1, 2, 4, 8]
+
+
+def test_a_step_keeps_to_the_budget_for_activations_or_is_refused(micro):
+    config = micro(mim={"activation_gib": 0.0005})
+    step_once(config, size=2, device=torch.device("cpu"))
+    with pytest.raises(BudgetError, match="for a forward pass of 4 images"):
+        step_once(config, size=4, device=torch.device("cpu"))
+
+
+def test_the_table_ends_where_the_budget_for_activations_is_too_small(micro, monkeypatch):
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 2**40)
+    table = probe_memory(micro(mim={"activation_gib": 1e-5}))
+    assert [list(column.cells) for column in table.columns] == [["1"], ["over mim.activation-gib"], ["no"]]
