@@ -32,7 +32,7 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
 
 part tests 120 pytest,beartype,jaxtyping -m pytest -q -m gpu tests/gpu
 part step 140 timm benchmarks/step.py --device cuda --rounds 10 --seconds 100
-part variants 150 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 110
+part variants 150 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 100
 part kernels 90 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
 part trainer 35 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
 "$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT"

@@ -68,14 +68,13 @@ def _steps(step: dict[str, Any]) -> Iterator[str]:
 
 
 def _variants(found: dict[str, Any]) -> Iterator[str]:
-    images = found["images_per_s"]
     yield ""
     yield f"## Ways to run the step of {found['case']}, micro-batches of {found['micro_batch']} images"
     yield ""
     yield "| way | images/s | of the first |"
     yield "|---|---|---|"
-    first = next(iter(images.values()))
-    yield from (f"| {name} | {value:.0f} | {value / first:.2f}x |" for name, value in images.items())
+    for name, way in found["ways"].items():
+        yield f"| {name} | {way['images_per_s']:.0f} | {way['of_the_first']:.2f}x |"
 
 
 def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
