@@ -44,7 +44,7 @@ def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
     yield from (f"* {name}: {words}" for name, words in said.items())
     if step:
         yield from _steps(step)
-    for family in ("window_attention", "depthwise"):
+    for family in ("window_attention", "depthwise", "cluster_attention"):
         if family in found.get("kernels", {}):
             yield from _kernels(family, found["kernels"][family])
     if isinstance(found.get("trainer"), dict):

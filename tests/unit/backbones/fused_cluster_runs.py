@@ -121,8 +121,8 @@ def equal_tokens_error():
     return relative_error(out, ordered_attention(*qkv.unbind(2), order, num_clusters=2))
 
 
-def model_errors(*, architecture, visible=None, **options):
-    """Return by name the relative errors of a whole model's features and of the gradient of each parameter."""
+def model_errors(*, architecture, visible=None, convolutions=False, **options):
+    """Return by name the relative errors of a whole model's features and of the gradient of each parameter, by kernels of attention and perhaps of convolutions."""
     model = small(architecture, img_size=(64, 96), **options).float()
     x = random_images(64, 96).float()
     forward = lambda: model.forward_features(x)  # noqa: E731
@@ -131,7 +131,10 @@ def model_errors(*, architecture, visible=None, **options):
         forward = lambda: forward_visible(model, x, layout)  # noqa: E731
     found = []
     for kernels in (True, False):
-        with patch("backbones.sec_attention.takes_kernels", lambda qkv, kernels=kernels: kernels):
+        with (
+            patch("backbones.sec_attention.takes_kernels", return_value=kernels),
+            patch("backbones.submanifold.takes_kernels", return_value=kernels and convolutions),
+        ):
             features = forward()
         weight = torch.linspace(-1, 1, features.numel()).view(features.shape)
         gradients = torch.autograd.grad((features * weight).sum(), list(model.parameters()))

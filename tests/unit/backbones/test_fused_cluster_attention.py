@@ -71,9 +71,10 @@ def test_equal_tokens_keep_their_order(interpreted):
     [
         ("secvit_tiny", {}),
         ("secvit_tiny", {"visible": [[1, 0, 1], [0, 0, 1]], "global_token": "q"}),
+        ("secvit_tiny", {"visible": [[0, 1, 0], [0, 0, 0]], "convolutions": True}),
         ("sec_swin_tiny", {"visible": [[1, 0, 1], [0, 0, 1]]}),
     ],
-    ids=["dense", "visible", "visible_without_positions"],
+    ids=["dense", "visible", "visible_with_fused_convolutions", "visible_without_positions"],
 )
 def test_features_and_gradients_of_networks_are_the_same(interpreted, architecture, options):
     errors = interpreted(
