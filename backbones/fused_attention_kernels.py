@@ -25,6 +25,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from backbones.kernel_rows import read_rows, score_gradient, write_rows
+
 constexpr = tl.constexpr
 VARYING: Any = ["num_slots", "num_tiles", "key_tiles", "images_per_mask", "share_size"]
 """Numbers that may change from mask to mask: compiling for those that 16 divides, too, would compile in the middle of training."""
@@ -74,37 +76,6 @@ def _bias(table, head, num_heads, windows_q, numbers_q, windows_k, numbers_k, mi
     return tl.where(together, bias.to(tl.float32), float("-inf"))
 
 
-@triton.jit
-def _read(rows, tokens, windows, stride, DIM: constexpr, BLOCK_D: constexpr):
-    """Return the tokens' rows [BLOCK, BLOCK_D]; what is no token and no channel is zero."""
-    channel = tl.arange(0, BLOCK_D)
-    mask = (windows >= 0)[:, None] & (channel < DIM)[None, :]
-    return tl.load(rows + tokens[:, None] * stride + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _write(rows, values, tokens, windows, stride, DIM: constexpr, BLOCK_D: constexpr):
-    """Store ``values`` [BLOCK, BLOCK_D] as the tokens' rows."""
-    channel = tl.arange(0, BLOCK_D)
-    mask = (windows >= 0)[:, None] & (channel < DIM)[None, :]
-    values = values.to(rows.dtype.element_ty)
-    tl.store(rows + tokens[:, None] * stride + channel[None, :], values, mask=mask)
-
-
-@triton.jit
-def _score_gradient(q, k, v, out, grad, lse, bias, scale, PRECISION: constexpr):
-    """Return the weights and the gradient of the scores (bias added), both [BLOCK, BLOCK] in fp32.
-
-    Softmax: d score = weight * (d weight - sum of weight * d weight), and that sum is the product of a row of ``out`` with
-    its gradient.
-    """
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias
-    weights = tl.exp(scores - lse[:, None])
-    dweights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-    delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), axis=1)
-    return weights, weights * (dweights - tl.expand_dims(delta, 1))
-
-
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
 def forward(
     qkv, table, out, lse, token, window, number, tiles,
@@ -117,14 +88,14 @@ def forward(
     first, end, first_key, end_key = _tile(tiles, mask, tile, num_tiles)
     tokens_q, windows_q, numbers_q = _slots(token, window, number, mask, num_slots, first, end, BLOCK)
     rows = qkv + image * stride_b + head * stride_h
-    q = _read(rows, tokens_q, windows_q, stride_n, DIM, BLOCK_D)
+    q = read_rows(rows, tokens_q, windows_q, stride_n, DIM, BLOCK_D)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for key in range(first_key, end_key, BLOCK):
         tokens_k, windows_k, numbers_k = _slots(token, window, number, mask, num_slots, key, end_key, BLOCK)
-        k = _read(rows + stride_part, tokens_k, windows_k, stride_n, DIM, BLOCK_D)
-        v = _read(rows + 2 * stride_part, tokens_k, windows_k, stride_n, DIM, BLOCK_D)
+        k = read_rows(rows + stride_part, tokens_k, windows_k, stride_n, DIM, BLOCK_D)
+        v = read_rows(rows + 2 * stride_part, tokens_k, windows_k, stride_n, DIM, BLOCK_D)
         bias = _bias(table, head, num_heads, windows_q, numbers_q, windows_k, numbers_k, middle)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias
         new_highest = tl.maximum(highest, tl.max(scores, axis=1))
@@ -137,7 +108,7 @@ def forward(
     seen = windows_q >= 0
     total = tl.where(seen, total, 1.0)
     out += (image * num_tokens * num_heads + head) * DIM
-    _write(out, mixed / total[:, None], tokens_q, windows_q, num_heads * DIM, DIM, BLOCK_D)
+    write_rows(out, mixed / total[:, None], tokens_q, windows_q, num_heads * DIM, DIM, BLOCK_D)
     tl.store(lse + (image * num_heads + head) * num_tokens + tokens_q, highest + tl.log(total), mask=seen)
 
 
@@ -148,10 +119,10 @@ def _read_query(
     DIM: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
     """Return what the backward needs of query slots; a weight of what is no token is exp(-inf) = 0."""
-    q = _read(qkv + image * stride_b + head * stride_h, tokens, windows, stride_n, DIM, BLOCK_D)
+    q = read_rows(qkv + image * stride_b + head * stride_h, tokens, windows, stride_n, DIM, BLOCK_D)
     first = (image * num_tokens * num_heads + head) * DIM
-    o = _read(out + first, tokens, windows, num_heads * DIM, DIM, BLOCK_D)
-    do = _read(grad + first, tokens, windows, num_heads * DIM, DIM, BLOCK_D)
+    o = read_rows(out + first, tokens, windows, num_heads * DIM, DIM, BLOCK_D)
+    do = read_rows(grad + first, tokens, windows, num_heads * DIM, DIM, BLOCK_D)
     l = tl.load(lse + (image * num_heads + head) * num_tokens + tokens, mask=windows >= 0, other=float("inf"))
     return q, o, do, l
 
@@ -162,8 +133,8 @@ def _read_key(
     DIM: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
     rows = qkv + image * stride_b + head * stride_h
-    k = _read(rows + stride_part, tokens, windows, stride_n, DIM, BLOCK_D)
-    v = _read(rows + 2 * stride_part, tokens, windows, stride_n, DIM, BLOCK_D)
+    k = read_rows(rows + stride_part, tokens, windows, stride_n, DIM, BLOCK_D)
+    v = read_rows(rows + 2 * stride_part, tokens, windows, stride_n, DIM, BLOCK_D)
     return k, v
 
 
@@ -200,7 +171,7 @@ def backward_of_lone_tiles(
             stride_b, stride_n, stride_h, num_tokens, num_heads, DIM, BLOCK_D,
         )  # fmt: skip
         k, v = _read_key(qkv, tokens, windows, image, head, stride_b, stride_n, stride_part, stride_h, DIM, BLOCK_D)
-        weights, dscores = _score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
+        weights, dscores = score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
         summed += dscores
         dscores = dscores.to(q.dtype)
         dq = tl.dot(dscores, k, input_precision=PRECISION) * scale
@@ -208,9 +179,9 @@ def backward_of_lone_tiles(
         dv = tl.dot(tl.trans(weights.to(do.dtype)), do, input_precision=PRECISION)
         rows = dqkv + (image * num_tokens * 3 * num_heads + head) * DIM
         part = num_heads * DIM
-        _write(rows, dq, tokens, windows, 3 * part, DIM, BLOCK_D)
-        _write(rows + part, dk, tokens, windows, 3 * part, DIM, BLOCK_D)
-        _write(rows + 2 * part, dv, tokens, windows, 3 * part, DIM, BLOCK_D)
+        write_rows(rows, dq, tokens, windows, 3 * part, DIM, BLOCK_D)
+        write_rows(rows + part, dk, tokens, windows, 3 * part, DIM, BLOCK_D)
+        write_rows(rows + 2 * part, dv, tokens, windows, 3 * part, DIM, BLOCK_D)
     if WITH_TABLE:
         _write_pairs(pairs, summed, head, num_heads, num_slots, BLOCK, first, end, 0, BLOCK)
 
@@ -235,10 +206,10 @@ def backward_of_queries(
         tokens_k, windows_k, numbers_k = _slots(token, window, number, mask, num_slots, key, end_key, BLOCK)
         k, v = _read_key(qkv, tokens_k, windows_k, image, head, stride_b, stride_n, stride_part, stride_h, DIM, BLOCK_D)
         bias = _bias(table, head, num_heads, windows_q, numbers_q, windows_k, numbers_k, middle)
-        _, dscores = _score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
+        _, dscores = score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
         dq += tl.dot(dscores.to(k.dtype), k, input_precision=PRECISION)
     rows = dqkv + (image * num_tokens * 3 * num_heads + head) * DIM
-    _write(rows, dq * scale, tokens_q, windows_q, 3 * num_heads * DIM, DIM, BLOCK_D)
+    write_rows(rows, dq * scale, tokens_q, windows_q, 3 * num_heads * DIM, DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
@@ -262,13 +233,13 @@ def backward_of_keys(
             stride_b, stride_n, stride_h, num_tokens, num_heads, DIM, BLOCK_D,
         )  # fmt: skip
         bias = _bias(table, head, num_heads, windows_q, numbers_q, windows_k, numbers_k, middle)
-        weights, dscores = _score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
+        weights, dscores = score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
         dk += tl.dot(tl.trans(dscores.to(q.dtype)), q, input_precision=PRECISION)
         dv += tl.dot(tl.trans(weights.to(do.dtype)), do, input_precision=PRECISION)
     part = num_heads * DIM
     rows = dqkv + (image * num_tokens * 3 * num_heads + head) * DIM
-    _write(rows + part, dk * scale, tokens_k, windows_k, 3 * part, DIM, BLOCK_D)
-    _write(rows + 2 * part, dv, tokens_k, windows_k, 3 * part, DIM, BLOCK_D)
+    write_rows(rows + part, dk * scale, tokens_k, windows_k, 3 * part, DIM, BLOCK_D)
+    write_rows(rows + 2 * part, dv, tokens_k, windows_k, 3 * part, DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=INDICES)
@@ -297,7 +268,7 @@ def backward_of_pairs(
             stride_b, stride_n, stride_h, num_tokens, num_heads, DIM, BLOCK_D,
         )  # fmt: skip
         k, v = _read_key(qkv, tokens_k, windows_k, image, head, stride_b, stride_n, stride_part, stride_h, DIM, BLOCK_D)
-        _, dscores = _score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
+        _, dscores = score_gradient(q, k, v, o, do, l, bias, scale, PRECISION)
         summed += dscores
     _write_pairs(pairs, summed, head, num_heads, num_slots, key_tiles * BLOCK, first, end, column, BLOCK)
 

@@ -43,7 +43,7 @@ class _FusedDepthwise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid, residual: bool, dtype: torch.dtype
     ) -> Tensor:
-        x = x.contiguous()
+        x = _even_rows(x)
         ctx.save_for_backward(x, weight)
         ctx.grid, ctx.residual = grid, residual
         return _convolved(x, weight, bias, grid, residual=residual, flipped=False, dtype=dtype)
@@ -72,13 +72,13 @@ def _convolved(
     dtype: torch.dtype,
 ) -> Tensor:
     batch, tokens, channels = x.shape
-    out = torch.empty_like(x, dtype=dtype)
+    out = x.new_empty(x.shape, dtype=dtype)
     taps = weight.flatten(1).T.contiguous()  # s s c: so that neighbouring channels are read at once
     rows, block = batch * tokens, min(_BLOCK_CHANNELS, triton.next_power_of_2(channels))
     launch: Any = _convolve[(triton.cdiv(rows, _BLOCK_ROWS), triton.cdiv(channels, block))]
     with _device(x):
         launch(
-            *(x, taps, taps if bias is None else bias, out, rows, channels, *_geometry(x, grid)),
+            *(x, x.stride(1), taps, taps if bias is None else bias, out, rows, channels, *_geometry(x, grid)),
             side=weight.shape[-1],
             has_bias=bias is not None,
             add_x=residual,
@@ -103,7 +103,7 @@ def _summed_gradients(x: Tensor, grad: Tensor, weight: Tensor, grid: TokenGrid) 
     launch: Any = _sum_gradients[(parts, triton.cdiv(channels, block))]
     with _device(x):
         launch(
-            *(x, grad, sums, rows, channels, *_geometry(x, grid), part_rows),
+            *(x, x.stride(1), grad, sums, rows, channels, *_geometry(x, grid), part_rows),
             side=side,
             whole=grid.windows is None,
             num_taps=taps,
@@ -113,6 +113,12 @@ def _summed_gradients(x: Tensor, grad: Tensor, weight: Tensor, grid: TokenGrid) 
         )
     total = sums.sum(0).to(weight.dtype)  # t c
     return total[: side * side].T.reshape(weight.shape), total[side * side]
+
+
+def _even_rows(x: Tensor) -> Tensor:
+    """Return ``x`` [b n c], or a copy unless channels lie together and all rows equally far apart, as in a part of wider rows."""
+    even = x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
+    return x if even else x.contiguous()
 
 
 def _geometry(x: Tensor, grid: TokenGrid) -> tuple[Any, ...]:
@@ -146,7 +152,8 @@ def _neighbour(windows, token, wanted, down, right, tokens, height, width, reach
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_INDICES)
 def _convolve(
-    x,  # r c
+    x,  # r c, rows ``stride`` apart
+    stride,
     taps,  # s s c
     bias,  # c
     out,  # r c
@@ -179,7 +186,7 @@ def _convolve(
         for kernel_col in tl.static_range(side):  # pyright: ignore[reportGeneralTypeIssues]
             down, right = kernel_row - side // 2, kernel_col - side // 2
             other, there = _neighbour(windows, token, is_row, down, right, tokens, height, width, reach, whole)
-            at = (image + other)[:, None] * channels + channel[None]
+            at = (image + other)[:, None] * stride + channel[None]
             read = tl.load(x + at, mask=there[:, None] & is_channel[None], other=0).to(tl.float32)
             tap = kernel_row * side + kernel_col
             weight = taps + (side * side - 1 - tap if flip else tap) * channels
@@ -192,7 +199,8 @@ def _convolve(
 
 @triton.jit(do_not_specialize=(*_SIZES, "part_rows"), do_not_specialize_on_alignment=_INDICES)
 def _sum_gradients(
-    x,  # r c
+    x,  # r c, rows ``stride`` apart
+    stride,
     grad,  # r c
     sums,  # g t c
     rows,
@@ -224,7 +232,7 @@ def _sum_gradients(
         image = (row - token).to(tl.int64)
         wanted = is_row[:, None] & (tap < side * side)[None]
         other, there = _neighbour(windows, token[:, None], wanted, down, right, tokens, height, width, reach, whole)
-        at = (image[:, None] + other)[:, :, None] * channels + channel[None, None]
+        at = (image[:, None] + other)[:, :, None] * stride + channel[None, None]
         read = tl.load(x + at, mask=there[:, :, None] & is_channel[None, None], other=0).to(tl.float32)
         at = row.to(tl.int64)[:, None] * channels + channel[None]
         out = tl.load(grad + at, mask=is_row[:, None] & is_channel[None], other=0).to(tl.float32)

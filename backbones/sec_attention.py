@@ -1,8 +1,9 @@
 """Semantic equitable clustering (arXiv 2405.13337): attention inside groups of tokens that are alike, all of one size.
 
 Tokens are sorted by the cosine between their key and a global token, and cut into intervals of equal length. No place in
-the image is involved, so visible tokens need no windows, no grouping and no padding. Beside it the two ways with windows
-that the paper compares with, in a plain form: every score is computed, those between windows are masked.
+the image is involved, so visible tokens need no windows, no grouping and no padding. On a GPU with Triton kernels do this
+where the tokens lie (``backbones.fused_cluster_attention``). Beside it the two ways with windows that the paper compares
+with, in a plain form: every score is computed, those between windows are masked.
 
 Legend: b batch, n tokens, c channels, h heads, d channels per head, f = d/2 angles, g clusters, s slots per cluster,
 w window shapes, m p rows.
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from backbones.kernel_choice import takes_kernels
 from backbones.submanifold import depthwise
 from backbones.token_grid import TokenGrid
 
@@ -65,22 +67,29 @@ class SecAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid, turn: Tensor | None = None) -> Float[Tensor, "b n c"]:
         """Return the attended tokens of a grid; ``turn`` is :func:`rotation` of its coordinates."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.unbind(2) if turn is None else turned(qkv, turn)
-        v = v.contiguous()  # once, for both of its readers
-        out = self._attend(q, k, v, grid).flatten(2)
+        out, v = self._attend(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), turn, grid)
+        out = out.flatten(2)
         if self.lepe is not None:
             out = out + depthwise(self.lepe, v.flatten(2), grid)
         return self.out_proj(out)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Float[Tensor, "b n h d"]:
-        if self.partition is not None:
-            groups = window_groups(grid.coords, partition=self.partition, side=self.window)
-            return partition_attention(q.to(v.dtype), k.to(v.dtype), v, groups=groups)
+    def _attend(
+        self, qkv: Float[Tensor, "b n 3 h d"], turn: Tensor | None, grid: TokenGrid
+    ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
+        """Return the attended values and, for their other reader, the values."""
         num_clusters = self.num_clusters
         if self.scale_clusters:
             num_clusters = num_clusters_for(grid.num_units, at_224=num_clusters)
-        return cluster_attention(q, k, v, num_clusters=num_clusters, global_token=self.global_token)
+        if self.partition is None and min(num_clusters, qkv.shape[1]) > 1 and takes_kernels(qkv):
+            from backbones.fused_cluster_attention import fused_cluster_attention  # noqa: PLC0415 # imports Triton, which not every system has
+
+            return fused_cluster_attention(qkv, turn, num_clusters=num_clusters, mean_of_keys=self.global_token == "k")
+        q, k, v = qkv.unbind(2) if turn is None else turned(qkv, turn)
+        v = v.contiguous()  # once, for both of its readers
+        if self.partition is not None:
+            groups = window_groups(grid.coords, partition=self.partition, side=self.window)
+            return partition_attention(q.to(v.dtype), k.to(v.dtype), v, groups=groups), v
+        return cluster_attention(q, k, v, num_clusters=num_clusters, global_token=self.global_token), v
 
 
 def cluster_attention(
@@ -95,14 +104,26 @@ def cluster_attention(
 
     Clusters follow from ``q`` and ``k`` as they come; attention is computed in the type of ``v``. Where ``num_clusters`` does not divide n, cluster sizes differ by one and the free slots are masked.
     """
-    batch, num_tokens, heads, _ = q.shape
-    num_clusters = min(num_clusters, num_tokens)
+    num_clusters = min(num_clusters, q.shape[1])
     if num_clusters <= 1:
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     likeness = similarity(q, k, global_token=global_token)
     # ONNX has one sort, which is stable
     order = likeness.argsort(dim=-1) if torch.onnx.is_in_onnx_export() else likeness.argsort(dim=-1, stable=True)
+    return ordered_attention(q, k, v, order, num_clusters=num_clusters)
+
+
+def ordered_attention(
+    q: Float[Tensor, "b n h d"],
+    k: Float[Tensor, "b n h d"],
+    v: Float[Tensor, "b n h d"],
+    order: Int[Tensor, "b h n"],
+    *,
+    num_clusters: int,
+) -> Float[Tensor, "b n h d"]:
+    """Return attention inside clusters that are intervals of ``order``, the token of each rank; as :func:`cluster_attention`."""
+    batch, num_tokens, heads, _ = q.shape
     slots = cluster_slots(num_tokens, num_clusters, device=q.device)
     image, head = (torch.arange(size, device=q.device) for size in (batch, heads))
     sort = ((image[:, None, None] * num_tokens + order) * heads + head[:, None]).flatten(0, 1)  # bh n: rows of b n h

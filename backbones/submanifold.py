@@ -9,8 +9,6 @@ On a GPU with Triton all this is one kernel each, without halos (``backbones.fus
 Legend: b batch, n tokens, o tokens of the grid below, c d channels, s side of the kernel.
 """
 
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,14 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backbones.kernel_choice import takes_kernels
 from backbones.token_grid import TokenGrid
 
 _PIECE = 3
 """Columns of the kernels whose weight gradient is fast on a CPU, whatever their rows."""
 _FUSED_SIDES = (3, 5, 7)
 """Sides of the kernels that Triton has been compiled for."""
-_FUSED_SINCE = (8, 0)
-"""Compute capability from which on GPUs have every type that training takes."""
 
 
 def depthwise(
@@ -96,15 +93,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _is_fused(conv: nn.Conv2d, x: Tensor, dtype: torch.dtype) -> bool:
-    if not x.is_cuda or torch.compiler.is_compiling():  # compilers fuse what they can read
-        return False
-    fits = max(dtype.itemsize, x.dtype.itemsize) <= torch.float32.itemsize and conv.kernel_size[0] in _FUSED_SIDES
-    return fits and _has_triton(x.device)
-
-
-@lru_cache
-def _has_triton(device: torch.device) -> bool:
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _FUSED_SINCE
+    return takes_kernels(x, dtype) and conv.kernel_size[0] in _FUSED_SIDES
 
 
 class _Depthwise(torch.autograd.Function):

@@ -46,7 +46,7 @@ def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
         yield from _steps(step)
     if isinstance(found.get("variants"), dict):
         yield from _variants(found["variants"])
-    for family in ("window_attention", "depthwise"):
+    for family in ("window_attention", "depthwise", "cluster_attention"):
         if family in found.get("kernels", {}):
             yield from _kernels(family, found["kernels"][family])
     if isinstance(found.get("trainer"), dict):

@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention_kernels, depthwise_kernels
+from benchmarks import attention_kernels, cluster_kernels, depthwise_kernels
 from benchmarks.goals import Goal, finish, machine
 
 FAMILIES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "window_attention": attention_kernels.measure,
     "depthwise": depthwise_kernels.measure,
+    "cluster_attention": cluster_kernels.measure,
 }
 """What is measured, by the name of the family."""
 
 EQUALITIES: dict[str, Callable[[], float]] = {
     "window_attention": attention_kernels.interpreted_error,
     "depthwise": depthwise_kernels.interpreted_error,
+    "cluster_attention": cluster_kernels.interpreted_error,
 }
 """Relative error of a family's kernels in Triton's interpreter."""
 

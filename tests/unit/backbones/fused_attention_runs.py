@@ -1,5 +1,6 @@
 """What the tests of the fused attention run in a process of their own, where Triton interprets its kernels."""
 
+from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
@@ -52,7 +53,14 @@ def errors(
 
 
 def half_errors(**case):
-    """Return `errors` in bf16, whose products the interpreter would make of the bits, as if they were integers."""
+    """Return `errors` in bf16."""
+    with products_of_bf16():
+        return errors(dtype=torch.bfloat16, **case)
+
+
+@contextmanager
+def products_of_bf16():
+    """Let the interpreter multiply bf16, of which it would take the bits as if they were integers."""
     import triton.runtime.interpreter as triton_interpreter
 
     plain = triton_interpreter.InterpreterBuilder.create_dot
@@ -61,11 +69,8 @@ def half_errors(**case):
         values = [triton_interpreter.TensorHandle(_from_bf16(x.data), triton_interpreter.tl.float32) for x in (a, b)]
         return plain(self, *values, d, *rest)
 
-    triton_interpreter.InterpreterBuilder.create_dot = create_dot
-    try:
-        return errors(dtype=torch.bfloat16, **case)
-    finally:
-        triton_interpreter.InterpreterBuilder.create_dot = plain
+    with patch.object(triton_interpreter.InterpreterBuilder, "create_dot", create_dot):
+        yield
 
 
 def _from_bf16(bits):

@@ -35,18 +35,20 @@ CASES = {
     "all units 5": {"grid": "all units", "side": 5, "channels": 24, "bias": False},
     "a whole map 3": {"runs": 2, "grid": "a whole map", "side": 3, "channels": 8},
     "a whole map 5": {"grid": "a whole map", "side": 5, "channels": 24, "residual": False},
+    "a part of wider rows 3": {"grid": "some units", "side": 3, "channels": 24, "wider": 3},
+    "a part of wider rows 5": {"grid": "a whole map", "side": 5, "channels": 8, "residual": False, "wider": 3},
     "bf16": {"grid": "some units", "side": 3, "channels": 24, "dtype": torch.bfloat16},
     "fp16": {"grid": "some units", "side": 5, "channels": 8, "dtype": torch.float16, "residual": False},
 }
 PARTS = ("output", "gradient of x", "gradient of the weight", "gradient of the bias")
 
 
-def distances(*, grid, side, channels, residual=True, bias=True, dtype=torch.float32, runs=1):
+def distances(*, grid, side, channels, residual=True, bias=True, dtype=torch.float32, runs=1, wider=1):
     """Return the largest relative difference of each part from the plain convolution in float64, and whether all runs agree in every bit."""
     torch.manual_seed(0)
     grid = GRIDS[grid]()
     conv = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels, bias=bias)
-    x, weight = torch.randn(2, 2, len(grid.coords), channels).to(dtype)
+    x, weight = torch.randn(2, 2, len(grid.coords), wider * channels).to(dtype)[..., -channels:]
     once, *again = (
         _parts(lambda x: fused_depthwise(conv, x, grid, residual=residual, dtype=dtype), conv, x, weight)
         for _ in range(runs)
@@ -62,7 +64,7 @@ def distances(*, grid, side, channels, residual=True, bias=True, dtype=torch.flo
 
 
 def _parts(run, conv, x, weight):
-    x = x.clone().requires_grad_()
+    x = x.detach().requires_grad_()
     out = run(x)
     return [out.detach(), *torch.autograd.grad(out, [x, *conv.parameters()], weight)]
 

@@ -38,11 +38,11 @@ def main():
         kernels = targets.setdefault(capability, {})
         shape = {"side": side, "whole": not on}
         options = {"has_bias": on, "add_x": on, "flip": on, "block_rows": 32, "block_channels": 64}
-        types = {"x": dtype, "taps": "*fp32", "bias": "*fp32", "out": dtype, **NUMBERS}
+        types = {"x": dtype, "stride": "i32", "taps": "*fp32", "bias": "*fp32", "out": dtype, **NUMBERS}
         kernels[f"convolve {side}"] = compiled(_convolve, capability, types, **shape, **options)
         num_taps = triton.next_power_of_2(side * side + 1)
         parts = {"num_taps": num_taps, "block_rows": 128 // num_taps, "block_channels": 32}
-        types = {"x": dtype, "grad": dtype, "sums": "*fp32", **NUMBERS, "part_rows": "i32"}
+        types = {"x": dtype, "stride": "i32", "grad": dtype, "sums": "*fp32", **NUMBERS, "part_rows": "i32"}
         kernels[f"gradients {side}"] = compiled(_sum_gradients, capability, types, **shape, **parts)
     sys.stdout.write(json.dumps(targets) + "\n")
 

@@ -1,0 +1,26 @@
+"""Whether our own Triton kernels compute something, or PyTorch's operations: one decision for all kernels chosen without asking."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+_SINCE = (8, 0)
+"""Compute capability from which on GPUs have every type that training takes."""
+
+
+def takes_kernels(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Return whether ``x``, and what is computed from it in the types ``dtypes``, is for our kernels.
+
+    It is on a GPU with Triton, in types of 32 bits at most, where no compiler or exporter reads the operations: compilers
+    fuse what they can read.
+    """
+    if not x.is_cuda or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return False
+    return max(dtype.itemsize for dtype in (x.dtype, *dtypes)) <= torch.float32.itemsize and _has_triton(x.device)
+
+
+@lru_cache
+def _has_triton(device: torch.device) -> bool:
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _SINCE
