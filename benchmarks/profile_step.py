@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import step
+from engine.cpu import keep_freed_memory
 
 ROWS = 20
 STEPS = 3
@@ -30,6 +31,7 @@ def main() -> None:
     options.micro_batch = options.micro_batch or step.MICRO_BATCH[options.device]
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     sparse, dense, batches = step.build(every[options.case], options=options)
     runs = step.sides(sparse, dense, batches=batches, first=0, options=options)
     times = {name: own_times(runs[name], options.device) for name in ("sparse", "dense")}

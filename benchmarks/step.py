@@ -1,7 +1,7 @@
 """How much faster and leaner is a step on visible tokens than the dense one? ``python benchmarks/step.py``.
 
 Both steps are whole ones: encoder, decoder, loss, backward, of the same network on the same images, taken in turn in one
-process. On a CPU: one thread, process CPU time, subnormals flushed on both sides. On a GPU (``--device cuda``): bf16
+process. On a CPU: one thread, process CPU time, subnormals flushed and freed memory kept, as in training, on both sides. On a GPU (``--device cuda``): bf16
 autocast, CUDA events, peak memory beside weights, and the share of the measured peak FLOP/s that is reached on the products of matrices that
 torch counts (those inside our own kernels are not among them). The dense side runs timm's own forward.
 Activation bytes are what autograd saves for backward, each storage once, parameters left out.
@@ -30,6 +30,7 @@ from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
+from engine.cpu import keep_freed_memory
 from pretrain.config import MimConfig, PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
 from pretrain.masking import unit_mask
@@ -92,6 +93,7 @@ def main() -> None:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     on_gpu = options.device == "cuda"
     every = {**CASES, **LARGER_CASES}
     names = options.cases or (every if on_gpu else CASES)

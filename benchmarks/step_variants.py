@@ -21,6 +21,7 @@ from benchmarks import step
 from benchmarks.cuda_graphs import recorded
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import finish, machine
+from engine.cpu import keep_freed_memory
 from engine.float8 import CAPABILITY, use_float8
 from pretrain.greenmim import GreenMIM
 from pretrain.model_inputs import model_inputs
@@ -45,6 +46,7 @@ def main() -> None:
     options.micro_batch = options.micro_batch or step.MICRO_BATCH[options.device]
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     case = {**step.CASES, **step.LARGER_CASES}[options.case]
     figures: dict[str, Any] = {
         "machine": machine(),

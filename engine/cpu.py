@@ -1,11 +1,16 @@
-"""What is worth knowing of the CPU that a run without GPUs computes on."""
+"""What is worth knowing, and setting, of the CPU that a run without GPUs computes on."""
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's numbers for what ``mallopt`` sets."""
+_LARGEST_KEPT = 32 * 2**20
+"""The most bytes that glibc lets the second be."""
 
 
 def capabilities() -> Mapping[str, Any]:
@@ -27,3 +32,15 @@ def precision_advice(precision: str, found: Mapping[str, Any]) -> str | None:
             "times the steps of a Swin-B)"
         )
     return None
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what tensors free, up to 32 MiB each, for the next ones; return whether it is one that can (glibc).
+
+    By default it gives memory back to the system and asks for it again in every step, and the system clears each page: 3 % of
+    the time of Swin-B's step on visible tokens. The peak stays the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

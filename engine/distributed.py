@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from engine.batch_norm import commit_step_statistics, step_batch_norm
 from engine.config import DistributedConfig
-from engine.cpu import capabilities, precision_advice
+from engine.cpu import capabilities, keep_freed_memory, precision_advice
 from engine.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
 from engine.float8 import check_float8, use_float8
 from engine.ownership import Layout, OwnedRun, Replicated, clip_gradients
@@ -372,6 +372,7 @@ def _set_determinism(device: torch.device, *, deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # subnormal numbers slow a CPU down by half where they are many
+        keep_freed_memory()
     if device.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
