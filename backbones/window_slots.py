@@ -4,7 +4,7 @@ A tile is a run of slots that the kernel computes at once, against those keys th
 groups a group is cut into tiles, and each meets its whole group. The rule "tiles" is made for the kernel: slots and tiles
 are as many for every mask with as many visible units, so nothing is compiled or recorded again from mask to mask.
 
-* Where every window fits into a tile, windows are packed into as few tiles as can be, and each meets itself only.
+* Where every window fits into a tile, windows are packed into few tiles (the fewest, nearly always), and each meets itself only.
 * Larger windows lie one after the other, and each tile meets the windows that reach into it.
 
 Legend: n tokens, W windows with tokens, S slots, T tiles.
@@ -18,6 +18,9 @@ from jaxtyping import Int
 
 from backbones.cost_models import LARGEST_TILE, Measured, Tiles
 from backbones.grouping import Grouping, group_windows
+
+_NODES = 10
+"""Search nodes for a packing into fewer tiles: one tile more or less costs a GPU next to nothing, but a worker's time counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ def slots_in_tiles(
     if largest > LARGEST_TILE:
         return _in_a_row(window, np.array(counts), largest=largest)
     tile = Tiles().padded(largest)
-    grouping = group_windows(counts, cost=Measured({tile: 1.0}))
+    grouping = group_windows(counts, cost=Measured({tile: 1.0}), max_nodes=_NODES)
     num_tiles = most_tiles(tile=tile, num_tokens=len(window), num_windows=num_windows)
     first = np.arange(num_tiles) * tile
     end = first + tile
