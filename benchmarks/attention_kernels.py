@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from backbones.cost_models import Tiles
-from backbones.visible import LayoutSpec, build_layout
+from backbones.visible import LayoutSpec, VisibleLayout, build_layout
 from backbones.window_attention import window_attention
 from backbones.window_layout import GroupPlan, StageSpec, window_stages
 from benchmarks.device_times import forward_backward_ms
@@ -26,6 +26,7 @@ from pretrain.masking import unit_mask
 
 HEAD_DIM, HEADS = 32, (4, 8, 16, 32)
 WINDOWS = {224: 7, 384: 12, 512: 16}
+MASKS = 24
 SCALE = HEAD_DIM**-0.5
 Attend = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,9 +78,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def cases(size: int, *, ratio: float, device: torch.device) -> Iterator[Case]:
     """Return all stages and shifts of Swin-B at ``size`` pixels, under one mask."""
-    spec = _spec(size)
-    mask = unit_mask(spec.units, mask_ratio=ratio, seed=0, step=0, micro_batch=0)
-    layouts = [build_layout(spec, mask.visible, rule=rule).to(device) for rule in ("optimal", "tiles")]
+    spec = _spec(size, WINDOWS[size])
+    layouts = [layout.to(device) for layout in _layouts(spec, ratio=ratio, step=0)]
     for number, (stage, tiled) in enumerate(zip(*(layout.stages for layout in layouts), strict=True)):
         for plan, tiles in zip(stage.plans, tiled.plans, strict=True):
             name = f"{size}px_w{plan.window_size[0]}_r{ratio}_stage{number + 1}_shift{plan.shift[0]}"
@@ -97,8 +97,37 @@ def needed_scores(plan: GroupPlan) -> int:
     return int(((plan.member >= 0).sum(1) ** 2).sum())
 
 
-def _spec(size: int) -> LayoutSpec:
-    stages = [_stage(size // 4 // 2**number, WINDOWS[size], channels=128 * 2**number) for number in range(4)]
+def count_scores() -> dict[str, list[dict[str, float]]]:
+    """Return, for networks by size, window and ratio, of each stage the scores that are needed, and how many times these the kernel computes.
+
+    Means over ``MASKS`` masks, of all shifts together.
+    """
+    return {
+        f"{size}px_w{window}_r{ratio}": _count(_spec(size, window), ratio=ratio)
+        for size, window in ((224, 7), (224, 14), (384, 12), (512, 16))
+        for ratio in (0.75, 0.6)
+    }
+
+
+def _count(spec: LayoutSpec, *, ratio: float) -> list[dict[str, float]]:
+    found = [{"needed": 0.0, "groups": 0.0, "tiles": 0.0} for _ in spec.stages]
+    for step in range(MASKS):
+        grouped, tiled = _layouts(spec, ratio=ratio, step=step)
+        for own, stage, in_tiles in zip(found, grouped.stages, tiled.stages, strict=True):
+            own["needed"] += sum(map(needed_scores, stage.plans)) / MASKS
+            own["groups"] += sum(map(scores, stage.plans)) / MASKS
+            own["tiles"] += sum(map(scores, in_tiles.plans)) / MASKS
+    return [{**own, **{rule: own[rule] / own["needed"] for rule in ("groups", "tiles")}} for own in found]
+
+
+def _layouts(spec: LayoutSpec, *, ratio: float, step: int) -> tuple[VisibleLayout, VisibleLayout]:
+    """Return the layouts of one mask, planned for groups and for tiles."""
+    mask = unit_mask(spec.units, mask_ratio=ratio, seed=0, step=step, micro_batch=0)
+    return build_layout(spec, mask.visible), build_layout(spec, mask.visible, rule="tiles")
+
+
+def _spec(size: int, window: int) -> LayoutSpec:
+    stages = [_stage(size // 4 // 2**number, window, channels=128 * 2**number) for number in range(4)]
     return LayoutSpec(img_size=(size, size), patch=(4, 4), unit=(32, 32), stages=tuple(stages), build=window_stages)
 
 

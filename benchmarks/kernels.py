@@ -42,6 +42,9 @@ def main() -> None:
     goals: list[Goal] = []
     if options.device == "cuda":
         figures["gpu"] = torch.cuda.get_device_name()
+    if options.count:
+        finish({**figures, "scores": attention_kernels.count_scores()}, [], check=False)
+        return
     for name in options.families:
         if options.interpret:
             error = EQUALITIES[name]()
@@ -59,6 +62,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, choices=[224, 384, 512], default=[224, 384, 512], help="pixels")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.5, 0.6, 0.75], help="share of masked units")
     parser.add_argument("--rounds", type=int, default=20, help="timed calls, after some for warm-up")
+    parser.add_argument(
+        "--count", action="store_true", help="count the scores of window attention instead, on any machine"
+    )
     parser.add_argument("--interpret", action="store_true", help="compare values in Triton's interpreter, on the CPU")
     return parser.parse_args()
 
