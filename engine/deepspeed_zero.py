@@ -9,6 +9,7 @@ itself, so DeepSpeed accumulates, reduces and updates in fp32 throughout.
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,8 @@ def start_deepspeed(
     from deepspeed.utils import logger as deepspeed_logger  # noqa: PLC0415
 
     deepspeed_logger.setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls what torch 2.14 has renamed
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     if device.type == "cpu":  # no compiling of CPU kernels at start-up: gloo does the communication
         deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
