@@ -103,6 +103,7 @@ def _gradients(
     images, num_tokens, _, num_heads, _ = qkv.shape
     plan, (tile, key_tiles, *window) = _Indices(*indices), sizes
     per_mask = images // plan.num_masks
+    assert per_mask * plan.num_masks == images, "a stack has equally many images of each mask"
     share_size = _share_size(per_mask, images=images, programs_per_image=num_heads * plan.num_tiles * key_tiles)
     shares = plan.num_masks * triton.cdiv(per_mask, share_size)
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)

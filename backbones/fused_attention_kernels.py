@@ -273,7 +273,7 @@ def backward_of_pairs(
     _write_pairs(pairs, summed, head, num_heads, num_slots, key_tiles * BLOCK, first, end, column, BLOCK)
 
 
-@triton.jit(do_not_specialize=[*VARYING, "chunks"], do_not_specialize_on_alignment=INDICES)
+@triton.jit(do_not_specialize=[*VARYING, "chunks", "num_windows"], do_not_specialize_on_alignment=INDICES)
 def table_gradient(
     pairs, window, number, first_key, member, dtable,
     num_slots, width, chunks, num_windows, num_rows, num_heads, window_rows, window_cols,

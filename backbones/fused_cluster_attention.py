@@ -23,12 +23,13 @@ import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from triton import knobs
 
 from backbones import fused_cluster_kernels
 
 kernels: Any = fused_cluster_kernels
 """Launches take a grid and options, which type checkers do not see."""
+INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
+"""Whether the kernels are run by Triton's interpreter, as decided when they were imported."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILES = (16, 32, 64)
 """Tokens of a tile. Larger ones do not fit registers where there are several to a cluster."""
@@ -97,7 +98,7 @@ def attention_in_order(
 def _checked(qkv: Tensor) -> Tensor:
     if qkv.dtype not in DTYPES:
         raise ValueError(f"fused attention computes in {', '.join(map(str, DTYPES))}, got {qkv.dtype}")
-    if not qkv.is_cuda and not knobs.runtime.interpret:
+    if not qkv.is_cuda and not INTERPRETED:
         raise ValueError(f"fused attention needs a GPU, got tensors on {qkv.device}")
     return qkv if qkv.stride(-1) == 1 else qkv.contiguous()
 

@@ -18,9 +18,13 @@ def takes_kernels(x: Tensor, *dtypes: torch.dtype) -> bool:
     """
     if not x.is_cuda or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return False
-    return max(dtype.itemsize for dtype in (x.dtype, *dtypes)) <= torch.float32.itemsize and _has_triton(x.device)
+    return max(dtype.itemsize for dtype in (x.dtype, *dtypes)) <= torch.float32.itemsize and has_kernels(x.device)
 
 
+@torch.compiler.assume_constant_result
 @lru_cache
-def _has_triton(device: torch.device) -> bool:
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= _SINCE
+def has_kernels(device: torch.device) -> bool:
+    """Return whether our kernels run on a device: a GPU that is new enough, with Triton."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= _SINCE

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from backbones.attention_choice import fastest
+from backbones.kernel_choice import has_kernels
 from backbones.stacking import PlanStack
 from backbones.visible import Rule
 from backbones.window_layout import GroupPlan, pair_rows
@@ -59,7 +60,7 @@ def window_attention(
 
 def usable_rule(rule: Rule, device: torch.device) -> Rule:
     """Return the rule that plans for ``device`` are made by: groups in the place of tiles where the fused kernel cannot run."""
-    return "optimal" if rule == "tiles" and not (device.type == "cuda" and _has_triton()) else rule
+    return "optimal" if rule == "tiles" and not has_kernels(device) else rule
 
 
 def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Implementation:
@@ -68,7 +69,8 @@ def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Imp
     if asked == "auto":
         if not qkv.is_cuda:
             return "reference"
-        asked = fastest(qkv, plan) if len(plan.bias_index) else "fused"
+        fused = has_kernels(qkv.device) and qkv.dtype.itemsize <= torch.float32.itemsize
+        return "sdpa" if not fused else fastest(qkv, plan) if len(plan.bias_index) else "fused"
     return "sdpa" if asked == "fused" and not _has_triton() else asked
 
 

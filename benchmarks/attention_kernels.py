@@ -147,12 +147,14 @@ def ways(case: Case, device: torch.device) -> dict[str, Attend]:
     }
     if device.type != "cuda":
         return plain
-    torch.compiler.reset()  # each case has shapes of its own, and beyond eight the compiler gives up
-    return plain | {
+    fused = {
         "fused": partial(window_attention, plan=case.plan, scale=SCALE, implementation="fused"),
         "fused_in_tiles": partial(window_attention, plan=case.tiles, scale=SCALE, implementation="fused"),
-        "flex": flex(case.plan, torch.compile(flex_attention, dynamic=False)),
     }
+    if any(case.plan.shift):  # flex_attention is compiled anew for each case, which takes longer than all the rest
+        return plain | fused
+    torch.compiler.reset()  # each case has shapes of its own, and beyond eight the compiler gives up
+    return plain | fused | {"flex": flex(case.plan, torch.compile(flex_attention, dynamic=False))}
 
 
 def flex(plan: GroupPlan, attention: Any) -> Attend:

@@ -24,7 +24,7 @@ def recorded(step: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tenso
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         model.zero_grad(set_to_none=False)
-        loss = step()
+        loss = step().detach()  # its graph would keep what belongs to the recording alive
 
     def replay() -> Tensor:
         graph.replay()

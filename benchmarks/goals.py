@@ -31,7 +31,8 @@ def finish(figures: dict[str, Any], goals: list[Goal], *, check: bool) -> None:
     for goal in goals:
         bound = f"at least {goal.at_least}" if goal.at_least is not None else f"at most {goal.at_most}"
         sys.stdout.write(f"{'met' if goal.met else 'MISSED'}: {goal.name} is {goal.value:.4g}, goal {bound}\n")
-    sys.stdout.write(json.dumps({**figures, "goals_met": all(goal.met for goal in goals)}) + "\n")
+    met = {"goals_met": all(goal.met for goal in goals)} if goals else {}
+    sys.stdout.write(json.dumps({**figures, **met}) + "\n")
     sys.stdout.flush()
     if check and not all(goal.met for goal in goals):
         sys.exit(1)

@@ -24,15 +24,15 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
         echo "$name: skipped, not all of $modules are installed" | tee "$parts/$name.skipped"
         return
     fi
-    timeout "$limit" "$PYTHON" "$@" >"$parts/$name.out" 2>"$parts/$name.err"
+    timeout -k 5 "$limit" "$PYTHON" "$@" >"$parts/$name.out" 2>"$parts/$name.err"
     local code=$?
     echo "$name: exit $code after $((SECONDS - start)) s"
-    [ $code -eq 0 ] || { tail -n 15 "$parts/$name.out" "$parts/$name.err"; echo "exit $code" >"$parts/$name.failed"; }
+    [ $code -eq 0 ] || { tail -n 15 "$parts/$name.out" "$parts/$name.err" | cut -c 1-500; echo "exit $code" >"$parts/$name.failed"; }
+    "$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT" # after each, in case that somebody's own limit ends this
 }
 
-part tests 120 pytest,beartype,jaxtyping -m pytest -q -m gpu tests/gpu
-part step 140 timm benchmarks/step.py --device cuda --rounds 10 --seconds 100
-part variants 150 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 100
+part step 120 timm benchmarks/step.py --device cuda --rounds 10 --seconds 90
+part variants 130 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 90
 part kernels 90 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
-part trainer 35 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
-"$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT"
+part tests 110 pytest,beartype,jaxtyping -m pytest -q -m "gpu and not slow" --durations 5 tests/gpu
+part trainer 30 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal

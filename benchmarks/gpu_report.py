@@ -35,7 +35,7 @@ def _result(path: Path) -> Any:
 
 
 def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
-    step: dict[str, Any] = found["step"] if isinstance(found.get("step"), dict) else {}
+    step, kernels = (found[name] if isinstance(found.get(name), dict) else {} for name in ("step", "kernels"))
     yield "# On a GPU"
     yield ""
     yield f"`benchmarks/gpu.sh`, {datetime.now(UTC):%Y-%m-%d}, {step.get('device', 'no device')}, {step.get('machine', {})}"
@@ -44,11 +44,12 @@ def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
     yield from (f"* {name}: {words}" for name, words in said.items())
     if step:
         yield from _steps(step)
+        yield from (f"Out of memory: {name}." for name in step.get("out_of_memory", []))
     if isinstance(found.get("variants"), dict):
         yield from _variants(found["variants"])
     for family in ("window_attention", "depthwise", "cluster_attention"):
-        if family in found.get("kernels", {}):
-            yield from _kernels(family, found["kernels"][family])
+        if family in kernels:
+            yield from _kernels(family, kernels[family])
     if isinstance(found.get("trainer"), dict):
         trainer = found["trainer"]
         yield ""
@@ -79,14 +80,14 @@ def _variants(found: dict[str, Any]) -> Iterator[str]:
 
 def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
     cases: dict[str, Any] = {name: case.get("ms", case) for name, case in found["cases"].items()}
-    ways = list(next(iter(cases.values())))
+    ways = list(dict.fromkeys(way for times in cases.values() for way in times))
     yield ""
     yield f"## {family}, forward and backward, ms"
     yield ""
     yield f"| case | {' | '.join(ways)} |"
     yield f"|---|{'---|' * len(ways)}"
     for name, times in cases.items():
-        figures = [f"{times[way]['forward_backward']:.3f}" for way in ways]
+        figures = [f"{times[way]['forward_backward']:.3f}" if way in times else "" for way in ways]
         yield f"| {name} | {' | '.join(figures)} |"
     if "fastest" in found:
         yield ""

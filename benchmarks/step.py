@@ -107,14 +107,21 @@ def main() -> None:
     if on_gpu:
         figures["peak_flops_per_s"] = peak_flops(torch.device("cuda"))
         figures["peak_bytes_per_s"] = peak_bandwidth(torch.device("cuda"))
-    started, cases = time.monotonic(), {}
+    started, figures["cases"], figures["out_of_memory"] = time.monotonic(), {}, []
     for name in names:
-        if time.monotonic() - started < options.seconds:
-            cases[name] = measure(every[name], options=options)
-    figures["cases"] = cases
-    if on_gpu:
-        for found in figures["cases"].values():
+        if time.monotonic() - started > options.seconds:
+            break
+        try:
+            found = measure(every[name], options=options)
+        except torch.OutOfMemoryError:
+            figures["out_of_memory"].append(name)
+            continue
+        if on_gpu:
             found["flops_share"] = found["flops_per_s_sparse"] / figures["peak_flops_per_s"]
+            torch.cuda.empty_cache()
+        figures["cases"][name] = found
+        if not dist.is_initialized():
+            finish(figures, [], check=False)  # a later case may take longer than there is time
     if dist.is_initialized() and dist.get_rank() > 0:
         return
     goals = [goal for name, found in figures["cases"].items() for goal in _goals(name, found, device=options.device)]

@@ -124,7 +124,13 @@ def _micro_batches(config: PretrainConfig) -> list[dict[str, Any]]:
     spec = layout_spec(build_model(config).encoder)
     builder = PretrainBuilder(seed=0, spec=spec, mim=config.mim, augment=config.augment, max_pixels=1)
     images = torch.randint(256, (config.data.micro_batch_size, 3, *spec.img_size), dtype=torch.uint8)
-    return [{"images": images, "bad": [], **builder.of_mask(number, 0)} for number in range(MASKS)]
+    batches = [{"images": images, "bad": [], **builder.of_mask(number, 0)} for number in range(MASKS)]
+    return [_pinned(batch) for batch in batches] if torch.cuda.is_available() else batches
+
+
+def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a micro-batch in page-locked memory, where the loader puts it for a GPU."""
+    return {name: value.pin_memory() if hasattr(value, "pin_memory") else value for name, value in batch.items()}
 
 
 def _moved(batch: dict[str, Any], engine: Engine) -> dict[str, Any]:

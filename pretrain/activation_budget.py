@@ -92,9 +92,11 @@ def _as_it_was(model: GreenMIM) -> Iterator[None]:
     device = next(model.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+        try:
+            yield
+        finally:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
 
 
 def choose_blocks(config: PretrainConfig, cost: ForwardCost) -> Choice:

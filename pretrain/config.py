@@ -135,6 +135,10 @@ class PretrainConfig:
             raise ValueError(
                 "mim.grouping tiles is for a kernel without fp64: set distributed.precision, or grouping optimal"
             )
+        if self.mim.activation_gib is not None and self.distributed.fp8:
+            raise ValueError(
+                "mim.activation-gib is planned from what bf16 keeps, and distributed.fp8 keeps less: leave one of them out"
+            )
         if self.mim.micro_batches_per_forward > 1 and self.backbone.drop_path > 0:
             raise ValueError(
                 f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since what is "

@@ -44,7 +44,7 @@ def sums(batch):
     return torch.stack([x.double().sum() for x in tensors_in(batch)])
 
 
-def test_copies_beside_the_computing_arrive_whole_and_no_host_waits():
+def test_copies_beside_the_computing_arrive_whole_and_no_host_waits(no_waiting):
     """Memory of a micro-batch that was dropped is used again: not before its last use, or a sum would differ."""
     made, device = micro_batches(), torch.device("cuda")
     expected = [sums(batch) for batch in made]
@@ -53,16 +53,13 @@ def test_copies_beside_the_computing_arrive_whole_and_no_host_waits():
     busy(weights), sums({"x": weights})
     batches, found = iter(made), []
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for step in range(STEPS):
             batch = feed.take(batches, key=(step, 0), timed=lambda phase: contextlib.nullcontext())
             busy(weights)
             assert batch["images"].dtype == torch.uint8
             found.append(sums(batch))
             del batch
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other.cpu())
 

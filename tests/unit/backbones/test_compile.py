@@ -111,6 +111,7 @@ def test_other_masks_do_not_compile_again():
 
 FIXED = """
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 from backbones.build import build, forward_visible, layout_spec
 from backbones.stacking import VisibleStack
 from backbones.visible import build_layout
@@ -121,9 +122,9 @@ sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
 model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", window={window}, img_size=(128, 128), **sizes))
 spec, graphs = layout_spec(model), []
 
-def count(graph, inputs):
+def counted_aot(graph, inputs):
     graphs.append(graph)
-    return graph
+    return aot_eager(graph, inputs)
 
 def layout_of(number):
     mask = unit_mask(spec.units, mask_ratio=0.75, seed=0, step=number, micro_batch=0)
@@ -136,7 +137,7 @@ def run(forward, *args):
     return [out, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 plain = lambda x, layout: forward_visible(model, x, layout, attention="fused")
-compiled = torch.compile(plain, backend=count, fullgraph=True)
+compiled = torch.compile(plain, backend=counted_aot, fullgraph=True)
 images = torch.randn(1, 3, 128, 128)
 for number in range(3):
     layout = layout_of(number)

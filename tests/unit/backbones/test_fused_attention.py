@@ -133,6 +133,7 @@ def test_auto_goes_by_measurements_and_runs_plans_made_for_the_kernel_with_it(mo
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     monkeypatch.setattr("backbones.attention_choice._capability", lambda device: (9, 0))
+    monkeypatch.setattr(dispatch, "has_kernels", lambda device: True)
     plan = a_plan("optimal")
     with FakeTensorMode():
         qkv = torch.empty(2, len(plan.slot), 3, 2, 8, device="cuda")
@@ -141,6 +142,9 @@ def test_auto_goes_by_measurements_and_runs_plans_made_for_the_kernel_with_it(mo
         monkeypatch.setitem(FASTEST, ((9, 0), 8, 32), "fused")
         assert plan.group_size <= 32
         assert dispatch._chosen("auto", qkv, plan) == "fused"
+        assert dispatch._chosen("auto", qkv.double(), a_plan("tiles")) == "sdpa"
+        monkeypatch.setattr(dispatch, "has_kernels", lambda device: False)
+        assert dispatch._chosen("auto", qkv, a_plan("tiles")) == "sdpa"
 
 
 def test_nothing_but_the_kernel_needs_triton():

@@ -103,7 +103,7 @@ class OnGpu(torch.Tensor):
 
 def test_kernels_are_taken_on_gpus_with_triton_in_32_bits_where_nobody_reads_operations(monkeypatch):
     there = {}
-    monkeypatch.setattr(kernel_choice, "_has_triton", lambda device: there.get("triton", True))
+    monkeypatch.setattr(kernel_choice, "has_kernels", lambda device: there.get("triton", True))
     x = torch.zeros(2)
     on_gpu = x.as_subclass(OnGpu)
     assert kernel_choice.takes_kernels(on_gpu, torch.float32)

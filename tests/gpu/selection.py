@@ -1,0 +1,13 @@
+"""Which of many cases are tried where time is short (``benchmarks/gpu.sh``): the rest are marked slow, since each is compiled for itself."""
+
+from itertools import product
+
+import pytest
+
+
+def selected(*axes, quick):
+    """Return all combinations of the axes; those that ``quick(*values)`` refuses are marked slow."""
+    return [
+        pytest.param(*values, marks=() if quick(*values) else pytest.mark.slow, id="-".join(map(str, values)))
+        for values in product(*axes)
+    ]
