@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=[*step.CASES, *step.LARGER_CASES], default="swin_base_w7_r0.75")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--micro-batch", type=int, help="images; default: 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--micro-batch", type=int, help="images; default: 8 on a CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each way, in turn")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="build no other way after so many")
     parser.add_argument(
