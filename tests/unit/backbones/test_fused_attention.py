@@ -6,8 +6,6 @@ Kernels are bound to the interpreter or the compiler when they are imported, so 
 import logging
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -15,24 +13,16 @@ import torch
 from backbones import window_attention as dispatch
 from backbones.attention_choice import FASTEST, fastest
 from tests.unit.backbones.fused_attention_cases import CASES, plan_for
+from tests.unit.backbones.interpreting import interpreting
 
 pytest.importorskip("triton", reason="no Triton on this system")
 RUNS = "tests.unit.backbones.fused_attention_runs"
 
 
-def run(name, arguments):
-    import importlib
-
-    return getattr(importlib.import_module(RUNS), name)(**arguments)
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(int).result()  # the process has started, and this one must not interpret what it imports later
-        yield lambda name, **arguments: pool.submit(run, name, arguments).result()
+    with interpreting(RUNS) as call:
+        yield call
 
 
 SHAPES = {  # groups, slots of a group, windows, tokens

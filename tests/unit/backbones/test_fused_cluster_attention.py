@@ -3,11 +3,8 @@
 Kernels are bound to the interpreter or the compiler when they are imported, so they are interpreted in a process of their own.
 """
 
-import importlib
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -16,22 +13,16 @@ from backbones import kernel_choice, sec_attention
 from backbones.sec_attention import SecAttention
 from backbones.token_grid import dense_grid
 from tests.unit.backbones.fused_cluster_cases import CASES, HALF_CASES
+from tests.unit.backbones.interpreting import interpreting
 
 pytest.importorskip("triton", reason="no Triton on this system")
 RUNS = "tests.unit.backbones.fused_cluster_runs"
 
 
-def run(name, arguments):
-    return getattr(importlib.import_module(RUNS), name)(**arguments)
-
-
 @pytest.fixture(scope="module")
 def interpreted():
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(int).result()  # the process has started, and this one must not interpret what it imports later
-        yield lambda name, **arguments: pool.submit(run, name, arguments).result()
+    with interpreting(RUNS) as call:
+        yield call
 
 
 @pytest.mark.parametrize("name", CASES)
