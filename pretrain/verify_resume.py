@@ -71,7 +71,7 @@ class Evidence:
         table.add_row(
             f"tensors that differ, {self.layout}",
             f"{self.resumed_tensors_differing} of {self.num_tensors}",
-            "0 (bit for bit)" if self.deterministic else "not without --distributed.deterministic true",
+            "0 (bit for bit)" if self.deterministic else "not without --distributed.deterministic True",
         )
         table.add_row(
             "micro-batches of other samples, crops or masks",

@@ -67,6 +67,6 @@ def check_annotations(config: DetectConfig, annotated: AnnotatedShards, *, folde
         if truth is not None and config.detector.has_masks and truth.without_mask:
             raise ValueError(
                 f"{option}: {truth.without_mask} of {len(truth.dataset['annotations'])} objects have no mask, which "
-                f"detector.kind {config.detector.kind} needs; set --detector.masks false, or annotate masks"
+                f"detector.kind {config.detector.kind} needs; set --detector.masks False, or annotate masks"
             )
     return val

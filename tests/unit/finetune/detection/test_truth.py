@@ -152,7 +152,7 @@ def test_a_class_beyond_the_last_is_refused_before_training(write, micro, tmp_pa
 
 def test_missing_masks_are_refused_where_masks_are_learnt_and_fine_where_not(write, micro, tmp_path):
     write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda _: [{**GOOD, "segmentation": []}]))
-    with pytest.raises(ValueError, match=r"8 of 8 objects have no mask, .*set --detector.masks false"):
+    with pytest.raises(ValueError, match=r"8 of 8 objects have no mask, .*set --detector.masks False"):
         train(refused(micro, tmp_path / "x"))
     once = {"steps": 1, "warmup_steps": 0}
     config = refused(micro, tmp_path / "x", detector={"masks": False}, optimizer=once, run={"folder": tmp_path / "b"})
