@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from backbones import fused_attention_kernels
+from backbones.kernel_rows import DTYPES, tile_options
 from backbones.window_layout import GroupPlan
 
 kernels: Any = fused_attention_kernels
 """Launches take a grid and options, which type checkers do not see."""
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels are run by Triton's interpreter, as decided when they were imported."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROGRAMS = 1024
 """Programs that keep a GPU busy: where there would be more, each takes several images, and the gradients of scores take less memory."""
 SLOTS_PER_SUM = 512
@@ -83,7 +83,7 @@ def _attend(
         kernels.forward[num_heads * plan.num_tiles, images](
             qkv, table.detach().contiguous(), out, lse, plan.token, plan.window, plan.number, plan.tiles,
             *_strides(qkv), num_tokens, num_heads, plan.num_slots, plan.num_tiles, images // plan.num_masks,
-            _middle(table), scale, **_constants(qkv, sizes[0]),
+            _middle(table), scale, **tile_options(qkv.dtype, dim=dim, block=sizes[0]),
         )  # fmt: skip
     return out, lse
 
@@ -100,7 +100,7 @@ def _gradients(
     with_table: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of ``qkv`` and, ``with_table``, of ``table``."""
-    images, num_tokens, _, num_heads, _ = qkv.shape
+    images, num_tokens, _, num_heads, dim = qkv.shape
     plan, (tile, key_tiles, *window) = _Indices(*indices), sizes
     per_mask = images // plan.num_masks
     assert per_mask * plan.num_masks == images, "a stack has equally many images of each mask"
@@ -112,7 +112,7 @@ def _gradients(
     slot = (plan.token, plan.window, plan.number, plan.tiles)
     num_programs, around = num_heads * plan.num_tiles, (_middle(table), scale)
     lengths = (*_strides(qkv), num_tokens, num_heads, plan.num_slots, plan.num_tiles, per_mask)
-    constants = _constants(qkv, tile)
+    constants = tile_options(qkv.dtype, dim=dim, block=tile)
     with torch.cuda.device_of(qkv):
         if key_tiles == 1:
             kernels.backward_of_lone_tiles[num_programs, shares](
@@ -180,24 +180,6 @@ def _middle(table: Tensor) -> int:
 
 def _strides(qkv: Tensor) -> tuple[int, ...]:
     return qkv.stride()[:-1]
-
-
-def _constants(qkv: Tensor, block: int) -> dict[str, Any]:
-    """Return what kernels are compiled for and how.
-
-    fp32 is multiplied as torch's matmul does it. Exact fp32 products run on no tensor core, where twice the warps halve a
-    thread's registers (no spills); with tensor cores more warps than 16 rows each would only repeat work.
-    """
-    exact = qkv.dtype == torch.float32
-    return {
-        "DIM": qkv.shape[-1],
-        "BLOCK": block,
-        "BLOCK_D": max(16, triton.next_power_of_2(qkv.shape[-1])),
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
-        "num_warps": block // 8 if exact else block // 16,
-        "num_stages": 1 if exact else 2,
-        "enable_fp_fusion": True,
-    }
 
 
 _operator: Any = torch.library.custom_op("green_pretrain::window_attention", _attend, mutates_args=())

@@ -25,13 +25,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from backbones import fused_cluster_kernels
+from backbones.cost_models import LARGEST_TILE, SMALL_TILES
+from backbones.kernel_rows import DTYPES, padded_dim, tile_options
 
 kernels: Any = fused_cluster_kernels
 """Launches take a grid and options, which type checkers do not see."""
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels are run by Triton's interpreter, as decided when they were imported."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILES = (16, 32, 64)
+TILES = (*SMALL_TILES, LARGEST_TILE)
 """Tokens of a tile. Larger ones do not fit registers where there are several to a cluster."""
 WHOLE_TILE, WHOLE_TILE_DIM = 128, 32
 """A tile for clusters that fit it whole, and the most channels of its rows: in 16 bits, so that these are read once."""
@@ -69,7 +70,7 @@ def fused_similarity(
     keys = qkv.select(2, 1)
     stride_b, stride_n, _, stride_h, _ = qkv.stride()
     sizes = (stride_b, stride_n, stride_h, num_tokens, num_heads, num_parts)
-    known = {"WITH_TURN": turn is not None, "DIM": dim, "BLOCK": TOKENS_PER_TILE, "BLOCK_D": _padded(dim)}
+    known = {"WITH_TURN": turn is not None, "DIM": dim, "BLOCK": TOKENS_PER_TILE, "BLOCK_D": padded_dim(dim)}
     turn = sums if turn is None else turn.contiguous()
     with torch.cuda.device_of(qkv):  # whichever GPU is the current one
         kernels.sum_parts[num_heads * num_parts, images](
@@ -155,34 +156,16 @@ class _Sizes(NamedTuple):
 
 
 def _launch(qkv: Tensor, turn: Tensor | None, num_clusters: int) -> tuple[tuple[int, int], _Sizes, dict[str, Any]]:
-    """Return the grid of programs, their numbers, and what kernels are compiled for and how.
-
-    fp32 is multiplied as torch's matmul does it. Exact fp32 products run on no tensor core, where twice the warps halve a
-    thread's registers; with tensor cores more warps than 16 rows each would only repeat work.
-    """
+    """Return the grid of programs, their numbers, and what kernels are compiled for and how."""
     images, num_tokens, _, num_heads, dim = qkv.shape
     exact = qkv.dtype == torch.float32
     largest = triton.cdiv(num_tokens, num_clusters)
-    sides = TILES if exact or _padded(dim) > WHOLE_TILE_DIM else (*TILES, WHOLE_TILE)
+    sides = TILES if exact or padded_dim(dim) > WHOLE_TILE_DIM else (*TILES, WHOLE_TILE)
     block = next((side for side in sides if largest <= side), TILES[-1])
     num_tiles = triton.cdiv(largest, block)
-    known = {
-        "WITH_TURN": turn is not None,
-        "DIM": dim,
-        "BLOCK": block,
-        "BLOCK_D": _padded(dim),
-        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
-        "num_warps": block // 8 if exact else block // 16,
-        "num_stages": 1 if exact else 2,
-        "enable_fp_fusion": True,
-    }
+    known = {"WITH_TURN": turn is not None, **tile_options(qkv.dtype, dim=dim, block=block)}
     stride_b, stride_n, stride_part, stride_h, _ = qkv.stride()
     sizes = _Sizes(
         stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, num_clusters, num_tiles, scale=dim**-0.5
     )
     return (num_heads * num_tiles * num_clusters, images), sizes, known
-
-
-def _padded(dim: int) -> int:
-    """Return the channels of a tile's rows: a tensor core's product wants 16, and Triton a power of 2."""
-    return max(16, triton.next_power_of_2(dim))

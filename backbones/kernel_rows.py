@@ -1,12 +1,41 @@
-"""What the kernels of attention share: the rows of tokens, read and written where they lie, and the gradient of scores.
+"""What the kernels of attention share: the rows of tokens, read and written where they lie, the gradient of scores, and how
+kernels are compiled.
 
 Legend: BLOCK tokens of a tile, d (DIM) channels per head, BLOCK_D channels of a tile's rows.
 """
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
 constexpr = tl.constexpr
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What kernels compute in."""
+
+
+def tile_options(dtype: torch.dtype, *, dim: int, block: int) -> dict[str, Any]:
+    """Return what kernels on tiles of ``block`` tokens are compiled for and how.
+
+    fp32 is multiplied as torch's matmul does it. Exact fp32 products run on no tensor core, where twice the warps halve a
+    thread's registers (no spills); with tensor cores more warps than 16 rows each would only repeat work.
+    """
+    exact = dtype == torch.float32
+    return {
+        "DIM": dim,
+        "BLOCK": block,
+        "BLOCK_D": padded_dim(dim),
+        "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
+        "num_warps": block // 8 if exact else block // 16,
+        "num_stages": 1 if exact else 2,
+        "enable_fp_fusion": True,
+    }
+
+
+def padded_dim(dim: int) -> int:
+    """Return the channels of a tile's rows: a tensor core's product wants 16, and Triton a power of 2."""
+    return max(16, triton.next_power_of_2(dim))
 
 
 @triton.jit

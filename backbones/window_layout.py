@@ -63,7 +63,7 @@ class GroupPlan:
     key_tiles: int
     """The most tiles of keys that a tile of queries meets."""
     tiles: Indices
-    """[T, 4] first slot and end of each tile, and of the keys that it meets; an empty one ends where it begins."""
+    """[T, 4] first slot and end of each tile, and of the keys that it meets: none where no token is in it."""
     first_key: Indices
     """[G*g] the first of the keys that each slot's tile meets."""
     window_size: Pair
