@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from backbones.catalogue import print_architecture, print_list
-from backbones.checkpoint_files import read_source
-from backbones.clusters import clusters_of, load_network, normalised
-from backbones.exporting import Layout, export_weights
-from backbones.handoff import CONFIG, read_backbone
-from backbones.importing import Imported, import_backbone
-from backbones.layouts import MergeOrder, to_timm
 from backbones.pictures import draw, picture_file, random_layout, read_photograph
+from backbones.sec.clusters import clusters_of, load_network, normalised
+from backbones.weights.exporting import Layout, export_weights
+from backbones.weights.foreign_files import read_source
+from backbones.weights.handoff import CONFIG, read_backbone
+from backbones.weights.importing import Imported, import_backbone
+from backbones.weights.key_names import MergeOrder, to_timm
 from engine.errors import one_line_errors
 
 _SHOWN_NAMES = 5

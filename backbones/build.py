@@ -13,21 +13,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.arguments import timm_arguments
-from backbones.convnext import CONVNEXT
-from backbones.exact_windows import use_exact_windows
-from backbones.handoff import load_backbone, read_backbone
+from backbones.ops.exact_windows import use_exact_windows
+from backbones.ops.window_attention import Implementation
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.sec_network import SecNetwork
-from backbones.sec_visible import SEC
-from backbones.stacking import Layout, VisibleStack
-from backbones.swin import SWIN
-from backbones.swin_v2 import SWIN_V2
-from backbones.twins import TWINS
-from backbones.visible import LayoutSpec
-from backbones.vit import VIT
-from backbones.window_attention import Implementation
-from backbones.xformer import XFormer
-from backbones.xformer_visible import XFORMER
+from backbones.sec.network import SecNetwork
+from backbones.sec.visible import SEC
+from backbones.timm_models.convnext import CONVNEXT
+from backbones.timm_models.swin import SWIN
+from backbones.timm_models.swin_v2 import SWIN_V2
+from backbones.timm_models.twins import TWINS
+from backbones.timm_models.vit import VIT
+from backbones.visible.layout import LayoutSpec
+from backbones.visible.stacking import Layout, VisibleStack
+from backbones.weights.handoff import load_backbone, read_backbone
+from backbones.xformer.visible import XFORMER
+from backbones.xformer.xformer import XFormer
 from engine.backbone_config import BackboneConfig
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {

@@ -9,9 +9,9 @@ from rich.table import Column, Table
 from torch import nn
 
 from backbones.build import layout_spec, pretrainable
-from backbones.handoff import skeleton
-from backbones.model_size import ModelSize, made_for, measure
-from backbones.visible import LayoutSpec
+from backbones.visible.layout import LayoutSpec
+from backbones.weights.handoff import skeleton
+from backbones.weights.model_size import ModelSize, made_for, measure
 
 SHOWN = (
     "swin_*_patch4_window7_224",

@@ -17,10 +17,10 @@ from matplotlib.patheffects import withStroke
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backbones.build import layout_spec
-from backbones.clusters import Clusters
-from backbones.handoff import skeleton
-from backbones.visible import VisibleLayout, build_layout
-from backbones.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
+from backbones.sec.clusters import Clusters
+from backbones.visible.layout import VisibleLayout, build_layout
+from backbones.visible.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
+from backbones.weights.handoff import skeleton
 
 Photograph = UInt8[np.ndarray, "p q 3"]
 HEADS = 2

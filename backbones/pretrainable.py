@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.visible import LayoutSpec
+from backbones.visible.layout import LayoutSpec
 
 
 @dataclass(frozen=True, kw_only=True)

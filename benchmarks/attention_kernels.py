@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from backbones.cost_models import Tiles
-from backbones.visible import LayoutSpec, VisibleLayout, build_layout
-from backbones.window_attention import window_attention
-from backbones.window_layout import GroupPlan, StageSpec, window_stages
+from backbones.ops.window_attention import window_attention
+from backbones.visible.cost_models import Tiles
+from backbones.visible.layout import LayoutSpec, VisibleLayout, build_layout
+from backbones.visible.window_layout import GroupPlan, StageSpec, window_stages
 from benchmarks.device_times import forward_backward_ms
 from pretrain.masking import unit_mask
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.shard_scan import index_shards
+from data.shards.scan import index_shards
 
 BROKEN = (b"\xff\xd8\xff no picture", b"neither is this")
 CLASSES = ("a", "b")

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from backbones.model_size import ModelSize, measure
+from backbones.weights.model_size import ModelSize, measure
 from benchmarks.goals import Goal, finish
 
 ENCODER = {"num_classes": 0}

@@ -26,10 +26,10 @@ import psutil
 import torch
 
 from benchmarks.goals import Goal, finish, machine
-from engine.checkpoint import CheckpointStore, open_checkpoint
-from engine.checkpoint_format import step_folder
+from engine.checkpoint.format import step_folder
+from engine.checkpoint.slices import Kind, Slice
+from engine.checkpoint.store import CheckpointStore, open_checkpoint
 from engine.recipe import parse
-from engine.slices import Kind, Slice
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 

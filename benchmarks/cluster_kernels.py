@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from backbones.build import layout_spec
-from backbones.sec_attention import cluster_attention, num_clusters_for, rotation, turned
-from backbones.visible import build_layout
+from backbones.sec.attention import cluster_attention, num_clusters_for, rotation, turned
+from backbones.visible.layout import build_layout
 from benchmarks.device_times import forward_backward_ms
 from pretrain.masking import unit_mask
 
@@ -56,7 +56,7 @@ class Case:
 
     def fused(self, qkv: Tensor) -> Tensor:
         """Return what our kernels give."""
-        from backbones.fused_cluster_attention import fused_cluster_attention  # noqa: PLC0415 - imports Triton, which may be told to interpret by now
+        from backbones.kernels.cluster_attention import fused_cluster_attention  # noqa: PLC0415 - imports Triton, which may be told to interpret by now
 
         return fused_cluster_attention(qkv, self.turn, num_clusters=self.num_clusters)[0]
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from backbones.build import layout_spec
-from backbones.submanifold import convolution, depthwise
-from backbones.token_grid import TokenGrid
-from backbones.visible import build_layout
+from backbones.ops.submanifold import convolution, depthwise
+from backbones.visible.layout import build_layout
+from backbones.visible.token_grid import TokenGrid
 from benchmarks.device_times import forward_backward_ms
 from pretrain.masking import unit_mask
 
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def interpreted_error() -> float:
     """Return the largest relative error of the kernel's output and gradients on the last stage, which is small."""
-    from backbones.fused_depthwise import fused_depthwise  # noqa: PLC0415 - imports Triton, which is told to interpret by now
+    from backbones.kernels.depthwise import fused_depthwise  # noqa: PLC0415 - imports Triton, which is told to interpret by now
 
     case = list(cases(torch.device("cpu")))[-1]
     x = case.tokens(images=1, dtype=torch.float32)

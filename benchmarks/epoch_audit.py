@@ -33,9 +33,9 @@ from benchmarks.audited_shards import write_uneven
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.killed_run import KilledRun, Layout
 from data.config import DataConfig
-from data.mixing import training_order
-from data.order import TrainingOrder
-from data.shards import open_shards
+from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
+from data.shards.shard_set import open_shards
 from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
@@ -143,7 +143,7 @@ def run_and_kill(
     run: Audited, config: PretrainConfig | FinetuneConfig, *, num_kills: int, rng: random.Random
 ) -> list[int]:
     """Train to the end through ``num_kills`` kills, each time on another layout; return the steps they came after."""
-    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.trainer", config)
+    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.classification.trainer", config)
     last_step = EPOCHS * order_of(run, config).steps_per_epoch
     first = rng.randrange(len(LAYOUTS))
     killed_at: list[int] = []

@@ -91,7 +91,7 @@ def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(figures)} |"
     if "fastest" in found:
         yield ""
-        yield f"For `backbones/attention_choice.py`: `{found['fastest']}`"
+        yield f"For `backbones/ops/attention_choice.py`: `{found['fastest']}`"
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from backbones.bin_packing import Budget, BudgetExceededError, best_fit_decreasing, pack, volume_needs
-from backbones.cost_models import Core
-from backbones.grouping import RULES, Grouping, clear_plans, group_windows
-from backbones.window_layout import window_ids
+from backbones.visible.bin_packing import Budget, BudgetExceededError, best_fit_decreasing, pack, volume_needs
+from backbones.visible.cost_models import Core
+from backbones.visible.grouping import RULES, Grouping, clear_plans, group_windows
+from backbones.visible.window_layout import window_ids
 from benchmarks.goals import Goal, finish, machine
 from engine.randomness import stream
 

@@ -41,9 +41,9 @@ from benchmarks.loader_sides import (
     torchvision_folder,
     webdataset_tars,
 )
-from data.bench import measure
-from data.decode import read_header
-from data.shards import open_shards
+from data.commands.bench import measure
+from data.images.decode import read_header
+from data.shards.shard_set import open_shards
 
 SETS = {"coco": ("coco_instances", 2.0), "small": ("imagenet_samples_1k", 1.3)}
 PARTS = ("speed", "decoder", "stages", "workers", "restart")

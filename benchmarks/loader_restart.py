@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 from benchmarks.loader_sides import CropBuilder
-from data.loader import training_batches
-from data.manifest import Manifest, ShardInfo, write_manifest
-from data.new_sample import NewSample
-from data.order import Order
-from data.shards import open_shards
-from data.writer import ShardLimits, write_shards
+from data.loading.loader import training_batches
+from data.loading.order import Order
+from data.shards.manifest import Manifest, ShardInfo, write_manifest
+from data.shards.shard_set import open_shards
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 
 SHARDS, SAMPLES = 10_000, 10_000
 BATCH, MICRO_BATCH = 4096, 64

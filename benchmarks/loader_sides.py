@@ -24,14 +24,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
 from data.config import DecodeMode
-from data.crop_batch import crop_batch
-from data.decode import Header, replace_bad
-from data.loader import training_batches
-from data.new_sample import NewSample
-from data.order import Order
-from data.shards import Sample, open_shards
-from data.transforms import Crop, random_crop
-from data.writer import ShardLimits, write_shards
+from data.images.crop_batch import crop_batch
+from data.images.decode import Header, replace_bad
+from data.images.transforms import Crop, random_crop
+from data.loading.loader import training_batches
+from data.loading.order import Order
+from data.shards.shard_set import Sample, open_shards
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 from engine.randomness import stream
 
 SIZE, BATCH, SCALE = 224, 64, (0.2, 1.0)

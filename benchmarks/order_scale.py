@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.goals import Goal, finish, machine
-from data.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
-from data.mixing import MixedOrder
-from data.order import IntArray, Order, TrainingOrder
-from data.shards import open_shards
+from data.loading.mixing import MixedOrder
+from data.loading.order import IntArray, Order, TrainingOrder
+from data.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
+from data.shards.shard_set import open_shards
 
 PROCESSES, MICRO_BATCH = 1024, 64
 BATCH = PROCESSES * MICRO_BATCH

@@ -17,12 +17,12 @@ import torch
 from torchvision.ops import roi_align
 
 from benchmarks.goals import Goal
-from data.annotations import read_objects
-from data.coco_source import PREFIX, annotation_files
 from data.config import DataConfig
-from data.loader import ShardSet, open_shards
-from data.new_sample import NewSample
-from data.writer import ShardLimits, write_shards
+from data.images.annotations import read_objects
+from data.loading.loader import ShardSet, open_shards
+from data.sources.coco import PREFIX, annotation_files
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
 from finetune.detection.average_precision import average_precision

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks.goals import Goal
 from data.config import DataConfig
-from data.new_sample import NewSample
-from data.writer import ShardLimits, write_shards
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
 from finetune.segmentation.config import (

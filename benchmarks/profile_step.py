@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import step
-from engine.cpu import keep_freed_memory
+from engine.distributed.cpu import keep_freed_memory
 
 ROWS = 20
 STEPS = 3

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from backbones.block_costs import ForwardCost
-from backbones.recompute import recompute_blocks
-from backbones.saved_bytes import saved_bytes
+from backbones.recompute.blocks import recompute_blocks
+from backbones.recompute.costs import ForwardCost
+from backbones.recompute.saved_bytes import saved_bytes
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.build import forward_visible, layout_spec
-from backbones.clusters import clusters_of, normalised
-from backbones.layouts import to_timm
-from backbones.saved_bytes import saved_bytes
-from backbones.visible import VisibleLayout, build_layout
+from backbones.recompute.saved_bytes import saved_bytes
+from backbones.sec.clusters import clusters_of, normalised
+from backbones.visible.layout import VisibleLayout, build_layout
+from backbones.weights.key_names import to_timm
 from benchmarks import depthwise_kernels
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.plain_secvit import PlainSecViT
-from data.scenes import make_scene
+from data.sources.scenes import make_scene
 
 MODELS = ("secvit_tiny", "secvit_small")
 VISIBLE_MODEL = "secvit_small"

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.visible import Rule
+from backbones.visible.layout import Rule
 from benchmarks import step
 from benchmarks.cuda_graphs import recorded
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import finish, machine
-from engine.cpu import keep_freed_memory
-from engine.float8 import CAPABILITY, use_float8
+from engine.distributed.cpu import keep_freed_memory
+from engine.distributed.float8 import CAPABILITY, use_float8
 from pretrain.greenmim import GreenMIM
 from pretrain.model_inputs import model_inputs
 

@@ -25,12 +25,12 @@ import torch
 from torch import nn
 
 from backbones.build import layout_spec
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 from benchmarks.goals import Goal, finish, machine
-from data.order import Order
-from engine.checkpoint_format import DTYPE_NAMES, make_index, write_index
-from engine.ownership import OwnedRun, share_evenly
-from engine.recovery import Recovery
+from data.loading.order import Order
+from engine.checkpoint.format import DTYPE_NAMES, make_index, write_index
+from engine.distributed.ownership import OwnedRun, share_evenly
+from engine.faults.recovery import Recovery
 from pretrain.masking import unit_mask
 
 PROCESSES = (1, 64, 1024)

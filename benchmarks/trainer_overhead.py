@@ -1,7 +1,7 @@
 """What does the trainer add to a model's own step? ``python benchmarks/trainer_overhead.py``.
 
 The same micro-batches, in memory, go through the pretraining network in turn: bare (forward, backward, AdamW) and as the trainer
-does it (`engine/training.py`: fetch, autocast, gradients divided, norm, schedules, reports to metrics.jsonl and TensorBoard every
+does it (`engine/loop/training.py`: fetch, autocast, gradients divided, norm, schedules, reports to metrics.jsonl and TensorBoard every
 ten steps, watchdog, stop checks). Process CPU time of one thread on a CPU, CUDA events on a GPU.
 Reading and decoding are not in it: loader workers do that beside the training.
 """
@@ -22,10 +22,10 @@ from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from engine.distributed import Engine
-from engine.optimizer import build_optimizer
-from engine.run_folder import RunFolder
-from engine.training import Training
+from engine.distributed.engine import Engine
+from engine.loop.optimizer import build_optimizer
+from engine.loop.training import Training
+from engine.run.folder import RunFolder
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.micro_batch import PretrainBuilder

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import backbones  # noqa: F401  # registers XFormer
-from backbones.model_size import measure
+from backbones.weights.model_size import measure
 from benchmarks.goals import Goal, finish, machine
 
 NETWORKS = {  # name: (timm name, arguments, how attention is computed)

@@ -6,9 +6,9 @@ import sys
 import tyro
 from rich.console import Console
 
-from data.bench import Bench, run_bench
-from data.check_commands import Index, Show, Verify, run_index, run_show, run_verify
-from data.write_command import Write, run_write
+from data.commands.bench import Bench, run_bench
+from data.commands.check import Index, Show, Verify, run_index, run_show, run_verify
+from data.commands.write import Write, run_write
 from engine.errors import one_line_errors
 
 COMMANDS = {"write": Write, "index": Index, "verify": Verify, "show": Show, "bench": Bench}

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.cache_config import CacheConfig
+from data.remote.config import CacheConfig
 from engine.config import may_change
 
 DecodeMode = Literal["exact", "scaled"]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.durable import write_durably
+from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from engine.errors import one_line_errors
 from engine.recipe import parse, plain
-from engine.status import status
+from engine.run.status import status
 from finetune.choosing import CONFIGS, SECTIONS, choose_task, option_values
 from finetune.onnx_export import export_command
 from finetune.predict import predict

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from engine.training import Training
+from engine.loop.training import Training
 from finetune.accuracy_log import WEIGHTS, AccuracyLog
 from finetune.config import EvaluationTimes, steps_between_evaluations
 from finetune.freezing import set_training_mode

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 from timm.models import group_parameters
 from torch import nn
 
-from backbones.handoff import is_classifier
+from backbones.weights.handoff import is_classifier
 
 
 def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> None:

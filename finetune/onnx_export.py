@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.pixels import Pixels
+from finetune.classification.eval_only import find_classifiers
 from finetune.detection.exporting import SUFFIX, export_detector
-from finetune.eval_only import find_classifiers
 from finetune.prediction import pick_weights
 from finetune.segmentation.trained import load_trained
 from finetune.tasks import task_of_run

@@ -19,9 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from data.decode import BadImage, decode_rgb
-from data.preparation import IMAGE_SUFFIXES, read_limited
-from engine.durable import write_durably
+from data.images.decode import BadImage, decode_rgb
+from data.images.preparation import IMAGE_SUFFIXES, read_limited
+from engine.run.durable import write_durably
 from finetune.prediction import MakePredictor, Predictor
 from finetune.trained import CHOICES, choose_weights
 

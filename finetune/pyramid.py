@@ -22,9 +22,9 @@ from timm.models.twins import Twins
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from backbones.handoff import skeleton
-from backbones.sec_network import SecNetwork
-from engine.batch_norm import join_records
+from backbones.sec.network import SecNetwork
+from backbones.weights.handoff import skeleton
+from engine.distributed.batch_norm import join_records
 from engine.randomness import torch_seed
 from finetune.start import Start, build_network
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.durable import write_durably
+from engine.run.durable import write_durably
 
 FILE_NAME = "evaluation.json"
 EVAL_ONLY_FILE_NAME = "eval_only.json"

@@ -15,15 +15,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backbones.handoff import CONFIG, read_backbone
-from data.loader import ShardSet
-from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.checkpoint_format import INDEX, read_index
+from backbones.weights.handoff import CONFIG, read_backbone
+from data.loading.loader import ShardSet
+from engine.checkpoint.format import INDEX, read_index
+from engine.checkpoint.slices import Kind
+from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.config import RunConfig
-from engine.durable import fsync_folder, write_durably
 from engine.pixels import Statistics
 from engine.recipe import plain
-from engine.slices import Kind
+from engine.run.durable import fsync_folder, write_durably
 from finetune.accuracy_log import newest_best
 from finetune.start import Start
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.durable import write_durably
-from engine.run_folder import make_private
+from engine.run.durable import write_durably
+from engine.run.folder import make_private
 from launch.config import ClusterConfig, RestartConfig
 from launch.programs import RECIPE, Call
 

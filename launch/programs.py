@@ -8,12 +8,12 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from data.locations import check_location, is_remote
-from data.write_config import Write
+from data.remote.locations import check_location, is_remote
+from data.writing.config import Write
 from engine.config import micro_batches_of
 from engine.recipe import dump, parse
-from engine.run_folder import changed_fields
-from engine.run_lock import describe, find_holder
+from engine.run.folder import changed_fields
+from engine.run.lock import describe, find_holder
 from finetune.choosing import CONFIGS, choose_task
 from pretrain.config import PretrainConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
-from engine.status import status as run_status
+from engine.run.status import status as run_status
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from backbones.block_costs import ForwardCost, joined, measure_blocks
 from backbones.build import layout_spec
-from backbones.recompute import recompute_blocks
-from backbones.recompute_choice import Choice, choose, least_budget
-from backbones.visible import build_layout, num_indices
-from backbones.window_attention import usable_rule
-from engine.distributed import Engine
+from backbones.ops.window_attention import usable_rule
+from backbones.recompute.blocks import recompute_blocks
+from backbones.recompute.choice import Choice, choose, least_budget
+from backbones.recompute.costs import ForwardCost, joined, measure_blocks
+from backbones.visible.layout import build_layout, num_indices
+from engine.distributed.engine import Engine
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM
 from pretrain.masking import unit_mask

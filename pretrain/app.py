@@ -10,7 +10,7 @@ from rich.console import Console
 
 from engine.errors import one_line_errors
 from engine.recipe import parse
-from engine.status import status
+from engine.run.status import status
 from pretrain.config import PretrainConfig
 from pretrain.memory import explain_out_of_memory, probe_memory
 from pretrain.replay import replay

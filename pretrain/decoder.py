@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from backbones.positions import sine_cosine_position
-from backbones.recompute import run_block
+from backbones.ops.positions import sine_cosine_position
+from backbones.recompute.blocks import run_block
 
 LAYER_NORM_EPS = 1e-6
 

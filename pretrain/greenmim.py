@@ -23,9 +23,9 @@ from backbones.build import (
     mask_token_dim,
     pretrainable,
 )
-from backbones.handoff import read_backbone
-from backbones.initial import init_mim
-from backbones.stacking import Layout
+from backbones.visible.stacking import Layout
+from backbones.weights.handoff import read_backbone
+from backbones.weights.initial import init_mim
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from pretrain.config import PretrainConfig

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from torch import Tensor
 
-from engine.checkpoint import open_checkpoint
-from engine.checkpoint_format import checkpoint_steps, step_folder
-from engine.sample_log import read_sample_logs
-from engine.slices import Kind
+from engine.checkpoint.format import checkpoint_steps, step_folder
+from engine.checkpoint.slices import Kind
+from engine.checkpoint.store import open_checkpoint
+from engine.run.sample_log import read_sample_logs
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "pretrain" / "main.py"

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import torch
 from rich.table import Table
 
-from backbones.recompute import recompute_blocks
+from backbones.recompute.blocks import recompute_blocks
 from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model

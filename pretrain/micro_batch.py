@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from backbones.visible import LayoutSpec
+from backbones.visible.layout import LayoutSpec
 from data.config import DecodeMode
-from data.crop_batch import crop_batch
-from data.decode import BadImage, Header, Pixels, replace_bad
-from data.shards import Sample
-from data.transforms import Crop, random_crop
+from data.images.crop_batch import crop_batch
+from data.images.decode import BadImage, Header, Pixels, replace_bad
+from data.images.transforms import Crop, random_crop
+from data.shards.shard_set import Sample
 from engine.randomness import stream
 from pretrain.config import AugmentConfig, MimConfig
 from pretrain.masking import UnitMask, unit_mask

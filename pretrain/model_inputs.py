@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from backbones.build import layout_spec
-from backbones.stacking import VisibleStack
-from backbones.visible import LayoutSpec, Rule, build_layout
-from backbones.window_attention import usable_rule
+from backbones.ops.window_attention import usable_rule
+from backbones.visible.layout import LayoutSpec, Rule, build_layout
+from backbones.visible.stacking import VisibleStack
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM
 from pretrain.masking import UnitMask, unit_mask

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.evaluation import EvaluationBuilder
-from data.loader import evaluation_batches, open_shards
-from engine.durable import write_durably
+from data.loading.evaluation import EvaluationBuilder
+from data.loading.loader import evaluation_batches, open_shards
+from engine.loop.training import Training
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
-from engine.run_folder import is_until
-from engine.training import Training
+from engine.run.durable import write_durably
+from engine.run.folder import is_until
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import bare_encoder
 
@@ -45,7 +45,7 @@ class Probe:
             return
         if not self._training.check_finite():  # the run goes back, and does this step again
             return
-        self._forget_later_than(step - 1)  # a run that went back (engine/recovery.py) does steps again
+        self._forget_later_than(step - 1)  # a run that went back (engine/faults/recovery.py) does steps again
         self._write({"step": step, **self._accuracies()})
 
     def _forget_later_than(self, step: int) -> None:

@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data.order import evaluation_micro_batch
-from data.shards import ShardSet
+from data.loading.order import evaluation_micro_batch
+from data.shards.shard_set import ShardSet
 from pretrain.greenmim import GreenMIM
 from pretrain.micro_batch import PretrainBuilder
 from pretrain.targets import EPS, pixels_to_images, unit_pixels

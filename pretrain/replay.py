@@ -10,12 +10,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from backbones.build import layout_spec
-from backbones.visible import build_layout
-from backbones.window_attention import usable_rule
-from engine.checkpoint import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.checkpoint_format import step_folder
-from engine.flight_record import FOLDER, FlightRecord
-from engine.non_finite import NonFiniteSearch, tensors_in
+from backbones.ops.window_attention import usable_rule
+from backbones.visible.layout import build_layout
+from engine.checkpoint.format import step_folder
+from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.faults.non_finite import NonFiniteSearch, tensors_in
+from engine.faults.non_finite_record import FOLDER, FlightRecord
 from engine.randomness import torch_seed
 from engine.recipe import parse
 from pretrain.config import PretrainConfig

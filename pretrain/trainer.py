@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from backbones.build import architecture, layout_spec
-from backbones.handoff import write_backbone
-from backbones.window_attention import usable_rule
-from data.loader import ShardSet, open_shards, training_batches
-from data.locations import check_location
-from data.mixing import training_order
-from data.order import TrainingOrder
-from engine.distributed import Engine
+from backbones.ops.window_attention import usable_rule
+from backbones.weights.handoff import write_backbone
+from data.loading.loader import ShardSet, open_shards, training_batches
+from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
+from data.remote.locations import check_location
+from engine.distributed.engine import Engine
+from engine.loop.training import Training
 from engine.recipe import plain
-from engine.run_folder import RunFolder
-from engine.sample_log import SampleLog
-from engine.training import Training
+from engine.run.folder import RunFolder
+from engine.run.sample_log import SampleLog
 from pretrain.activation_budget import keep_to_budget
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model

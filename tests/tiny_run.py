@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from data.config import DataConfig
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint.slices import Kind
+from engine.checkpoint.store import newest_checkpoint
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from engine.distributed import Engine
-from engine.run_folder import RunFolder
-from engine.sample_log import SampleLog
-from engine.slices import Kind
-from engine.training import Training
+from engine.distributed.engine import Engine
+from engine.loop.training import Training
+from engine.run.folder import RunFolder
+from engine.run.sample_log import SampleLog
 
 KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 MICRO_BATCHES, MICRO_BATCH_SIZE, WIDTH, STEPS = 4, 3, 5, 8

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.loader import ShardSet, open_shards
+from data.loading.loader import ShardSet, open_shards
 from finetune.detection.config import DetectConfig
 from finetune.detection.truth import Truth, read_truth, write_faults
 

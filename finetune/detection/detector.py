@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from engine.batch_norm import step_batch_norm
+from engine.distributed.batch_norm import step_batch_norm
 from engine.randomness import torch_seed
 from finetune.detection.cascade import CascadeRCNN
 from finetune.detection.config import DetectConfig, largest_size, norm_is_frozen

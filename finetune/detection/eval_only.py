@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.loader import open_shards
-from engine.distributed import Engine
+from data.loading.loader import open_shards
+from engine.distributed.engine import Engine
 from finetune.detection.config import DetectConfig
 from finetune.detection.evaluate import Examination
 from finetune.detection.trained import fill_detector

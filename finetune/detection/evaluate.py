@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.loader import ShardSet, evaluation_batches
-from engine.distributed import Engine
+from data.loading.loader import ShardSet, evaluation_batches
+from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from finetune.detection.average_precision import average_precision
 from finetune.detection.config import DetectConfig

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from data.decode import MAX_PIXELS, BadImage, decode_rgb, decode_samples, read_header
-from data.joint_transforms import (
+from data.images.decode import MAX_PIXELS, BadImage, decode_rgb, decode_samples, read_header
+from data.images.joint_transforms import (
     GREY,
     Annotated,
     JointAugmentation,
@@ -25,7 +25,7 @@ from data.joint_transforms import (
     transformed,
     without_degenerate,
 )
-from data.shards import Sample
+from data.shards.shard_set import Sample
 from finetune.detection.config import ResizeConfig
 from finetune.detection.targets import Targets
 

@@ -14,8 +14,8 @@ from faster_coco_eval.core import mask as rle
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from engine.distributed import Engine
-from engine.durable import write_durably
+from engine.distributed.engine import Engine
+from engine.run.durable import write_durably
 from finetune.pyramid import Size
 
 MASK_SHARE = 0.5

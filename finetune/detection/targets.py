@@ -23,7 +23,7 @@ class Targets:
 
     @classmethod
     def of(cls, annotated: list[dict[str, Tensor]], *, masks: bool) -> "Targets":
-        """Return the objects of images as `data.joint_transforms` gives them."""
+        """Return the objects of images as `data.images.joint_transforms` gives them."""
         kept = [~value["crowd"] for value in annotated]
         pairs = list(zip(annotated, kept, strict=True))
         return cls(

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.handoff import write_backbone
-from data.loader import training_batches
-from data.mixing import training_order
-from data.order import TrainingOrder
-from engine.distributed import Engine
+from backbones.weights.handoff import write_backbone
+from data.loading.loader import training_batches
+from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
+from engine.distributed.engine import Engine
+from engine.loop.training import Training
 from engine.pixels import Pixels
-from engine.run_folder import RunFolder
-from engine.sample_log import SampleLog
-from engine.training import Training
+from engine.run.folder import RunFolder
+from engine.run.sample_log import SampleLog
 from finetune.detection.annotated_shards import AnnotatedShards, check_annotations, open_annotated
 from finetune.detection.config import DetectConfig, largest_size
 from finetune.detection.detector import backbone_state, build_detector

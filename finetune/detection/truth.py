@@ -11,8 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data.annotations import fault_of_object
-from data.shards import ShardSet
+from data.images.annotations import fault_of_object
+from data.shards.shard_set import ShardSet
 
 FAULTS_NAME = "annotation_faults.jsonl"
 SHOWN = 3

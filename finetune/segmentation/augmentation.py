@@ -1,6 +1,6 @@
 """How a training image and its label map are changed together: resize, crop, flip, colours (mmsegmentation's pipeline).
 
-Everything is drawn from torch's global generator, which ``data.joint_transforms.transformed`` seeds by the sample's key.
+Everything is drawn from torch's global generator, which ``data.images.joint_transforms.transformed`` seeds by the sample's key.
 
 Legend: h w height and width in pixels.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from data.joint_transforms import photometric
+from data.images.joint_transforms import photometric
 from engine.pixels import Statistics
 from finetune.segmentation.config import SegmentAugmentConfig
 from finetune.segmentation.void import VOID

@@ -5,8 +5,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data.loader import ShardSet, open_shards
-from engine.distributed import Engine
+from data.loading.loader import ShardSet, open_shards
+from engine.distributed.engine import Engine
 from finetune.results import EVAL_ONLY_FILE_NAME, write_results
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.confusion import as_json

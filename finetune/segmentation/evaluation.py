@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loader import ShardSet, evaluation_batches
-from engine.distributed import Engine
+from data.loading.loader import ShardSet, evaluation_batches
+from engine.distributed.engine import Engine
 from finetune.segmentation.config import SegmentConfig, window_of
 from finetune.segmentation.confusion import SegmentScores, confusion_matrix, segment_scores
 from finetune.segmentation.inference import infer

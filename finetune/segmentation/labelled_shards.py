@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.loader import ShardSet, open_shards
+from data.loading.loader import ShardSet, open_shards
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.labels import CITYSCAPES_IDS, check_label_maps
 

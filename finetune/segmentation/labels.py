@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from data.annotations import read_label_map
-from data.decode import MAX_PIXELS, BadImage, read_header
-from data.loader import Sample, ShardSet
+from data.images.annotations import read_label_map
+from data.images.decode import MAX_PIXELS, BadImage, read_header
+from data.loading.loader import Sample, ShardSet
 from finetune.segmentation.config import LabelConfig
 from finetune.segmentation.void import VOID
 

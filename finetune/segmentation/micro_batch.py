@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.decode import BadImage, decode_samples
-from data.joint_transforms import read_annotated, transformed
-from data.loader import Sample
+from data.images.decode import BadImage, decode_samples
+from data.images.joint_transforms import read_annotated, transformed
+from data.loading.loader import Sample
 from engine.pixels import Statistics
 from finetune.segmentation.augmentation import SegmentAugmentation
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig

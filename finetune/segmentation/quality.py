@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from engine.distributed import Engine
+from engine.distributed.engine import Engine
 from finetune.evaluations import Measured
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.confusion import as_json

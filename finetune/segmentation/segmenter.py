@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from backbones.handoff import skeleton
+from backbones.weights.handoff import skeleton
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from finetune.pyramid import MULTIPLE, Pyramid, build_pyramid, dense_start, freeze_batch_norm

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backbones.handoff import write_backbone
+from backbones.weights.handoff import write_backbone
 from engine.recipe import restore
 from finetune.prediction import pick_weights
 from finetune.pyramid import dense_start

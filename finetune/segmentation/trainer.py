@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from data.loader import training_batches
-from data.mixing import training_order
-from data.order import TrainingOrder
-from engine.distributed import Engine
-from engine.run_folder import RunFolder
-from engine.sample_log import SampleLog
-from engine.training import Training
+from data.loading.loader import training_batches
+from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
+from engine.distributed.engine import Engine
+from engine.loop.training import Training
+from engine.run.folder import RunFolder
+from engine.run.sample_log import SampleLog
 from finetune.evaluations import Evaluations
 from finetune.freezing import set_training_mode
 from finetune.segmentation.config import SegmentConfig

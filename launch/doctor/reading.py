@@ -2,8 +2,8 @@
 
 import os
 
-from data.bench import measure
-from data.shards import open_shards
+from data.commands.bench import measure
+from data.shards.shard_set import open_shards
 from launch.doctor.findings import Finding, judged
 from pretrain.config import PretrainConfig
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from backbones.build import build, layout_spec
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 from engine.backbone_config import BackboneConfig
-from engine.device_feed import CudaSideStream, DeviceFeed, tensors_in
+from engine.loop.device_feed import CudaSideStream, DeviceFeed, tensors_in
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from engine.config import DistributedConfig
-from engine.distributed import Engine
+from engine.distributed.engine import Engine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from engine.config import DistributedConfig
-from engine.distributed import Engine
-from engine.float8 import CAPABILITY
+from engine.distributed.engine import Engine
+from engine.distributed.float8 import CAPABILITY
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from backbones.build import build, forward_visible, layout_spec
-from backbones.stacking import VisibleStack
-from backbones.visible import _arrays, build_layout
+from backbones.visible.layout import _arrays, build_layout
+from backbones.visible.stacking import VisibleStack
 from benchmarks.cuda_graphs import recorded
 from engine.backbone_config import BackboneConfig
 from tests.gpu.selection import selected
@@ -47,7 +47,7 @@ def test_output_and_all_gradients_equal_the_reference(name, dtype):
 
 @pytest.mark.parametrize("window", [7, 12])
 def test_gradients_repeat_their_bits_and_wait_for_nothing(window, no_waiting):
-    from backbones.fused_attention import fused_attention
+    from backbones.kernels.window_attention import fused_attention
 
     plan = plan_for(grid=(48, 48), window=(window, window), shift=(3, 3), share=0.5, rule="tiles", device="cuda")
     qkv = torch.randn(32, len(plan.slot), 3, 4, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)

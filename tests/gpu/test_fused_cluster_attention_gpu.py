@@ -6,9 +6,9 @@ import timm
 import torch
 
 from backbones.build import forward_visible, layout_spec
-from backbones.kernel_choice import takes_kernels
-from backbones.sec_attention import rotation
-from backbones.visible import build_layout
+from backbones.kernels.availability import takes_kernels
+from backbones.sec.attention import rotation
+from backbones.visible.layout import build_layout
 from tests.gpu.selection import selected
 from tests.unit.backbones.fused_cluster_cases import CASES, HALF_CASES
 
@@ -44,7 +44,7 @@ def test_similarity_output_and_gradient_equal_the_plain_way_in_float64(name, dty
 
 @pytest.mark.parametrize("num_clusters", [2, 32])
 def test_gradients_repeat_their_bits_and_wait_for_nothing(num_clusters, no_waiting):
-    from backbones.fused_cluster_attention import fused_cluster_attention
+    from backbones.kernels.cluster_attention import fused_cluster_attention
 
     qkv = torch.randn(32, 768, 3, 4, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     turn = rotation(torch.randint(56, (768, 2), device="cuda"), 32, dtype=torch.float32)
@@ -61,7 +61,7 @@ def test_gradients_repeat_their_bits_and_wait_for_nothing(num_clusters, no_waiti
 
 
 def test_no_sorted_or_turned_copy_is_made():
-    from backbones.fused_cluster_attention import fused_cluster_attention
+    from backbones.kernels.cluster_attention import fused_cluster_attention
 
     qkv = torch.randn(64, 768, 3, 2, 32, device="cuda", dtype=torch.bfloat16)
     turn = rotation(torch.randint(56, (768, 2), device="cuda"), 32, dtype=torch.float32)
@@ -82,7 +82,7 @@ def test_networks_under_autocast_give_what_the_plain_way_gives(kept, monkeypatch
     found = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr("backbones.sec_attention.takes_kernels", lambda qkv: False)
+            monkeypatch.setattr("backbones.sec.attention.takes_kernels", lambda qkv: False)
         model.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
             features = forward_visible(model, images, layout)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backbones.build import layout_spec
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from pretrain.config import PretrainConfig

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import deepspeed_zero
 from engine.config import DistributedConfig
-from engine.distributed import Engine
-from engine.ema import SlicedEma
+from engine.distributed import deepspeed_zero
+from engine.distributed.engine import Engine
+from engine.loop.ema import SlicedEma
 
 BATCHES_PER_STEP, BATCH, WIDTH, CLIP = 4, 5, 7, 0.25
 LRS = (0.01, 0.02, 0.03)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint.store import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ACCELERATE = (

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import one_line_errors
 from tests.tiny_run import config_of, run_tiny
 

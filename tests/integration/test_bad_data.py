@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from data.config import DataConfig
-from data.mixing import training_order
-from data.scenes import scene_members
-from data.shards import open_shards
-from data.writer import NewSample, ShardLimits, write_shards
+from data.loading.mixing import training_order
+from data.shards.shard_set import open_shards
+from data.sources.scenes import scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "pretrain/main.py")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data.scenes import CLASSES, scene_members
-from data.writer import NewSample, ShardLimits, write_shards
+from data.sources.scenes import CLASSES, scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
 from finetune.choosing import CONFIGS, choose_task
 from finetune.detection.trainer import train

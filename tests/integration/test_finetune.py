@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data.scenes import scene_members
-from data.writer import NewSample, ShardLimits, write_shards
+from data.sources.scenes import scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
+from finetune.classification.trainer import train
 from finetune.config import FinetuneConfig
-from finetune.trainer import train
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 
 FP32_BOUND = 2e-6  # measured: 1.5e-7 after four steps, for another order of fp32 sums

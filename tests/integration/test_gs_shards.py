@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from data.cache_config import CacheConfig
-from data.loader import open_shards
+from data.loading.loader import open_shards
+from data.remote.config import CacheConfig
 from tests.unit.data.remote_set import content, train, write_set
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of the tests is not installed")
@@ -59,7 +59,7 @@ def _wait_for(url):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_on_gs_give_the_batches_of_local_ones(tmp_path, bucket, workers, monkeypatch):
-    monkeypatch.setattr("data.remote.RANGE_BYTES", 7000)  # several requests a shard
+    monkeypatch.setattr("data.remote.streams.RANGE_BYTES", 7000)  # several requests a shard
     local = write_set(tmp_path / "local")
     url = bucket(tmp_path / "local")
     remote = open_shards(url, cache=CacheConfig(folder=tmp_path / "cache", gib=1, give_up_s=20, timeout_s=5))

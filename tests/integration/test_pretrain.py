@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from tests.integration.launched import ROOT, difference, launch, start
 
 FP32_BOUND = 1e-5

@@ -13,9 +13,9 @@ import urllib.request
 import pytest
 from fsspec.registry import _registry
 
-from data.cache_config import CacheConfig
-from data.loader import evaluation_batches, open_shards
-from data.verify import verify
+from data.commands.verify import verify
+from data.loading.loader import evaluation_batches, open_shards
+from data.remote.config import CacheConfig
 from tests.unit.data.bad_server import BadServer
 from tests.unit.data.remote_set import Digests, content, order_of, train, write_set
 
@@ -54,7 +54,7 @@ def bucket(s3_server, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr("data.download.FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("data.remote.download.FIRST_DELAY_S", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     name = f"bucket-{tmp_path.name.replace('_', '-').lower()[:40]}"
     store = s3fs.S3FileSystem()
@@ -74,7 +74,7 @@ def cache_in(tmp_path, **options):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_on_s3_give_the_batches_of_local_ones(tmp_path, bucket, workers, caplog, monkeypatch):
-    monkeypatch.setattr("data.remote.RANGE_BYTES", 7000)  # several requests a shard
+    monkeypatch.setattr("data.remote.streams.RANGE_BYTES", 7000)  # several requests a shard
     local = write_set(tmp_path / "local")
     with caplog.at_level(logging.DEBUG, logger="data"):
         remote = open_shards(bucket(tmp_path / "local"), cache=cache_in(tmp_path))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.new_sample import NewSample
-from data.writer import ShardLimits, write_shards
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 from engine.recipe import parse
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.trainer import train

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint.store import newest_checkpoint
 from tests.integration.launched import ACCELERATE, ROOT, start
 from tests.integration.survival_program import POISONED, SLOW_S, STALL_TIMEOUT_S
 from tests.tiny_run import MICRO_BATCHES, STEPS
@@ -92,7 +92,7 @@ def test_a_process_that_hangs_ends_the_run_within_the_set_time_and_is_named(tmp_
     assert f"more than run.stall-timeout-s {STALL_TIMEOUT_S:g}" in errors
     assert "process 1 on" in errors
     waiting = (folder / "stalls" / "rank-00000.txt").read_text()
-    assert "engine/training.py" in waiting
+    assert "engine/loop/training.py" in waiting
     if what == "hang":
         assert "after step 3" in report["blamed"][0]
         assert "before_step" in (folder / "stalls" / "rank-00001.txt").read_text()

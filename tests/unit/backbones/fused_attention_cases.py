@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from backbones.visible import LayoutSpec, VisibleLayout
-from backbones.window_layout import StageLayout, group_plan
+from backbones.visible.layout import LayoutSpec, VisibleLayout
+from backbones.visible.window_layout import StageLayout, group_plan
 
 W7 = {"window": (7, 7)}
 CASES = {

@@ -7,13 +7,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from backbones import fused_attention as fused
-from backbones import window_attention as dispatch
 from backbones.build import build, forward_visible, layout_spec
-from backbones.stacking import VisibleStack
-from backbones.visible import LayoutSpec, build_layout
-from backbones.window_attention import window_attention
-from backbones.window_layout import StageSpec, window_stages
+from backbones.kernels import window_attention as fused
+from backbones.ops import window_attention as dispatch
+from backbones.ops.window_attention import window_attention
+from backbones.visible.layout import LayoutSpec, build_layout
+from backbones.visible.stacking import VisibleStack
+from backbones.visible.window_layout import StageSpec, window_stages
 from engine.backbone_config import BackboneConfig
 from tests.unit.backbones.fused_attention_cases import plan_for
 

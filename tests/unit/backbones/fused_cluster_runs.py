@@ -5,14 +5,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-
-from backbones import fused_cluster_attention as fused
-from backbones.build import forward_visible
-from backbones.sec_attention import ordered_attention, rotation, similarity, turned
-from tests.unit.backbones.fused_attention_runs import products_of_bf16, relative_error
 from tests.unit.backbones.test_sec_visible import layout_for
 from tests.unit.backbones.test_secvit import images as random_images
 from tests.unit.backbones.test_secvit import small
+
+from backbones.build import forward_visible
+from backbones.kernels import cluster_attention as fused
+from backbones.sec.attention import ordered_attention, rotation, similarity, turned
+from tests.unit.backbones.fused_attention_runs import products_of_bf16, relative_error
 
 PARTS = ("similarity", "output", "values", "gradient")
 
@@ -116,8 +116,8 @@ def model_errors(*, architecture, visible=None, convolutions=False, **options):
     found = []
     for kernels in (True, False):
         with (
-            patch("backbones.sec_attention.takes_kernels", return_value=kernels),
-            patch("backbones.submanifold.takes_kernels", return_value=kernels and convolutions),
+            patch("backbones.sec.attention.takes_kernels", return_value=kernels),
+            patch("backbones.ops.submanifold.takes_kernels", return_value=kernels and convolutions),
         ):
             features = forward()
         weight = torch.linspace(-1, 1, features.numel()).view(features.shape)

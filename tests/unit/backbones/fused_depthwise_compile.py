@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from backbones.fused_depthwise import _convolve, _sum_gradients
+from backbones.kernels.depthwise import _convolve, _sum_gradients
 
 NUMBERS = {"rows": "i32", "channels": "i32", "windows": "*i64"} | dict.fromkeys(
     ("tokens", "height", "width", "reach"), "i32"

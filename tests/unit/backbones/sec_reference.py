@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones.faster_vit import ConvBlock, NormedDownsample
-from backbones.faster_vit import Stem as FasterStem
-from backbones.sec_attention import cluster_attention, num_clusters_for, rotation, turned
-from backbones.sec_stage import ConvDownsample, ConvStem
-from backbones.sec_swin import MergeDownsample, PatchEmbed
+from backbones.sec.attention import cluster_attention, num_clusters_for, rotation, turned
+from backbones.sec.faster_vit import ConvBlock, NormedDownsample
+from backbones.sec.faster_vit import Stem as FasterStem
+from backbones.sec.sec_swin import MergeDownsample, PatchEmbed
+from backbones.sec.stage import ConvDownsample, ConvStem
 
 
 def dense_reference(model, x, visible):

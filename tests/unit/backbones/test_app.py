@@ -5,7 +5,7 @@ import timm
 import torch
 
 from backbones.app import main
-from backbones.handoff import read_backbone
+from backbones.weights.handoff import read_backbone
 
 
 @pytest.fixture

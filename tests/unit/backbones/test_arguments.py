@@ -3,7 +3,7 @@
 import pytest
 
 from backbones.arguments import timm_arguments
-from backbones.handoff import skeleton
+from backbones.weights.handoff import skeleton
 from engine.backbone_config import BackboneConfig, SecConfig
 
 SIZES = {

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from backbones.build import architecture, build, feature_dim, forward_visible, layout_spec
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 from engine.backbone_config import BackboneConfig
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}

@@ -11,7 +11,7 @@ SCRIPT = """
 import numpy as np, torch
 from backbones.build import build, forward_visible, layout_spec
 from engine.backbone_config import BackboneConfig
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 
 name, window = {name!r}, 7
 sizes = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2))
@@ -41,8 +41,8 @@ def test_compiles_in_one_graph(name):
 RECOMPUTED = """
 import numpy as np, torch
 from backbones.build import build, forward_visible, layout_spec
-from backbones.recompute import recompute_blocks
-from backbones.visible import build_layout
+from backbones.recompute.blocks import recompute_blocks
+from backbones.visible.layout import build_layout
 from engine.backbone_config import BackboneConfig
 
 sizes = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2))
@@ -71,7 +71,7 @@ def test_recomputed_blocks_compile_in_one_graph_to_the_same_gradients():
 MASKS = """
 import torch
 from backbones.build import build, forward_visible, layout_spec
-from backbones.visible import build_layout
+from backbones.visible.layout import build_layout
 from engine.backbone_config import BackboneConfig
 from pretrain.masking import unit_mask
 
@@ -113,8 +113,8 @@ FIXED = """
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 from backbones.build import build, forward_visible, layout_spec
-from backbones.stacking import VisibleStack
-from backbones.visible import build_layout
+from backbones.visible.stacking import VisibleStack
+from backbones.visible.layout import build_layout
 from engine.backbone_config import BackboneConfig
 from pretrain.masking import unit_mask
 

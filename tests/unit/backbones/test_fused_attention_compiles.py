@@ -25,7 +25,7 @@ def fresh_cache(tmp_path, monkeypatch):
 
 
 def compiled(name, *, capability, dtype, warps, stages, **constants):
-    kernel = getattr(importlib.import_module("backbones.fused_attention_kernels"), name)
+    kernel = getattr(importlib.import_module("backbones.kernels.window_attention_triton"), name)
     known = dict.fromkeys(FLOATS, f"*{dtype}") | dict.fromkeys(EXACT, "*fp32") | dict.fromkeys(INDICES, "*i64")
     known |= dict.fromkeys(constants, "constexpr") | {"scale": "fp32"}
     signature = {argument: known.get(argument, "i32") for argument in kernel.arg_names}

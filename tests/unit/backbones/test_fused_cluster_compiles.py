@@ -25,7 +25,7 @@ def fresh_cache(tmp_path, monkeypatch):
 
 
 def check(name, capability, *, dtype, dim, block, block_d, warps, stages, turn=True, **constants):
-    kernel = getattr(importlib.import_module("backbones.fused_cluster_kernels"), name)
+    kernel = getattr(importlib.import_module("backbones.kernels.cluster_attention_triton"), name)
     constants |= {"WITH_TURN": turn, "DIM": dim, "BLOCK": block, "BLOCK_D": block_d}
     if name in KERNELS:
         constants["PRECISION"] = "ieee"

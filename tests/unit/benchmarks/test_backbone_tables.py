@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from backbones.model_size import measure
+from backbones.weights.model_size import measure
 from benchmarks.backbone_tables import ROWS, agrees, differences
 
 QUICK = ("secvit_tiny", "swin_tiny_patch4_window7_224", "xformer", "twins_svt_small", "convnext_tiny")

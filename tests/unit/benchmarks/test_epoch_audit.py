@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.epoch_audit import COUNTS, EPOCHS, NUM_MICRO_BATCHES, audit, config_of, order_of, plan
-from data.shards import open_shards
+from data.shards.shard_set import open_shards
 
 RUNS = ("plain", "repeats", "mixed")
 

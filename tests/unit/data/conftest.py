@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.loader import open_shards
-from data.writer import NewSample, ShardLimits, write_shards
+from data.loading.loader import open_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
 def encode(number, *, height=40, width=56, format="JPEG", **options):  # noqa: A002

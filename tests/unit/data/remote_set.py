@@ -4,10 +4,10 @@ import hashlib
 
 import numpy as np
 
-from data.loader import open_shards, training_batches
-from data.new_sample import NewSample
-from data.order import Order
-from data.writer import ShardLimits, write_shards
+from data.loading.loader import open_shards, training_batches
+from data.loading.order import Order
+from data.writing.new_sample import NewSample
+from data.writing.writer import ShardLimits, write_shards
 
 
 class Digests:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.app import main
-from data.loader import open_shards
+from data.loading.loader import open_shards
 
 
 @pytest.fixture

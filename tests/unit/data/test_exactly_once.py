@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.loader import open_shards, training_batches
-from data.mixing import training_order
+from data.loading.loader import open_shards, training_batches
+from data.loading.mixing import training_order
 from engine.config import micro_batches_of
 
 BATCH = {"batch_size": 12, "micro_batch_size": 2}

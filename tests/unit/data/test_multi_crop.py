@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.decode import read_header
-from data.loader import training_batches
-from data.order import Order
-from data.transforms import crop_resize, crops_resize, random_crop
+from data.images.decode import read_header
+from data.images.transforms import crop_resize, crops_resize, random_crop
+from data.loading.loader import training_batches
+from data.loading.order import Order
 from engine.randomness import stream
 
 GLOBAL, LOCAL = (32, 32), (16, 16)

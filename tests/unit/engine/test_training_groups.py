@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint.store import newest_checkpoint
 from tests.tiny_run import MICRO_BATCHES, config_of, lines, run_tiny, same, tensors
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from data.config import DataConfig
-from data.scenes import scene_members
-from data.writer import NewSample, ShardLimits, write_shards
+from data.sources.scenes import scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
 

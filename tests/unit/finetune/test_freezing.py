@@ -2,8 +2,8 @@
 
 import pytest
 
+from finetune.classification.network import build_trained
 from finetune.freezing import freeze, set_training_mode
-from finetune.network import build_trained
 from finetune.start import resolve_start
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.scenes import scene_members
-from finetune import predict_classes
+from data.sources.scenes import scene_members
+from finetune.classification import predict as predict_classes
+from finetune.classification.trainer import train
 from finetune.predict import find_pictures, predict
-from finetune.predict_labels import as_written
+from finetune.segmentation.predict import as_written
 from finetune.tasks import TASKS, task_of_run
-from finetune.trainer import train
 
 
 def predictor_of(folder):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.batch_norm import StepStatistics, step_batch_norm
-from engine.optimizer import param_groups
+from engine.distributed.batch_norm import StepStatistics, step_batch_norm
+from engine.loop.optimizer import param_groups
 from finetune.config import StartConfig
 from finetune.pyramid import build_pyramid, dense_start
 from finetune.start import build_network, resolve_start

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backbones.handoff import write_backbone
+from backbones.weights.handoff import write_backbone
 from finetune.config import StartConfig
 from finetune.start import build_network, resolve_start
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from data.config import DataConfig
-from data.scenes import scene_members
-from data.writer import NewSample, ShardLimits, write_shards
+from data.sources.scenes import scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from pretrain.config import MimConfig, PretrainConfig

@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 import torch
 
-from backbones.recompute import recompute_blocks
-from backbones.recompute_choice import choose, least_budget
-from backbones.saved_bytes import saved_bytes
-from engine.checkpoint import newest_checkpoint
+from backbones.recompute.blocks import recompute_blocks
+from backbones.recompute.choice import choose, least_budget
+from backbones.recompute.saved_bytes import saved_bytes
+from engine.checkpoint.store import newest_checkpoint
 from pretrain import activation_budget
 from pretrain.activation_budget import GIB, BudgetError, choose_blocks, forward_cost
 from pretrain.greenmim import build_model

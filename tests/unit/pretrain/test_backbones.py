@@ -7,10 +7,10 @@ import timm
 import torch
 
 from data.config import DataConfig
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
+from finetune.classification.trainer import train as finetune
 from finetune.config import EvaluationConfig, FinetuneConfig, StartConfig
-from finetune.trainer import train as finetune
 from pretrain.trainer import train
 
 WIDTHS = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window": None}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.backbone_config import SecConfig
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from pretrain.trainer import train
 
 OPTIONS = {

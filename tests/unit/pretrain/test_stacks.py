@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from backbones.build import layout_spec
-from backbones.stacking import VisibleStack
-from backbones.visible import build_layout
-from engine.checkpoint import newest_checkpoint
+from backbones.visible.layout import build_layout
+from backbones.visible.stacking import VisibleStack
+from engine.checkpoint.store import newest_checkpoint
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask
 from pretrain.model_inputs import mask_tensors, model_inputs

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from data.scenes import scene_members
-from data.writer import NewSample, ShardLimits, write_shards
-from engine.checkpoint import CheckpointStore
+from data.sources.scenes import scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
+from engine.checkpoint.store import CheckpointStore
 from pretrain.trainer import train
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data.config import DataConfig
-from data.scenes import CLASSES, scene_members
-from data.writer import NewSample, ShardLimits, write_shards
+from data.sources.scenes import CLASSES, scene_members
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
 from finetune.detection.config import DetectConfig, DetectEvaluation, DetectorConfig, ResizeConfig

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.scenes import CLASSES, scene_members
-from data.shards import Sample
+from data.shards.shard_set import Sample
+from data.sources.scenes import CLASSES, scene_members
 from finetune.detection.config import DetectConfig, DetectorConfig, ResizeConfig, largest_size, norm_is_frozen
 from finetune.detection.micro_batch import DetectionBuilder, EvaluationBuilder
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.loader import open_shards
+from data.loading.loader import open_shards
 from finetune.detection.pictures import draw_objects, object_predictor
 from finetune.detection.trainer import train
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from engine.checkpoint import newest_checkpoint
+from engine.checkpoint.store import newest_checkpoint
 from finetune.app import main, stored_recipe
 from finetune.detection.eval_only import measure
 from finetune.detection.trainer import train

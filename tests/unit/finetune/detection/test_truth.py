@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from data.loader import open_shards
+from data.loading.loader import open_shards
 from finetune.detection.eval_only import measure
 from finetune.detection.trainer import train
 from finetune.detection.truth import complete_ids, read_truth

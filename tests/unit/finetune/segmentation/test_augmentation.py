@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.joint_transforms import transformed
+from data.images.joint_transforms import transformed
 from finetune.segmentation.augmentation import SegmentAugmentation, fitting_size
 from finetune.segmentation.config import SegmentAugmentConfig
 from finetune.segmentation.void import VOID

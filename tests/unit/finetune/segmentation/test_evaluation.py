@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.loader import open_shards
+from data.loading.loader import open_shards
 from finetune.segmentation.config import InferenceConfig
 from finetune.segmentation.confusion import confusion_matrix
 from finetune.segmentation.evaluation import count_pixels, evaluate, whole_images

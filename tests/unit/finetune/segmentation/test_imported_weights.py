@@ -4,7 +4,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from backbones.importing import import_backbone
+from backbones.weights.importing import import_backbone
 from finetune.config import StartConfig
 from finetune.segmentation.config import SegmenterConfig
 from finetune.segmentation.segmenter import build_segmenter

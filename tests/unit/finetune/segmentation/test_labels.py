@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.loader import open_shards
+from data.loading.loader import open_shards
 from finetune.segmentation.config import LabelConfig
 from finetune.segmentation.labels import ClassError, check_label_maps, class_map, class_table
 from finetune.segmentation.void import VOID
@@ -45,8 +45,8 @@ def test_training_is_refused_where_label_maps_hold_more_classes(write, make_scen
 
 
 def test_training_is_refused_without_label_maps(write, tmp_path):
-    from data.new_sample import NewSample
-    from data.writer import ShardLimits, write_shards
+    from data.writing.new_sample import NewSample
+    from data.writing.writer import ShardLimits, write_shards
 
     picture = (tmp_path / "p.png",)
     from PIL import Image

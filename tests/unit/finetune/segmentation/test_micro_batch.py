@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.loader import open_shards
+from data.loading.loader import open_shards
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig
 from finetune.segmentation.micro_batch import SegmentBuilder, WholeImageBuilder
 from finetune.segmentation.void import VOID

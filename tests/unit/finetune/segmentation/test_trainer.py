@@ -9,8 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from engine.checkpoint import newest_checkpoint
-from engine.training import Training
+from engine.checkpoint.store import newest_checkpoint
+from engine.loop.training import Training
 from finetune.onnx_export import exportable
 from finetune.predict import predict
 from finetune.segmentation.config import SegmenterConfig

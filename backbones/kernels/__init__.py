@@ -1,0 +1,1 @@
+"""Our Triton kernels and when they are used."""

@@ -1,0 +1,1 @@
+"""Operations on visible tokens: window attention, submanifold convolution."""

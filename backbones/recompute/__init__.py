@@ -1,0 +1,1 @@
+"""Activations kept or recomputed, and which blocks to choose."""

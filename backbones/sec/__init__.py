@@ -1,0 +1,1 @@
+"""SecViT, SEC-Swin and SEC-FasterViT (arXiv 2405.13337)."""

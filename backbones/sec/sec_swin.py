@@ -1,0 +1,141 @@
+"""SEC-Swin (arXiv 2405.13337): Swin's design with attention inside clusters in the place of windows.
+
+Nothing but the attention differs from timm's Swin: its bias tables and shifts fall away, every other parameter is there
+(``attn.out_proj`` and ``ffn`` are Swin's ``attn.proj`` and ``mlp``). So only the merging of patches, which takes the four
+tokens of a cell in order, says anything about position. Convolutions and rotary positions are options.
+
+Legend: b batch, n o tokens, c d channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from backbones.sec.attention import GlobalToken
+from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
+from backbones.sec.stage import SecStage, check_patches, rising
+from backbones.visible.token_grid import TokenGrid
+
+CLUSTERS = (32, 8, 2, 1)
+"""Clusters of the stages at 224 px; 1 is full attention."""
+NORM_EPS = 1e-5
+
+
+def make_sec_swin(
+    *,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    global_pool: str = "avg",
+    img_size: int | Sequence[int] = 224,
+    embed_dim: int = 96,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    num_heads: Sequence[int] = (3, 6, 12, 24),
+    mlp_ratio: float = 4.0,
+    clusters: Sequence[int] | None = None,
+    rope: bool = False,
+    cpe: bool = False,
+    lce: bool = False,
+    global_token: GlobalToken = "k",
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.1,
+) -> SecNetwork:
+    """Return SEC-Swin; the arguments are those of ``backbones.sec.secvit.make_secvit``.
+
+    Raises:
+        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
+    """
+    dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
+    at_224 = CLUSTERS if clusters is None else clusters
+    check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
+    check_choice(get_args(GlobalToken), global_token=global_token)
+    rates = rising(drop_path_rate, depths)
+    stages = [
+        SecStage(
+            dim,
+            downsample=MergeDownsample(dims[i - 1], dim) if i else None,
+            num_heads=num_heads[i],
+            drop_paths=rates[i],
+            rope=rope,
+            cpe=cpe,
+            mlp_ratio=mlp_ratio,
+            mlp_conv=False,
+            scaled=False,
+            norm_eps=NORM_EPS,
+            num_clusters=at_224[i],
+            scale_clusters=clusters is None,
+            lce=lce,
+            global_token=global_token,
+        )
+        for i, dim in enumerate(dims)
+    ]
+    return SecNetwork(
+        patch_embed=PatchEmbed(in_chans, dims[0]),
+        stages=stages,
+        dims=dims,
+        img_size=img_size,
+        head="plain",
+        num_classes=num_classes,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+    )
+
+
+class PatchEmbed(nn.Module):
+    """One convolution of patches of 4x4 pixels and a LayerNorm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, 4, stride=4)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
+        """Return the tokens of the third level, from the pixels of the first.
+
+        Raises:
+            ValueError: the image's sides are no multiples of 4.
+        """
+        check_patches(levels[0])
+        return self.norm(levels[2].tokens(self.proj(levels[0].maps(pixels)), len(pixels)))
+
+
+class MergeDownsample(nn.Module):
+    """The tokens of each 2x2 cell side by side, a norm and a projection."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_dim, eps=NORM_EPS)
+        self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
+        """Return the tokens of ``grid``, of half the resolution of ``above``."""
+        height, width = above.tile
+        maps = F.pad(above.maps(x), (0, width % 2, 0, height % 2))
+        cells = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # bm c rows 2 cols 2
+        cells = cells.permute(0, 2, 4, 5, 3, 1).flatten(3)  # -> bm rows cols (2 across, 2 down, c), as in Swin
+        return self.reduction(self.norm(cells.reshape(len(x), -1, cells.shape[-1])))
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "sec_swin_tiny": {"drop_path_rate": 0.2},
+    "sec_swin_small": {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3},
+}
+
+default_cfgs = generate_default_cfgs(
+    {tag: cfg for name in _VARIANTS for tag, cfg in describe(name, first_conv="patch_embed.proj").items()}
+)
+
+
+@register_model
+def sec_swin_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SEC-Swin-T, or its maps with ``features_only``."""
+    return build(make_sec_swin, "sec_swin_tiny", pretrained, {**_VARIANTS["sec_swin_tiny"], **kwargs})
+
+
+@register_model
+def sec_swin_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SEC-Swin-S, or its maps with ``features_only``."""
+    return build(make_sec_swin, "sec_swin_small", pretrained, {**_VARIANTS["sec_swin_small"], **kwargs})

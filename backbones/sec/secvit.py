@@ -1,0 +1,178 @@
+"""SecViT (arXiv 2405.13337): a hierarchical network whose attention is inside clusters of tokens that are alike.
+
+Version 2 is the published code's: 2-D rotary positions, a depthwise convolution in the MLP, a projection before the
+classifier. Version 1 is the article's listing, without these. Modules have the names of the published code, but 1x1
+convolutions are linear layers, and a stage begins with its downsampling, as in timm's Swin (``backbones.weights.key_names`` maps
+its checkpoints).
+
+``forward_features`` is the map of stage 4. Projection, norm and classifier are the head, and exist with classes only.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from backbones.sec.attention import GlobalToken
+from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
+from backbones.sec.stage import STEMS, ConvDownsample, SecStage, rising
+
+CLUSTERS = (32, 8, 2, 1)
+"""Clusters of the stages at 224 px; 1 is full attention."""
+STRIPES = (1, 2, 7, 7)
+"""Widths of CSWin's stripes in the stages."""
+Version = Literal[1, 2]
+Attention = Literal["sec", "window", "cswin"]
+
+
+def make_secvit(
+    *,
+    in_chans: int = 3,
+    num_classes: int = 1000,
+    global_pool: str = "avg",
+    img_size: int | Sequence[int] = 224,
+    embed_dim: int | Sequence[int] = 64,
+    depths: Sequence[int] = (2, 2, 9, 2),
+    num_heads: Sequence[int] = (2, 4, 8, 16),
+    mlp_ratio: float = 3.0,
+    clusters: Sequence[int] | None = None,
+    version: Version = 2,
+    rope: bool | None = None,
+    stem: Literal["conv", "patch"] = "conv",
+    cpe: bool = True,
+    lce: bool = True,
+    global_token: GlobalToken = "k",
+    attention: Attention = "sec",
+    window_size: int = 7,
+    scaled_stages: Sequence[int] = (),
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+) -> SecNetwork:
+    """Return SecViT of either version, with the papers' ablations.
+
+    Args:
+        in_chans: channels of the images.
+        num_classes: classes, 0 for no head.
+        global_pool: ``avg``, or nothing for a map.
+        img_size: size that pretraining lays masks out for, in pixels; the network takes any.
+        embed_dim: channels of the stages; one number doubles from stage to stage.
+        depths: blocks of the stages.
+        num_heads: heads of the stages.
+        mlp_ratio: hidden over outer width of the MLPs.
+        clusters: clusters of the stages, whatever the image; None is 32, 8, 2 and 1 at 224 px and follows its size.
+        version: 2 or 1 of the published models.
+        rope: rotary positions; None as the version has them.
+        stem: four 3x3 convolutions, or one 4x4 patch embedding.
+        cpe: 3x3 depthwise convolution at the start of a block.
+        lce: 5x5 depthwise convolution of the values.
+        global_token: what tokens are compared with: the mean key or the mean query.
+        attention: clusters, windows, or CSWin's stripes.
+        window_size: side of the windows.
+        scaled_stages: the stages (from 0) whose branches have a learned scale, 1e-6 at first.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
+    """
+    dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
+    at_224 = CLUSTERS if clusters is None else clusters
+    check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=at_224)
+    check_choice(get_args(Version), version=version)
+    check_choice(STEMS, stem=stem)
+    check_choice(get_args(GlobalToken), global_token=global_token)
+    _check_attention(attention, num_heads=num_heads, window_size=window_size)
+    for stage in scaled_stages:
+        check_choice(range(NUM_STAGES), scaled_stages=stage)
+    rates = rising(drop_path_rate, depths)
+    stages = [
+        SecStage(
+            dim,
+            downsample=ConvDownsample(dims[i - 1], dim) if i else None,
+            num_heads=num_heads[i],
+            drop_paths=rates[i],
+            rope=version == 2 if rope is None else rope,
+            cpe=cpe,
+            mlp_ratio=mlp_ratio,
+            mlp_conv=version == 2,
+            scaled=i in scaled_stages,
+            num_clusters=at_224[i],
+            scale_clusters=clusters is None,
+            lce=lce,
+            global_token=global_token,
+            partition=None if attention == "sec" else attention,
+            window=STRIPES[i] if attention == "cswin" else window_size,
+        )
+        for i, dim in enumerate(dims)
+    ]
+    return SecNetwork(
+        patch_embed=STEMS[stem](in_chans, dims[0]),
+        stages=stages,
+        dims=dims,
+        img_size=img_size,
+        head="projected" if version == 2 else "normed",
+        num_classes=num_classes,
+        global_pool=global_pool,
+        drop_rate=drop_rate,
+    )
+
+
+def _check_attention(attention: Attention, *, num_heads: Sequence[int], window_size: int) -> None:
+    check_choice(get_args(Attention), attention=attention)
+    if attention == "cswin" and min(num_heads) < 2:
+        raise ValueError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
+    if window_size < 1:
+        raise ValueError(f"window_size is a number from 1 on, got {window_size}")
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "secvit_tiny": {"depths": (2, 2, 9, 2), "drop_path_rate": 0.1},
+    "secvit_small": {"depths": (3, 4, 18, 4), "drop_path_rate": 0.15},
+    "secvit_base": {
+        "embed_dim": (80, 160, 320, 512),
+        "depths": (4, 8, 26, 8),
+        "num_heads": (5, 5, 10, 16),
+        "scaled_stages": (2, 3),
+        "drop_path_rate": 0.4,
+    },
+    "secvit_large": {
+        "embed_dim": (112, 224, 448, 640),
+        "depths": (4, 8, 26, 8),
+        "num_heads": (7, 7, 14, 20),
+        "scaled_stages": (2, 3),
+        "drop_path_rate": 0.5,
+    },
+}
+
+default_cfgs = generate_default_cfgs(
+    {tag: cfg for name in _VARIANTS for tag, cfg in describe(name, first_conv="patch_embed.proj.0").items()}
+)
+
+
+@register_model
+def secvit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SecViT-T, or its maps with ``features_only``."""
+    return _build("secvit_tiny", pretrained, kwargs)
+
+
+@register_model
+def secvit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SecViT-S, or its maps with ``features_only``."""
+    return _build("secvit_small", pretrained, kwargs)
+
+
+@register_model
+def secvit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SecViT-B ("M" in the published code), or its maps with ``features_only``."""
+    return _build("secvit_base", pretrained, kwargs)
+
+
+@register_model
+def secvit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return SecViT-L, or its maps with ``features_only``."""
+    return _build("secvit_large", pretrained, kwargs)
+
+
+def _build(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+    return build(make_secvit, name, pretrained, {**_VARIANTS[name], **model_args})

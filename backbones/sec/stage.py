@@ -1,0 +1,199 @@
+"""The parts of SecViT: stems, stages, blocks. All run on the tokens of a grid, whether these are all or the visible ones.
+
+Legend: b batch, n o tokens, c d channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from backbones.ops.submanifold import depthwise, normed_convolution
+from backbones.recompute.blocks import run_block
+from backbones.sec.attention import SecAttention, rotation
+from backbones.visible.token_grid import TokenGrid
+
+NORM_EPS = 1e-6
+LAYER_SCALE = 1e-6
+
+
+class SecStage(nn.Module):
+    """Downsampling, but in the first stage, and blocks; ``block`` are further arguments of these.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        downsample: nn.Module | None,
+        num_heads: int,
+        drop_paths: Sequence[float],
+        rope: bool,
+        **block: Any,
+    ) -> None:
+        super().__init__()
+        step = 4 * num_heads if rope else num_heads
+        if dim % step:
+            raise ValueError(
+                f"{num_heads} heads of {dim} channels: expected a multiple of {step} channels{', for rotary positions' * rope}; "
+                "change embed_dim or num_heads"
+            )
+        self.head_dim, self.rope = dim // num_heads, rope
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(SecBlock(dim, num_heads=num_heads, drop_path=rate, **block) for rate in drop_paths)
+
+    def forward(
+        self, x: Float[Tensor, "b n c"], *, above: TokenGrid, grid: TokenGrid, recompute: bool = False
+    ) -> Float[Tensor, "b o d"]:
+        """Return the tokens of ``grid`` after this stage, from those of the grid ``above``."""
+        if self.downsample is not None:
+            x = self.downsample(x, above, grid)
+        turn = None
+        if self.rope:
+            turn = rotation(grid.coords, self.head_dim, dtype=torch.promote_types(x.dtype, torch.float32))
+        for block in self.blocks:
+            x = run_block(block, x, grid, turn, recompute=recompute)
+        return x
+
+
+class SecBlock(nn.Module):
+    """Position by a convolution, attention, MLP."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        drop_path: float,
+        cpe: bool,
+        mlp_ratio: float,
+        mlp_conv: bool,
+        scaled: bool,
+        norm_eps: float = NORM_EPS,
+        **attention: Any,
+    ) -> None:
+        super().__init__()
+        self.pos = _depthwise3(dim) if cpe else None
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = SecAttention(dim, num_heads=num_heads, **attention)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.ffn = ConvMlp(dim, int(dim * mlp_ratio), conv=mlp_conv)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.gamma_1, self.gamma_2 = (
+            nn.Parameter(torch.full((dim,), LAYER_SCALE)) if scaled else None for _ in range(2)
+        )
+
+    def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid, turn: Tensor | None) -> Float[Tensor, "b n c"]:
+        """Return the tokens of ``grid`` after this block; ``turn`` are their rotary positions."""
+        if self.pos is not None:
+            x = depthwise(self.pos, x, grid, residual=True)
+        x = x + self.drop_path(_scaled(self.attn(self.norm1(x), grid, turn), self.gamma_1))
+        return x + self.drop_path(_scaled(self.ffn(self.norm2(x), grid), self.gamma_2))
+
+
+class ConvMlp(nn.Module):
+    """Two linear layers with GELU and a residual depthwise convolution between them."""
+
+    def __init__(self, dim: int, hidden: int, *, conv: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = _depthwise3(hidden) if conv else None
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
+        """Return the MLP of the tokens of ``grid``."""
+        x = F.gelu(self.fc1(x))
+        if self.dwconv is not None:
+            x = depthwise(self.dwconv, x, grid, residual=True)
+        return self.fc2(x)
+
+
+class ConvDownsample(nn.Module):
+    """3x3 convolution of stride 2 and a norm."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
+        """Return the tokens of ``grid``, of half the resolution of ``above``."""
+        return grid.tokens(normed_convolution(self.reduction, self.norm, x, above), len(x))
+
+
+class ConvStem(nn.Module):
+    """Four 3x3 convolutions with norms, two of stride 2."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for source, target, stride in (
+            (in_chans, dim // 2, 2),
+            (dim // 2, dim // 2, 1),
+            (dim // 2, dim // 2, 1),
+            (dim // 2, dim, 2),
+        ):
+            layers += [nn.Conv2d(source, target, 3, stride=stride, padding=1), nn.BatchNorm2d(target), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
+        """Return the tokens of the third level, from the pixels of the first."""
+        whole, half, quarter = levels[:3]
+        x, proj = pixels, list(self.proj)
+        for i, (above, below) in enumerate(((whole, half), (half, half), (half, half), (half, quarter))):
+            conv, norm, *act = proj[3 * i : 3 * i + 3]
+            maps = normed_convolution(conv, norm, x, above)  # pyright: ignore[reportArgumentType]
+            x = below.tokens(act[0](maps) if act else maps, len(x))
+        return x
+
+
+class PatchStem(nn.Module):
+    """One convolution of patches of 4x4 pixels and a norm."""
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Conv2d(in_chans, dim, 4, stride=4), nn.BatchNorm2d(dim))
+
+    def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
+        """Return the tokens of the third level, from the pixels of the first.
+
+        Raises:
+            ValueError: the image's sides are no multiples of 4.
+        """
+        check_patches(levels[0])
+        return levels[2].tokens(self.proj(levels[0].maps(pixels)), len(pixels))
+
+
+STEMS: dict[str, Any] = {"conv": ConvStem, "patch": PatchStem}
+
+
+def check_patches(pixels: TokenGrid) -> None:
+    """Refuse images that patches of 4x4 pixels do not divide.
+
+    Raises:
+        ValueError: they do not.
+    """
+    height, width = pixels.tile
+    if height % 4 or width % 4:
+        raise ValueError(f"a stem of 4x4 patches takes images of multiples of 4 pixels, got {height}x{width}")
+
+
+def rising(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return the stochastic depth of the blocks of each stage, rising linearly from 0 to ``last``."""
+    rates = iter(last * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def _depthwise3(dim: int) -> nn.Conv2d:
+    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else x * gamma

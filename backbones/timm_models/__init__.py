@@ -1,0 +1,1 @@
+"""timm's own Swin, Swin V2, ViT, Twins and ConvNeXt on visible tokens."""

@@ -1,0 +1,138 @@
+"""Open other people's checkpoint files without running what is in them.
+
+A ``.pth`` file is a pickle: opened freely it can run any code. Here only tensors, plain containers and the few harmless
+classes that published files hold are made; anything else is refused, and never called. Our own folders are read, too.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PosixPath, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbones.weights.handoff import CONFIG, read_backbone, read_safetensors, read_state
+from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    PosixPath,
+    PurePosixPath,
+    (OrderedDict, "yacs.config.CfgNode"),  # read as the plain mapping that it is
+]
+_WRAPPERS = ("model", "state_dict", "module")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Weights as a file has them, and what the file says about them."""
+
+    state: dict[str, Tensor]
+    architecture: str | None = None
+    model_args: dict[str, Any] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    provenance: dict[str, Any]
+
+
+def read_source(path: Path) -> Source:
+    """Return the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, backbone folder, checkpoint or run folder.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, holds no weights, or holds what is not safe to open.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a checkpoint file, a backbone folder or a run folder")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+    return Source(state=_weights_in(content, path), provenance={"file": path.name, "sha256": _sha256(path)})
+
+
+def load_pickled(path: Path) -> Any:
+    """Return what ``torch.save`` wrote, if it is made of tensors, plain containers and harmless classes only.
+
+    Raises:
+        ValueError: it holds anything else, or is no such file.
+    """
+    try:
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)|function ([^\n]+)|instantiate ([\w.]+)", str(error))
+        named = next((group for group in found.groups() if group), "") if found else ""
+        raise ValueError(
+            f"{path}: holds {named or 'objects'}, which this program does not open, because making it could run code; "
+            f"expected tensors in plain containers: ask its author for a safetensors file"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+        kind = "truncated or damaged" if zipfile.is_zipfile(path) or path.stat().st_size else "empty"
+        raise ValueError(
+            f"{path}: expected a whole PyTorch checkpoint file, it is {kind} ({_first_line(error)})"
+        ) from None
+
+
+def _weights_in(content: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a mapping of names to tensors, got a {type(content).__name__}")
+    state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(
+            f"{path}: no tensors found at the top or under {', '.join(_WRAPPERS)}; it has {', '.join(map(str, content))[:200]}"
+        )
+    return state
+
+
+def _read_folder(path: Path) -> Source:
+    if (path / CONFIG).is_file():
+        info = read_backbone(path)
+        return Source(
+            state=read_state(path),
+            architecture=info.architecture,
+            model_args=info.model_args,
+            mean=info.mean,
+            std=info.std,
+            provenance=info.provenance,
+        )
+    if (path / "checkpoints").is_dir():
+        checkpoint = newest_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise ValueError(f"{path}: this run folder has no complete checkpoint yet")
+        return _from_checkpoint(checkpoint)
+    return _from_checkpoint(open_checkpoint(path))
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Source:
+    names = [name for kind in ("weight", "buffer") for name in checkpoint.names(kind)]
+    weights = set(checkpoint.names("weight"))
+    augment = checkpoint.state.get("recipe", {}).get("augment", {})
+    return Source(
+        state={name: checkpoint.read_full("weight" if name in weights else "buffer", name) for name in names},
+        architecture=checkpoint.state.get("architecture"),
+        model_args=checkpoint.state.get("model_args"),
+        mean=tuple(augment["mean"]) if "mean" in augment else None,
+        std=tuple(augment["std"]) if "std" in augment else None,
+        provenance=json.loads(json.dumps({"checkpoint": checkpoint.path.name, **checkpoint.state})),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

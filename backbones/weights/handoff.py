@@ -1,0 +1,284 @@
+"""The backbone/ folder: how trained weights leave this project, as a model folder that timm reads by itself.
+
+    backbone/
+      config.json         timm's name of the architecture, its arguments, mean, std and input size; and `provenance`,
+                          which says how the weights were made and which timm ignores
+      model.safetensors   fp32 weights and persistent buffers under timm's names
+
+``timm.create_model("local-dir:runs/x/backbone", pretrained=True)`` loads it in a process that has never seen this project,
+also with ``num_classes=10``, ``features_only=True`` or another ``img_size``. Without ``pretrained=True`` timm returns random
+weights and says nothing.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from backbones.ops.exact_windows import use_exact_windows
+from backbones.weights.resizing import fit_state
+from engine.run.durable import fsync_folder
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneInfo:
+    """What config.json says."""
+
+    architecture: str
+    """timm's name."""
+    model_args: dict[str, Any]
+    """Arguments with which timm makes it in this size."""
+    num_classes: int
+    """Classes of the head; 0 is none."""
+    img_size: tuple[int, int]
+    """Height and width in pixels of the images that the weights were made with."""
+    mean: tuple[float, ...]
+    """Channel means to normalise with, of pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Channel standard deviations to normalise with, of pixels in [0, 1]."""
+    interpolation: str
+    """How images were resized."""
+    provenance: dict[str, Any]
+    """How the weights were made."""
+
+
+def write_backbone(
+    folder: Path,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    provenance: Mapping[str, Any],
+    interpolation: str = "bicubic",
+    num_classes: int = 0,
+    img_size: tuple[int, int] | None = None,
+) -> None:
+    """Write a backbone folder beside ``folder`` and rename it there, in the place of an older one.
+
+    ``state`` may hold more than the model keeps: buffers that timm computes itself and, with ``num_classes=0``, a classifier are left out.
+    ``img_size`` is what the weights were trained at, for architectures that take no such argument.
+
+    Raises:
+        ValueError: ``state`` does not fit the architecture in this size.
+    """
+    model = skeleton(architecture, num_classes=num_classes, **model_args)
+    weights = _checked(state, model, where=str(folder))
+    size = img_size or _img_size(model, model_args)
+    config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
+    config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
+    (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    _replace_folder(folder, beside)
+
+
+def read_backbone(folder: Path) -> BackboneInfo:
+    """Return what a backbone folder says about itself.
+
+    Raises:
+        ValueError: ``folder`` is not a backbone folder.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder}: expected a backbone folder with {CONFIG} and {WEIGHTS}, {' and '.join(missing)} not found; "
+            f"pretraining writes one at its end, `python backbones/main.py import` makes one from a checkpoint file"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        cfg = config["pretrained_cfg"]
+        return BackboneInfo(
+            architecture=config["architecture"],
+            model_args=config.get("model_args", {}),
+            num_classes=config.get("num_classes", 0),
+            img_size=tuple(cfg["input_size"][1:]),
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation=cfg.get("interpolation", "bicubic"),
+            provenance=config.get("provenance", {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG}: expected timm's config of a model folder, got {error!r}") from None
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a backbone folder by timm's names."""
+    read_backbone(folder)
+    return read_safetensors(folder / WEIGHTS)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is truncated or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, {error}") from None
+
+
+def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
+    """Return timm's model with the folder's weights and exact dense windows; ``kwargs`` override the folder's arguments.
+
+    Bias tables and position embeddings are resized where ``img_size`` or ``window_size`` differ. A new classifier
+    (``num_classes``) starts random; any other weight that the folder lacks is an error, not a random number.
+
+    Raises:
+        ValueError: the folder is damaged or does not fit ``kwargs``.
+    """
+    info = read_backbone(folder)
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    source = skeleton(info.architecture, num_classes=info.num_classes, **info.model_args)
+    whole = {key: value for key, value in kwargs.items() if key not in ("features_only", "out_indices")}
+    target = skeleton(info.architecture, **{"num_classes": info.num_classes, **info.model_args, **whole})
+    state, resized = fit_state(read_state(folder), target, source=source)
+    for change in resized:
+        logger.info("%s: resized %s", folder, change)
+    _check_complete(state, target, where=f"{folder} ({info.architecture}, {info.model_args}) as {kwargs}")
+    if kwargs.get("num_classes", info.num_classes) not in (0, info.num_classes):
+        head = {name.rpartition(".")[0] for name in target.state_dict() if is_classifier(name, target)}
+        new = [layer for layer in head if layer in classifiers(target) or f"{layer}.weight" not in state]
+        logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(new)))
+    model = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
+    )
+    for described in model.modules():
+        for name in ("pretrained_cfg", "default_cfg"):
+            getattr(described, name, {}).pop("state_dict", None)  # or the model would keep its first weights
+    return use_exact_windows(model)
+
+
+def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: str) -> None:
+    """Refuse weights that lack one of the model's or have one in another shape; only the classifier may start random."""
+    wanted = {name: value for name, value in target.state_dict().items() if not is_classifier(name, target)}
+    missing = {name for name in wanted if name not in state}
+    shapes = {
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    }
+    faults = {"lacks": missing, "differs in": shapes}
+    if missing or shapes:
+        raise ValueError(f"{where}: " + "; ".join(f"{kind} {_some(names)}" for kind, names in faults.items() if names))
+
+
+def skeleton(architecture: str, **model_args: Any) -> nn.Module:
+    """Return timm's model without memory for its weights, to read names and shapes from.
+
+    Raises:
+        ValueError: timm does not know the architecture or refuses an argument.
+    """
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, **model_args)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"timm cannot make {architecture} with {model_args}: {error}") from None
+
+
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the model's classification layers."""
+    names: Any = model.pretrained_cfg.get("classifier") or ()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def is_classifier(name: str, model: nn.Module) -> bool:
+    """Return whether the tensor ``name`` belongs to a classification layer, or to one that is there for its sake."""
+    return any(name.startswith(layer + ".") for layer in (*classifiers(model), *getattr(model, "head_layers", ())))
+
+
+def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> dict[str, Tensor]:
+    """Return what the model keeps of ``state``, on the CPU, or say what does not fit."""
+    expected = model.state_dict()
+    computed = {name for name, _ in model.named_buffers()} - set(expected)
+    unexpected = [n for n in state if n not in expected and n not in computed and not is_classifier(n, model)]
+    missing = [name for name in expected if name not in state]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(faults.values()):
+        said = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
+        raise ValueError(f"{where}: the weights do not fit the architecture they are handed off as; {said}")
+    return {name: state[name].detach().cpu().contiguous().clone() for name in expected}
+
+
+def _config(
+    model: nn.Module,
+    *,
+    model_args: Mapping[str, Any],
+    img_size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+) -> dict[str, Any]:
+    known: Any = model.pretrained_cfg
+    return {
+        "num_features": model.num_features,
+        "model_args": dict(model_args),
+        "pretrained_cfg": {
+            "tag": "pretrained",
+            "custom_load": False,
+            "input_size": [3, *img_size],
+            "fixed_input_size": bool(known.get("fixed_input_size", False)),
+            "interpolation": interpolation,
+            "crop_pct": known.get("crop_pct", 0.9),
+            "crop_mode": known.get("crop_mode", "center"),
+            "mean": list(mean),
+            "std": list(std),
+            "pool_size": None,
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }
+
+
+def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> tuple[int, int]:
+    known: Any = model.pretrained_cfg
+    size: Any = model_args.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = size or known["input_size"][1:]
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _replace_folder(folder: Path, beside: Path) -> None:
+    for file in beside.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    fsync_folder(beside)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _some(names: Sequence[str] | set[str], *, shown: int = 3) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")

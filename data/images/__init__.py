@@ -1,0 +1,1 @@
+"""Encoded images to arrays: decoding, crops, transforms of boxes and masks."""

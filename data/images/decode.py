@@ -1,0 +1,243 @@
+"""Encoded images to RGB arrays, safely: the header is read first, pixels are limited, only known formats are decoded.
+
+JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need) and, where it finds fault with
+them, through the more lenient PIL, which also decodes everything else. What neither of them decodes is a `BadImage`.
+(torchvision's decoders are deprecated since 0.29.)
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
+from data.shards.shard_set import Sample
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970
+MAX_SCANS = 100  # progressive JPEGs have about ten; a scan of 31 bytes costs a pass over all pixels
+PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+T = TypeVar("T")
+Pixels = npt.NDArray[np.uint8]
+
+
+class BadImage(ValueError):  # noqa: N818 - it is what it says
+    """Bytes that are no image that we decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an image says of itself before it is decoded."""
+
+    height: int
+    """Rows of the upright image."""
+    width: int
+    """Columns of the upright image."""
+    format: str
+    """PIL's name of the format."""
+    orientation: int
+    """EXIF orientation, 1 (upright) to 8."""
+    frame: Frame | None = None
+    """A JPEG's frame header, where it can be cut short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded(Generic[T]):
+    """What became of a micro-batch's samples."""
+
+    values: list[T]
+    """One for each sample."""
+    samples: list[Sample]
+    """The samples that the values come from: those asked for, but for replaced ones."""
+    bad: list[tuple[int, str, str]]
+    """Id, key and reason of every sample that was replaced."""
+
+
+def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Return size, format and orientation without decoding.
+
+    Raises:
+        BadImage: no image, of an unknown format, or with more pixels than allowed.
+    """
+    header = _jpeg_header(data) if data[:3] == START else _pil_header(data)
+    if header.height * header.width > max_pixels:
+        raise BadImage(f"{header.height}x{header.width} pixels are more than the {max_pixels} allowed")
+    return header
+
+
+def decode_rgb(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, int] = (0, 0), header: Header | None = None
+) -> Pixels:
+    """Return the upright image as [height, width, 3].
+
+    With ``min_size`` (height, width) a JPEG may come out at half its size or less, but never smaller than that.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    header = header or read_header(data, max_pixels=max_pixels)
+    if header.format != "JPEG":
+        return _decode_pil(data)
+    return _upright(_decode_jpeg(data, min_size=min_size, header=header), orientation=header.orientation)
+
+
+def decode_part(data: bytes, *, header: Header, bottom: int, shrink: int = 1) -> tuple[Pixels, int]:
+    """Return the upright image down to row ``bottom`` at least, and how many times smaller it came out.
+
+    That is ``shrink`` (1, 2, 4 or 8) for a JPEG and 1 for everything else. Unshrunk rows are those of `decode_rgb`, bit
+    for bit; the rows below ``bottom`` may be missing.
+
+    Raises:
+        BadImage: it does not decode.
+    """
+    if header.frame is not None and header.orientation <= 2:
+        upper = decode_upper(data, header.frame, bottom=bottom, shrink=shrink)
+        if upper is not None:
+            return _upright(upper, orientation=header.orientation), shrink
+    least = (-(-header.height // shrink), -(-header.width // shrink)) if shrink > 1 else (0, 0)
+    pixels = decode_rgb(data, min_size=least, header=header)
+    return pixels, 1 if pixels.shape[:2] == (header.height, header.width) else shrink
+
+
+def decode_samples(samples: Sequence[Sample], decode: Callable[[Sample], T]) -> Decoded[T]:
+    """Apply ``decode`` to every sample; one that raises `BadImage` is replaced as in `replace_bad`."""
+
+    def attempt(sample: Sample) -> T | BadImage:
+        try:
+            return decode(sample)
+        except BadImage as error:
+            return error
+
+    return replace_bad(samples, lambda some: [attempt(sample) for sample in some])
+
+
+def replace_bad(samples: Sequence[Sample], decode: Callable[[Sequence[Sample]], Sequence[T | BadImage]]) -> Decoded[T]:
+    """Apply ``decode`` to all samples; one that comes back as `BadImage` is replaced by the next one that does not.
+
+    The replacement carries a negative `repeat` of its own, so that what is drawn for it differs from what is drawn for
+    the same sample at its own place.
+
+    Raises:
+        BadImage: none of the samples decodes.
+    """
+    values: list[T] = []
+    chosen: list[Sample] = []
+    bad: list[tuple[int, str, str]] = []
+    for place, (sample, value) in enumerate(zip(samples, decode(samples), strict=True)):
+        if isinstance(value, BadImage):
+            bad.append((sample.id, sample.key, str(value)))
+            value, sample = _replacement(samples, place=place, decode=decode)
+        values.append(value)
+        chosen.append(sample)
+    return Decoded(values=values, samples=chosen, bad=bad)
+
+
+def _replacement(
+    samples: Sequence[Sample], *, place: int, decode: Callable[[Sequence[Sample]], Sequence[T | BadImage]]
+) -> tuple[T, Sample]:
+    for distance in range(1, len(samples)):
+        other = replace(samples[(place + distance) % len(samples)], repeat=-1 - place)
+        value = decode([other])[0]
+        if not isinstance(value, BadImage):
+            return value, other
+    raise BadImage(f"none of the {len(samples)} samples of a micro-batch decodes; run `python data/main.py verify`")
+
+
+def _jpeg_header(data: bytes) -> Header:
+    frame, orientation, one_scan = read_segments(data)
+    if not one_scan and (scans := num_scans(data)) > MAX_SCANS:
+        raise BadImage(f"JPEG of {scans} scans, of which {MAX_SCANS} are decoded at most")
+    height, width = (frame.height, frame.width) if frame is not None else _decoders_size(data)
+    if orientation >= 5:
+        height, width = width, height
+    return Header(height=height, width=width, format="JPEG", orientation=orientation, frame=frame)
+
+
+def _decoders_size(data: bytes) -> tuple[int, int]:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except KeyError as error:
+        raise BadImage("broken JPEG header: unknown colours or subsampling") from error
+    except Exception as error:
+        raise BadImage(f"broken JPEG header: {error}") from error
+    return int(height), int(width)
+
+
+def _pil_header(data: bytes) -> Header:
+    with _open_pil(data) as image:
+        orientation = _pil_orientation(image)
+        width, height = image.size
+        if orientation >= 5:
+            height, width = width, height
+        return Header(height=height, width=width, format=str(image.format), orientation=orientation)
+
+
+def _pil_orientation(image: Image.Image) -> int:
+    raw: Any = image.info.get("exif")
+    return exif_orientation(raw) if isinstance(raw, bytes) else 1
+
+
+def _open_pil(data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit on pixels comes next
+            return Image.open(io.BytesIO(data), formats=PIL_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(str(error)) from error
+    except Exception as error:  # plugins raise what they like on hostile bytes
+        raise BadImage(f"no image that is decoded here ({', '.join(PIL_FORMATS)})") from error
+
+
+def _decode_pil(data: bytes) -> Pixels:
+    with _open_pil(data) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        orientation = _pil_orientation(image)
+        try:
+            pixels = _as_rgb(image)
+        except Exception as error:
+            raise BadImage(f"{image.format} does not decode: {error}") from error
+    return _upright(pixels, orientation=orientation)
+
+
+def _as_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits, which PIL's own conversion would clip
+        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _decode_jpeg(data: bytes, *, min_size: tuple[int, int], header: Header) -> Pixels:
+    height, width = min_size if header.orientation < 5 else min_size[::-1]
+    try:
+        scaled = height > 0 and width > 0
+        return simplejpeg.decode_jpeg(
+            data, min_height=height if scaled else 0, min_width=width if scaled else 0, min_factor=2 if scaled else 1
+        )
+    except Exception as error:  # its errors on hostile bytes are not only ValueErrors
+        logger.debug("simplejpeg: %s; trying PIL", error)
+    with _open_pil(data) as image:
+        try:
+            return _as_rgb(image)
+        except Exception as error:
+            raise BadImage(f"JPEG does not decode: {error}") from error
+
+
+def _upright(pixels: Pixels, *, orientation: int) -> Pixels:
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(pixels[::rows, ::columns])

@@ -1,0 +1,1 @@
+"""Which samples a micro-batch holds, and the processes that build it."""

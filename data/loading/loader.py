@@ -1,0 +1,286 @@
+"""Micro-batches for a process, by number: whole ones, built in worker processes, handed over in order.
+
+A micro-batch is asked for by its key (step, micro_batch), so which worker builds it, and how many there are, changes
+nothing. What is in it is the builder's business: a picklable object that turns samples into a dict.
+"""
+
+import atexit
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.loading.order import IntArray, TrainingOrder, evaluation_micro_batch, evaluation_range
+from data.loading.prefetch import prefetching
+from data.loading.working_set import check_cache
+from data.shards.shard_set import Sample, ShardSet, open_shards
+
+__all__ = [
+    "Builder",
+    "LoadingError",
+    "Sample",
+    "ShardSet",
+    "TrainingBatches",
+    "evaluation_batches",
+    "open_shards",
+    "training_batches",
+]
+
+logger = logging.getLogger(__name__)
+
+PREFETCHED_PER_WORKER = 2
+
+Key = tuple[int, int]
+
+
+class Builder(Protocol):
+    """Turns samples into a micro-batch; runs in the worker, and must pickle.
+
+    What it needs of a sample beside the image and the label it names in ``extensions`` (`json`, `seg.png`).
+    """
+
+    def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
+        """Return the micro-batch. Arrays become tensors, everything else is passed on as it is."""
+        ...
+
+
+class LoadingError(ValueError):
+    """Samples that could not be read or built; the message names step and micro-batch."""
+
+
+class TrainingBatches(Iterator[dict[str, Any]]):
+    """Micro-batches in their order; each is a function of its key, so they can begin again anywhere."""
+
+    def __init__(
+        self,
+        begin: Callable[[int, frozenset[Key]], Iterator[dict[str, Any]]],
+        *,
+        first_step: int,
+        skip: frozenset[Key],
+    ) -> None:
+        self._begin, self._iterator = begin, begin(first_step, skip)
+
+    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+        """Go on with ``first_step``, leaving out the micro-batches (step, number) of ``skip``."""
+        self.close()
+        self._iterator = self._begin(first_step, frozenset(skip))
+
+    def close(self) -> None:
+        """End the loader's processes."""
+        getattr(self._iterator, "close", lambda: None)()
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._iterator)
+
+
+def training_batches(
+    shards: ShardSet,
+    order: TrainingOrder,
+    builder: Builder,
+    *,
+    micro_batches: range,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    pin: bool = False,
+    skip: Collection[Key] = (),
+) -> TrainingBatches:
+    """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip.
+
+    ``"reading"`` in each says what reading it cost (`ReadingCounters`).
+
+    Raises:
+        ValueError: the cache of remote shards is too small; says so before anything is read.
+    """
+    check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
+    dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
+    ahead = shards.cache.config.prefetch_steps * len(micro_batches)
+
+    def begin(first_step: int, skip: frozenset[Key]) -> Iterator[dict[str, Any]]:
+        keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=skip)
+        return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=ahead)
+
+    return TrainingBatches(begin, first_step=first_step, skip=frozenset(skip))
+
+
+def evaluation_batches(
+    shards: ShardSet,
+    builder: Builder,
+    *,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield this process's share of all samples, in order; over all processes each comes exactly once.
+
+    The builder gets step 0 and the number of the micro-batch. Processes may get different numbers of micro-batches.
+    """
+    numbers = evaluation_range(shards.num_samples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+    picks = _EvaluationPicks(sizes=shards.sizes, micro_batch_size=micro_batch_size)
+    keys = _Keys(first_step=0, last_step=1, micro_batches=numbers, skip=frozenset())
+    dataset = _MicroBatches(shards=shards, picks=picks, builder=builder)
+    return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=shards.cache.config.prefetch_steps)
+
+
+class _Picks(Protocol):
+    """Rows of (shard, position, repeat) by key."""
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray: ...
+
+
+@dataclass(frozen=True)
+class _TrainingPicks:
+    order: TrainingOrder
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray:
+        return self.order.micro_batch(step, micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluationPicks:
+    sizes: tuple[int, ...]
+    micro_batch_size: int
+
+    def __call__(self, step: int, micro_batch: int) -> IntArray:
+        return evaluation_micro_batch(self.sizes, micro_batch_size=self.micro_batch_size, number=micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys(Sampler[Key]):
+    first_step: int
+    last_step: int
+    micro_batches: range
+    skip: frozenset[Key]
+
+    def __iter__(self) -> Iterator[Key]:
+        for step in range(self.first_step, self.last_step):
+            for micro_batch in self.micro_batches:
+                if (step, micro_batch) not in self.skip:
+                    yield step, micro_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Upcoming:
+    """The rows of all micro-batches to come."""
+
+    picks: _Picks
+    keys: _Keys
+
+    def __iter__(self) -> Iterator[IntArray]:
+        return (self.picks(*key) for key in self.keys)
+
+
+class _Batch:
+    """A built micro-batch on its way: the loader must neither convert nor copy what is in it, only pin it."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+    def pin_memory(self) -> "_Batch":
+        return _Batch({name: _pinned(value) for name, value in self.content.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """An error that the data or the file system caused, on its way to the trainer."""
+
+    message: str
+    trace: str
+
+
+@dataclass(kw_only=True)
+class _MicroBatches(Dataset[_Batch | _Failure]):
+    shards: ShardSet
+    picks: _Picks
+    builder: Builder
+
+    def __getitem__(self, key: Key) -> _Batch | _Failure:
+        step, micro_batch = key
+        try:
+            before = self.shards.counters
+            rows = self.picks(step, micro_batch).tolist()
+            samples = self.shards.read_many(rows, extensions=getattr(self.builder, "extensions", ()))
+            content = self.builder(samples, step=step, micro_batch=micro_batch)
+            self.shards.confirm(sample_id for sample_id, _, _ in content.get("bad", ()))
+            content["reading"] = self.shards.counters.since(before)
+            content["keys"] = tuple(sample.key for sample in samples)
+        except (ValueError, OSError) as error:
+            message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"
+            return _Failure(message=message, trace=traceback.format_exc())
+        return _Batch({name: _as_tensor(value) for name, value in content.items()})
+
+
+def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead: int) -> Iterator[dict[str, Any]]:
+    with prefetching(dataset.shards, _Upcoming(picks=dataset.picks, keys=keys), ahead=ahead) as advance:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="This DataLoader will create"
+            )  # more workers than cores: the user's choice
+            iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
+        for item in iterator:
+            if isinstance(item, _Failure):
+                logger.debug("%s", item.trace)
+                raise LoadingError(item.message)
+            content = cast(_Batch, item).content
+            content["reading"].fetched_bytes += advance()
+            yield content
+
+
+def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:
+    atexit.unregister(_kill_workers)
+    atexit.register(_kill_workers)
+    return DataLoader(
+        dataset,
+        sampler=keys,
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_PER_WORKER if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_worker: int) -> None:
+    """Leave signals to the trainer, which saves and then ends its workers; schedulers send them to every process."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """End the workers of a program that an error ends: it would wait for them for ever, since they ignore SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _as_tensor(value: Any) -> Any:
+    """Make arrays tensors, which travel through shared memory."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value if value.flags.writeable else value.copy())  # pyright: ignore[reportUnknownMemberType]
+    return value
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    pin = getattr(value, "pin_memory", None)
+    return pin() if callable(pin) else value

@@ -1,0 +1,1 @@
+"""Files on servers and in buckets, and their cache on this node."""

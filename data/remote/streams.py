@@ -1,0 +1,230 @@
+"""Bytes of remote files, from any offset on: HTTP(S) with the standard library, object stores through fsspec.
+
+HTTP does without fsspec: its client runs an event loop in a thread of its own, which needs aiohttp, and which loader
+workers inherit half of when they are forked. A blocking socket with a time limit has neither problem, and a download that
+broke off is resumed where it stopped. Object stores are read in ranges, each a request of its own.
+
+What may work when it is tried again raises `UnavailableError`, what cannot raises `ValueError`.
+"""
+
+import contextlib
+import http.client
+import netrc
+import os
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from data.remote.locations import check_location, is_remote
+
+EXTRAS = {"s3": "s3", "gs": "gs"}
+HTTP_CHUNK_BYTES = 256 * 1024
+RANGE_BYTES = 16 * 2**20
+BUSY = (408, 425, 429)  # of the 4xx, those that say "later"
+RANGE_BEYOND_END = 416
+
+
+class UnavailableError(OSError):
+    """A file that could not be read this time, and may be next time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The bytes of a file from ``start`` to its end."""
+
+    start: int
+    """Offset of the first byte that comes; 0 where the server ignored what was asked for."""
+    size_bytes: int | None
+    """Size of the whole file, if the server says it."""
+    chunks: Iterator[bytes]
+    """The bytes; iterating raises like `open_stream`."""
+
+
+@contextlib.contextmanager
+def open_stream(location: str, *, start: int = 0, timeout_s: float = 60.0) -> Iterator[Stream]:
+    """Open a file at an offset; a server that is silent for ``timeout_s`` is `UnavailableError`.
+
+    Raises:
+        UnavailableError: no answer, a lost connection, an answer that says "later".
+        ValueError: there is no such file, or no permission to read it.
+    """
+    if not is_remote(location):
+        with _open_local(location, start=start) as stream:
+            yield stream
+    elif check_location(location).startswith("http"):
+        with _open_http(location, start=start, timeout_s=timeout_s) as stream:
+            yield stream
+    else:
+        yield _open_object(location, start=start, timeout_s=timeout_s)
+
+
+@contextlib.contextmanager
+def _open_local(path: str, *, start: int) -> Iterator[Stream]:
+    with contextlib.ExitStack() as stack:
+        with _local_errors(path):
+            file = stack.enter_context(Path(path).open("rb", buffering=0))
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(start)
+        yield Stream(start=start, size_bytes=size_bytes, chunks=_local_chunks(file, path))
+
+
+def _local_chunks(file: IO[bytes], path: str) -> Iterator[bytes]:
+    while True:
+        with _local_errors(path):
+            chunk = file.read(RANGE_BYTES)
+        if not chunk:
+            return
+        yield chunk
+
+
+@contextlib.contextmanager
+def _local_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise UnavailableError(f"{path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _open_http(url: str, *, start: int, timeout_s: float) -> Iterator[Stream]:
+    with _http_errors(url):
+        response = _opener().open(_request(url, start=start), timeout=timeout_s)
+    with response:
+        left = response.headers.get("Content-Length")
+        begins = start if response.status == http.client.PARTIAL_CONTENT else 0
+        size_bytes = None if left is None else begins + int(left)
+        yield Stream(start=begins, size_bytes=size_bytes, chunks=_http_chunks(response, url))
+
+
+def _http_chunks(response: Any, url: str) -> Iterator[bytes]:
+    while True:
+        with _http_errors(url):
+            chunk = response.read1(HTTP_CHUNK_BYTES)  # returns what has come, so that a slow drip is noticed
+        if not chunk:
+            return
+        yield chunk
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return an opener that knows HTTP alone: no redirect leads to a file or to FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        _Redirect,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("http://", "https://")):
+            raise ValueError(f"{req.full_url} leads to {newurl}, which is neither http:// nor https://")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _request(url: str, *, start: int) -> urllib.request.Request:
+    request = urllib.request.Request(urllib.parse.quote(url, safe="/%:=&?~#+!$,;'@()*[]"))
+    request.add_header("User-Agent", "green-pretrain")
+    request.add_header("Accept-Encoding", "identity")
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    login = _login(urllib.parse.urlsplit(url).hostname or "")
+    if login is not None:
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+    return request
+
+
+def _login(host: str) -> str | None:
+    """Return ``user:password`` for a host from ~/.netrc, which keeps secrets out of recipes."""
+    try:
+        found = netrc.netrc().hosts.get(host)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return None if found is None else f"{found[0]}:{found[2]}"
+
+
+@contextlib.contextmanager
+def _http_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == RANGE_BEYOND_END:
+            raise UnavailableError(f"{url} has become shorter") from error
+        if error.code >= 500 or error.code in BUSY:
+            raise UnavailableError(f"{url} answered {error.code} {error.reason}") from error
+        raise ValueError(f"{url} cannot be read: {error.code} {error.reason}") from error
+    except http.client.InvalidURL as error:
+        raise ValueError(f"{url} is no URL: {error}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise ValueError(f"{url} cannot be trusted: {reason}") from error
+        raise UnavailableError(f"{url}: {type(reason).__name__} {reason}".rstrip()) from error
+
+
+def _open_object(url: str, *, start: int, timeout_s: float) -> Stream:
+    scheme = url.partition(":")[0]
+    with _object_errors(url):
+        store = _object_store(scheme, timeout_s=timeout_s)
+        size_bytes = int(store.info(url)["size"])
+    return Stream(start=start, size_bytes=size_bytes, chunks=_ranges(store, url, start=start, size_bytes=size_bytes))
+
+
+def _ranges(store: Any, url: str, *, start: int, size_bytes: int) -> Iterator[bytes]:
+    while start < size_bytes:
+        with _object_errors(url):
+            content = store.cat_file(url, start=start, end=min(start + RANGE_BYTES, size_bytes))
+        if not content:
+            return
+        start += len(content)
+        yield content
+
+
+def _object_store(scheme: str, *, timeout_s: float) -> Any:
+    """Return the fsspec file system of a scheme, without retries of its own: the time limit is kept in one place."""
+    options: dict[str, Any] = {}
+    if scheme == "s3":
+        limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}
+        options = {"config_kwargs": limits, "use_listings_cache": False}
+    if scheme == "gs":
+        options = {"requests_timeout": timeout_s}
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # gRPC's threads do not survive a fork
+    try:
+        store: Any = fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"{scheme}:// needs a package that is not installed; run `pip install -e '.[{EXTRAS[scheme]}]'`"
+        ) from error
+    store.retries = 1
+    return store
+
+
+@contextlib.contextmanager
+def _object_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"{url} cannot be read: {type(error).__name__} {error}") from error
+    except Exception as error:
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+            raise ValueError(f"{url} cannot be read: {error}") from error
+        raise UnavailableError(f"{url}: {type(error).__name__} {error}") from error

@@ -1,0 +1,1 @@
+"""Shards on disk: manifest, index, reading by position, and tars that others wrote."""

@@ -1,0 +1,161 @@
+"""The manifest: which shards make up a data set.
+
+    folder/
+      manifest.json         one line per shard, then nothing else is needed to plan an epoch
+      shard-000000.tar      WebDataset members: 000000.jpg, 000000.cls, ...
+      shard-000000.idx      where each member lies in the tar (data/shards/index.py)
+      bad.jsonl             ledger of the files that were left out, if any
+
+A shard's ``name`` is a path relative to the folder, or an absolute path or a URL where the tars were written by someone
+else and stay where they are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.remote.config import CacheConfig
+from data.remote.download import download_bytes
+from data.remote.locations import check_location, is_remote, join
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+MAX_COUNT = 2**40  # samples or bytes of one shard; so many shards as a manifest can name stay below 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar file of samples."""
+
+    name: str
+    """Path of the tar, relative to the manifest's folder or absolute, or its URL."""
+    num_samples: int
+    """Samples in it."""
+    size_bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Digest of the tar."""
+    index: str
+    """Path of the index file, relative to the manifest's folder."""
+    index_sha256: str
+    """Digest of the index file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The shards of a data set, in the order that global sample numbers count them."""
+
+    shards: tuple[ShardInfo, ...]
+    """The tars."""
+    classes: tuple[str, ...] | None = None
+    """Class names by label, or None for unlabelled images."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the content: the same wherever the tars lie and whatever they are called."""
+        content = [
+            self.classes,
+            [[shard.num_samples, shard.size_bytes, shard.sha256, shard.index_sha256] for shard in self.shards],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Manifest:
+    """Return the manifest of ``folder``, a local path or a URL; ``cache`` says how long to wait for the network.
+
+    Raises:
+        OSError: it could not be fetched in time.
+        ValueError: the folder or its manifest is missing or malformed; the message says what to run.
+    """
+    path = join(check_location(folder), MANIFEST_NAME)
+    content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
+    try:
+        return _parse(json.loads(content))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
+
+
+def _read_local(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder with {MANIFEST_NAME}, but {folder} is no folder")
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out {folder}`, "
+            f"or index those of others with `python data/main.py index --source TARS --out {folder}`"
+        )
+    return path.read_bytes()
+
+
+def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]) -> Manifest:
+    """Return one manifest of all shards, one folder's after the other's, with whole paths.
+
+    Raises:
+        ValueError: two manifests name different classes.
+    """
+    named = [
+        (folder, manifest.classes) for folder, manifest in zip(folders, manifests, strict=True) if manifest.classes
+    ]
+    for folder, classes in named[1:]:
+        if classes != named[0][1]:
+            raise ValueError(
+                f"the {len(classes)} classes of {folder} are not the {len(named[0][1])} of {named[0][0]}; "
+                "folders that are read together must have the same classes"
+            )
+    shards = [
+        dataclasses.replace(shard, name=join(folder, shard.name), index=join(folder, shard.index))
+        for folder, manifest in zip(folders, manifests, strict=True)
+        for shard in manifest.shards
+    ]
+    return Manifest(shards=tuple(shards), classes=named[0][1] if named else None)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest`` beside its place and rename it, so that a manifest is always complete."""
+    lines = ",\n".join(f"  {json.dumps(dataclasses.asdict(shard))}" for shard in manifest.shards)
+    classes = json.dumps(manifest.classes, ensure_ascii=False)
+    write_file(
+        folder / MANIFEST_NAME, f'{{"format": {FORMAT},\n "classes": {classes},\n "shards": [\n{lines}\n]}}\n'.encode()
+    )
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path``, sync it to disk and rename it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _parse(tree: Mapping[str, Any]) -> Manifest:
+    if tree["format"] != FORMAT:
+        raise ValueError(f"format {tree['format']}, expected {FORMAT}")
+    shards = tuple(ShardInfo(**line) for line in tree["shards"])
+    for shard in shards:
+        _check(shard)
+    classes = tree["classes"]
+    return Manifest(shards=shards, classes=None if classes is None else tuple(str(name) for name in classes))
+
+
+def _check(shard: ShardInfo) -> None:
+    for name, value in dataclasses.asdict(shard).items():
+        count = name in ("num_samples", "size_bytes")
+        if not (isinstance(value, int) and 0 <= value < MAX_COUNT if count else isinstance(value, str)):
+            raise ValueError(f"shard {shard.name!r} has {name} {value!r}")
+    if is_remote(shard.name):
+        check_location(shard.name)
+    if is_remote(shard.index) or Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:
+        raise ValueError(f"index {shard.index!r} lies outside the manifest's folder")

@@ -1,0 +1,162 @@
+"""ImageNet-1k and 21k as they are handed out, unpacked or not.
+
+    SOURCE/train/n01440764/*.JPEG     and val/ of class folders, or flat with a list of labels: Kaggle's LOC_val_solution.csv,
+    SOURCE/val/*.JPEG                 or lines `ILSVRC2012_val_00000001.JPEG n01751748` (or the class number)
+    SOURCE/n01440764.tar ...          one tar a class, as 21k comes: read in place, nothing is unpacked
+
+Class numbers are ranks of the wnids in sorted order, which is what timm and torchvision use.
+"""
+
+import csv
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.images.preparation import Preparation
+from data.loading.loader import open_shards
+from data.parallel import in_order
+from data.shards.class_names import is_wnid, read_class_names
+from data.shards.manifest import Manifest, ShardInfo, write_manifest
+from data.shards.scan import describe_shard, scan_tar
+from data.sources.image_folder import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    ImageFiles,
+    find_split,
+    images_of,
+    same_classes,
+)
+from data.sources.reshard import StoredSamples, stored_samples
+from data.sources.source import Source
+
+logger = logging.getLogger(__name__)
+
+KAGGLE_LIST = "LOC_val_solution.csv"
+LEVELS_ABOVE = 4  # the folder that holds it also holds ILSVRC/Data/CLS-LOC/val
+LABEL_LISTS = (KAGGLE_LIST, "val_labels.csv", "val_labels.txt", "val.txt")
+
+
+def is_imagenet(folder: Path) -> bool:
+    """Whether a folder looks like ImageNet: wnid folders below train, or a tar for each wnid."""
+    train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
+    return bool(class_tars(folder)) or (train is not None and any(is_wnid(entry.name) for entry in train.iterdir()))
+
+
+def find_imagenet(
+    folder: Path,
+    *,
+    val_labels: Path | None,
+    names: Path | None,
+    preparation: Preparation,
+    index_folder: Path,
+    processes: int = 1,
+) -> dict[str, Source]:
+    """Return the samples by split.
+
+    Raises:
+        ValueError: no such layout, a flat val without its labels, or classes that are not in the list of ``names``.
+    """
+    wanted = None if names is None else tuple(sorted(read_class_names(names)))
+    tars = class_tars(folder)
+    if tars:
+        train = _from_tars(
+            tars, classes=wanted, preparation=preparation, index_folder=index_folder, processes=processes
+        )
+        return {"train": train}
+    train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
+    if train_folder is None:
+        raise ValueError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
+    train = find_split(train_folder, preparation=preparation, labelled=True)
+    if train.classes is None:
+        raise ValueError(f"{train_folder} has no class folders; for images without labels use --format folder")
+    if wanted is not None:
+        train = same_classes(train, train=dataclasses.replace(train, classes=wanted), folder=train_folder)
+    if val_folder is None:
+        return {"train": train}
+    return {"train": train, "val": _val(val_folder, train=train, val_labels=val_labels)}
+
+
+def class_tars(folder: Path) -> list[Path]:
+    """Return the tars of a folder that are named for a wnid each, sorted."""
+    return sorted(path for path in folder.glob("n*.tar") if is_wnid(path.stem))
+
+
+def _first_of(names: Sequence[str], *, folder: Path) -> Path | None:
+    """Return the first of these folders that is there; ImageNet's test images have no labels and are left alone."""
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFiles:
+    if val_labels is None and any(entry.is_dir() for entry in folder.iterdir()):
+        return same_classes(
+            find_split(folder, preparation=train.preparation, labelled=True), train=train, folder=folder.parent
+        )
+    path = val_labels or _labels_near(folder)
+    labels = _read_labels(path, classes=train.classes or ())
+    paths = images_of(folder, deep=True)
+    missing = [name for name in paths if Path(name).stem not in labels]
+    if missing or not paths:
+        raise ValueError(
+            f"{path} names no class for {len(missing)} of the {len(paths)} images in {folder}: {missing[:3]}"
+        )
+    numbers = tuple(labels[Path(name).stem] for name in paths)
+    return dataclasses.replace(train, paths=tuple(paths), labels=numbers)
+
+
+def _labels_near(folder: Path) -> Path:
+    places = [place / name for place in (folder, folder.parent) for name in LABEL_LISTS]
+    places += [place / KAGGLE_LIST for place in folder.resolve().parents[:LEVELS_ABOVE]]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{folder} is flat, and none of {', '.join(LABEL_LISTS)} lies near it: give the labels with --val-labels FILE, "
+            "with lines `name.JPEG wnid` (Kaggle: LOC_val_solution.csv), or sort the images into wnid folders"
+        )
+    return found
+
+
+def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
+    """Return class numbers by image name without its ending."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    numbers |= {str(number): number for number in range(len(classes))}
+    labels: dict[str, int] = {}
+    with path.open(newline="") as file:
+        for place, row in enumerate(csv.reader(line.replace("\t", ",").replace(" ", ",") for line in file)):
+            fields = [field for field in row if field]
+            if (place == 0 and fields and fields[0] == "ImageId") or not fields:
+                continue
+            if len(fields) < 2 or fields[1] not in numbers:
+                raise ValueError(
+                    f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid (one of "
+                    f"the {len(classes)} in training) or class number; the devkit's ILSVRC2012_validation_ground_truth.txt "
+                    "has numbers of its own and no names"
+                )
+            labels[fields[0].split(".")[0]] = numbers[fields[1]]
+    return labels
+
+
+def _from_tars(
+    tars: list[Path], *, classes: tuple[str, ...] | None, preparation: Preparation, index_folder: Path, processes: int
+) -> StoredSamples:
+    """Index each class's tar with the class as label, and read the samples from there."""
+    classes = classes or tuple(tar.stem for tar in tars)
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({tar.stem for tar in tars} - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} tars are of classes that are not in the list of classes: {', '.join(unknown[:3])}"
+        )
+    labelled = ((tar, numbers[tar.stem]) for tar in tars)
+    shards = tuple(in_order(_index_class, labelled, state=index_folder, processes=processes))
+    write_manifest(index_folder, Manifest(shards=shards, classes=classes))
+    return stored_samples(open_shards(index_folder), preparation=preparation, keep_names=False)
+
+
+def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
+    tar, label = labelled
+    scan = scan_tar(tar)
+    for reason, count in scan.ignored.most_common(3):
+        logger.warning("%s: passed over %d x %s", tar.name, count, reason)
+    entries = [dataclasses.replace(entry, label=label) for entry in scan.entries]
+    return describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)

@@ -1,0 +1,1 @@
+"""Shards written: the writer, its journal, its options."""

@@ -1,0 +1,217 @@
+"""What a writer has finished, so that it goes on after a kill without writing those shards again.
+
+    out/
+      plan.json        what was asked for: written first, kept; another plan is refused in this folder
+      journal.jsonl    one line for each finished shard; removed once the manifest is written
+      writing.lock     locked by the one process that writes; removed with the journal
+
+A line is appended and synced after its shard lies under its final name. What is in the folder and not in the journal was
+not finished, and is removed when the writer starts again.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.shards.manifest import MANIFEST_NAME, ShardInfo, write_file
+from data.writing.new_sample import Rejected
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME, PLAN_NAME, LEDGER_NAME, LOCK_NAME = "journal.jsonl", "plan.json", "bad.jsonl", "writing.lock"
+OUR_FILES = re.compile(
+    r"shard-\d{6,}\.(tar|idx)(\.partial)?|bad\.jsonl(\.partial)?|manifest\.json\.partial|"
+    r"plan\.json(\.partial)?|journal\.jsonl(\.partial)?|writing\.lock"
+)
+
+Plan = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(kw_only=True)
+class Journal:
+    """The finished part of a folder that is being written; holds the folder's lock until it is closed."""
+
+    out: Path
+    """The folder."""
+    lock: int
+    """Descriptor of its lock."""
+    shards: list[ShardInfo] = field(default_factory=list[ShardInfo])
+    """Finished shards."""
+    rejected: list[Rejected] = field(default_factory=list[Rejected])
+    """What was left out before the end of the last of them."""
+    position: int = 0
+    """How many of the source's samples they and what was left out took."""
+
+    def __post_init__(self) -> None:
+        kept = [
+            JOURNAL_NAME,
+            PLAN_NAME,
+            LOCK_NAME,
+            *(name for shard in self.shards for name in (shard.name, shard.index)),
+        ]
+        for path in self.out.iterdir():
+            if path.name not in kept and OUR_FILES.fullmatch(path.name):
+                path.unlink()
+        self._file = (self.out / JOURNAL_NAME).open("ab")
+
+    def record(self, shard: ShardInfo, *, rejected: Sequence[Rejected], position: int) -> None:
+        """Note a finished shard, and all that was left out so far."""
+        line = {
+            "shard": dataclasses.asdict(shard),
+            "rejected": [dataclasses.asdict(item) for item in rejected[len(self.rejected) :]],
+            "position": position,
+        }
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.shards.append(shard)
+        self.rejected, self.position = list(rejected), position
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._file.close()
+        os.close(self.lock)
+
+    def remove(self) -> None:
+        """Delete what only a folder that is not complete needs."""
+        for name in (JOURNAL_NAME, LOCK_NAME):
+            (self.out / name).unlink()
+
+
+def start_journal(out: Path) -> Journal:
+    """Make the folder, or clear what a killed writer left in it.
+
+    Raises:
+        ValueError: it holds shards or something else, or another process is writing to it.
+    """
+    lock = _lock_empty(out)
+    for name in (JOURNAL_NAME, PLAN_NAME):
+        (out / name).unlink(missing_ok=True)
+    return Journal(out=out, lock=lock)
+
+
+def resume_journal(out: Path, *, plan: Plan) -> Journal:
+    """Open the journal of a folder that was begun with the same plan, or begin it.
+
+    Raises:
+        ValueError: as `start_journal`, or the folder was begun with another plan; both values are named.
+    """
+    check_folder(out, plan=plan)
+    lock = _lock_empty(out)
+    if not (out / PLAN_NAME).is_file():
+        (out / JOURNAL_NAME).unlink(missing_ok=True)
+    write_file(out / PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
+    lines = list(_sound_lines(out))
+    write_file(out / JOURNAL_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return Journal(
+        out=out,
+        lock=lock,
+        shards=[ShardInfo(**line["shard"]) for line in lines],
+        rejected=[Rejected(**item) for line in lines for item in line["rejected"]],
+        position=lines[-1]["position"] if lines else 0,
+    )
+
+
+def check_folder(out: Path, *, plan: Plan) -> bool:
+    """Return whether a folder is already complete as planned; refuse it where the plan cannot be carried out there.
+
+    Raises:
+        ValueError: it holds something else, or was begun with another plan; both values are named.
+    """
+    path, journal = out / PLAN_NAME, out / JOURNAL_NAME
+    complete = (out / MANIFEST_NAME).exists()
+    if complete and not path.is_file():
+        raise ValueError(f"{out} already holds shards; delete it or choose another --out")
+    if complete or (path.is_file() and journal.is_file() and journal.stat().st_size > 0):
+        _compare_plans(path, plan=plan)
+    elif out.is_dir():
+        _refuse_strangers(out)
+    return complete
+
+
+def _compare_plans(path: Path, *, plan: Plan) -> None:
+    out = path.parent
+    try:
+        found: Any = json.loads(path.read_text())
+        differing = [name for name in {**found, **plan} if found.get(name) != plan.get(name)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{out} was begun with {_words(name)} {found.get(name)!r}, now it is {plan.get(name)!r}: give the same to go "
+            f"on, delete {out} to start over, or choose another --out"
+        )
+
+
+def _words(name: str) -> str:
+    return name if " " in name else f"--{name.replace('_', '-')}"
+
+
+def write_ledger(out: Path, *, rejected: Iterable[Rejected]) -> None:
+    """List what was left out; write nothing where nothing was."""
+    lines = [json.dumps({"source": item.source, "reason": item.reason}) for item in rejected]
+    if lines:
+        write_file(out / LEDGER_NAME, "".join(line + "\n" for line in lines).encode())
+
+
+def _sound_lines(out: Path) -> Iterator[dict[str, Any]]:
+    """Yield the journal's lines up to the first that is torn, or whose shard is not there."""
+    path = out / JOURNAL_NAME
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            shard = ShardInfo(**entry["shard"])
+        except (ValueError, TypeError, KeyError):
+            logger.warning("%s: the journal ends in a torn line; what follows is written again", out)
+            return
+        tar, index = out / shard.name, out / shard.index
+        if not (tar.is_file() and index.is_file() and tar.stat().st_size == shard.size_bytes):
+            logger.warning("%s is not as it was written; it and what follows is written again", tar)
+            return
+        yield entry
+
+
+def _lock_empty(out: Path) -> int:
+    """Make the folder and lock it, unless it holds what no killed writer can have left."""
+    out.mkdir(parents=True, exist_ok=True)
+    _refuse_finished(out)
+    _refuse_strangers(out)
+    descriptor = _lock(out)
+    try:
+        _refuse_finished(out)  # by a writer that held the lock until now
+    except ValueError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _refuse_finished(out: Path) -> None:
+    if (out / MANIFEST_NAME).exists():
+        raise ValueError(f"{out} already holds shards; delete it or choose another --out")
+
+
+def _refuse_strangers(out: Path) -> None:
+    strangers = sorted(path.name for path in out.iterdir() if not OUR_FILES.fullmatch(path.name))
+    if strangers:
+        raise ValueError(f"{out} is not empty (it holds {', '.join(strangers[:3])}); choose another --out")
+
+
+def _lock(out: Path) -> int:
+    """Lock the folder for this process; a killed process's lock is gone with it."""
+    descriptor = os.open(out / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, forked children do not hold it
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"another process is writing to {out}; wait for it or choose another --out") from None
+    except OSError as error:  # a file system without locks
+        logger.warning("%s cannot be locked (%s): see that only one process writes there", out, error)
+    return descriptor

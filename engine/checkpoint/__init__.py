@@ -1,0 +1,1 @@
+"""Layout-free checkpoints: their files, how processes write them together, how any number of processes reads them."""

@@ -1,0 +1,193 @@
+"""What this project must know of DeepSpeed's inside: its configuration, and where each ZeRO stage keeps what.
+
+DeepSpeed offers no way to read or write the part of the training state that a process owns by parameter name, so the
+partitions are taken apart here, and only here. Written for deepspeed 0.19.8; ``tests/integration/test_distributed.py``
+fails where another version moves something. The model given to DeepSpeed is a plain fp32 module that enters autocast by
+itself, so DeepSpeed accumulates, reduces and updates in fp32 throughout.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.distributed.ownership import Layout, OwnedRun, Replicated, adam_state, share_evenly
+
+MAX_BUCKET_ELEMENTS = 50_000_000
+PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps smaller parameters gathered
+
+
+def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_elements: int) -> dict[str, Any]:
+    """Return the DeepSpeed configuration: plain fp32, no clipping (the engine clips), nothing that waits for the device."""
+    bucket = max(1, min(num_elements, MAX_BUCKET_ELEMENTS))
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": stage == 3,  # at stages 1 and 2 overlapping costs a device synchronisation per backward pass
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": MAX_BUCKET_ELEMENTS,
+    }
+    if stage in (1, 2):
+        zero["compute_grad_norm"] = False
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_deepspeed(
+    module: nn.Module, optimizer: torch.optim.Optimizer, *, config: dict[str, Any], device: torch.device
+) -> Any:
+    """Return DeepSpeed's engine around ``module`` and ``optimizer``, made by accelerate; the launcher's own stage is ignored."""
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
+        os.environ.pop(name, None)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: PLC0415  (importing it takes seconds and reads DS_ACCELERATOR)
+    from accelerate import Accelerator  # noqa: PLC0415
+    from accelerate.state import AcceleratorState  # noqa: PLC0415
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs  # noqa: PLC0415
+    from deepspeed.utils import logger as deepspeed_logger  # noqa: PLC0415
+
+    deepspeed_logger.setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls what torch 2.14 has renamed
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
+    if device.type == "cpu":  # no compiling of CPU kernels at start-up: gloo does the communication
+        deepspeed.ops.__compatible_ops__ = {}  # pyright: ignore[reportAttributeAccessIssue]
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
+    accelerator = Accelerator(
+        mixed_precision="no",
+        gradient_accumulation_steps=config["gradient_accumulation_steps"],
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False),
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl")],
+    )
+    return accelerator.prepare(module, optimizer)[0]
+
+
+def deepspeed_layout(
+    engine: Any, module: nn.Module, optimizer: torch.optim.Optimizer, *, stage: int, rank: int, world_size: int
+) -> Layout:
+    """Return where the state of ``module`` lies at this ZeRO stage."""
+    if stage == 0:
+        return Replicated(module, optimizer, rank=rank, world_size=world_size)
+    kind = Zero3 if stage == 3 else Zero12
+    return kind(engine.optimizer, module, rank=rank, world_size=world_size)
+
+
+class Zero12:
+    """Stages 1 and 2: each group's parameters lie one after another in a flat buffer, cut into one part per process."""
+
+    partitioned = True
+
+    def __init__(self, zero: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
+        self._zero = zero
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.runs: list[OwnedRun] = []
+        self.steps: list[Tensor] = []
+        for group, master in enumerate(zero.single_partition_of_fp32_groups):
+            state = adam_state(zero.optimizer, master)
+            self.steps.append(state["step"])
+            first = rank * zero.partition_size[group]
+            parameters = zero.round_robin_bit16_groups[group]
+            for parameter, start in zip(parameters, zero.round_robin_bit16_offsets[group], strict=True):
+                name = names.pop(id(parameter))
+                begin = max(first - start, 0)
+                end = min(first + master.numel() - start, parameter.numel())
+                if begin < end:
+                    self.runs.append(
+                        _run(name, parameter.shape, begin, master, state, start + begin - first, end - begin)
+                    )
+        self.held = list(self.runs)
+        frozen = [(name, p) for name, p in module.named_parameters() if id(p) in names]
+        self.runs += share_evenly(iter(frozen), {}, rank=rank, world_size=world_size)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of this process's partitions."""
+        return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
+
+    def publish(self) -> None:
+        """Gather the partitions' master weights into every process's module."""
+        self._zero.update_lp_params()
+
+    @contextlib.contextmanager
+    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Do nothing: every parameter is whole everywhere."""
+        yield
+
+
+class Zero3:
+    """Stage 3: each parameter is cut into one part per process; a process's parts lie one after another in flat buffers."""
+
+    partitioned = True
+
+    def __init__(self, zero: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
+        self._zero = zero
+        zero._get_norm_groups = lambda: [torch.zeros(())]  # the engine clips; DeepSpeed's own norm waits for the device
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.runs: list[OwnedRun] = []
+        self.steps: list[Tensor] = []
+        for group, master in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+            state = adam_state(zero.optimizer, master)
+            self.steps.append(state["step"])
+            start = 0
+            for parameter in group:
+                name, first, length = names.pop(id(parameter)), *_part(parameter, rank=rank)
+                if length > 0:
+                    self.runs.append(_run(name, parameter.ds_shape, first, master, state, start, length))
+                start += parameter.partition_numel()
+        self.held = list(self.runs)
+        parameters: Iterator[tuple[str, Any]] = module.named_parameters()
+        for name, parameter in parameters:
+            if id(parameter) in names:  # frozen
+                first, length = _part(parameter, rank=rank)
+                if length > 0:
+                    self.runs.append(_run(name, parameter.ds_shape, first, parameter.ds_tensor, {}, 0, length))
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of this process's parts."""
+        return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
+
+    def publish(self) -> None:
+        """Copy the master weights into the parts that the module gathers from, and refresh what stays gathered."""
+        for group in range(len(self._zero.fp16_groups)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(group)
+        if self._zero.persistent_parameters:
+            self._zero.persistent_parameters[0].partition(self._zero.persistent_parameters)
+            self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+
+    @contextlib.contextmanager
+    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Gather ``parameter`` on every process for as long as the context lasts."""
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters  # noqa: PLC0415
+
+        with GatheredParameters([parameter]):
+            yield
+
+
+def _part(parameter: Any, *, rank: int) -> tuple[int, int]:
+    """Return the first element and the length of this process's part of a ZeRO-3 parameter, without padding."""
+    size = int(parameter.partition_numel())
+    return rank * size, max(0, min(size, int(parameter.ds_numel) - rank * size))
+
+
+def _run(
+    name: str, shape: tuple[int, ...], offset: int, master: Tensor, state: dict[str, Tensor], start: int, length: int
+) -> OwnedRun:
+    """Return the run whose elements begin at ``start`` in the flat ``master`` partition."""
+    views = {key: state[key].view(-1).narrow(0, start, length) for key in ("exp_avg", "exp_avg_sq") if key in state}
+    weight = master.detach().view(-1).narrow(0, start, length)
+    return OwnedRun(name=name, shape=tuple(shape), offset=offset, weight=weight, **views)

@@ -1,0 +1,1 @@
+"""What a run does about losses that are not finite and about processes that hang."""

@@ -1,0 +1,113 @@
+"""What is written down of a micro-batch that was not finite, so that it can be repeated: nothing in it is pickled.
+
+runs/x/non_finite/step-000000007/
+├── micro-batch-00002.json           the record: samples, first bad module, the metrics before
+├── micro-batch-00002.safetensors    the micro-batch's tensors as they were trained on: pixels, mask, ids
+└── weights/step-000000007/          the weights that it met, as a checkpoint
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.run.durable import write_durably
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "non_finite"
+RECENT_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlightRecord:
+    """One micro-batch whose loss or gradients were not finite."""
+
+    step: int
+    """Steps done before it."""
+    micro_batch: int
+    """Its number in its step."""
+    rank: int
+    """The process that computed it."""
+    world_size: int
+    """How many there were."""
+    precision: str
+    """`distributed.precision` of the run."""
+    loss: float | str
+    """Its loss; NaN and infinities in words, which JSON has no numbers for."""
+    first_module: str | None
+    """First module with an output that was not finite."""
+    first_module_type: str | None
+    """Its class."""
+    first_parameter: str | None
+    """First parameter with a gradient that was not finite."""
+    samples: list[dict[str, Any]]
+    """id, key and shard of each sample, in their order."""
+    recent_metrics: list[dict[str, Any]]
+    """The last lines of `metrics.jsonl`."""
+
+    @property
+    def name(self) -> str:
+        """File name without its ending."""
+        return f"micro-batch-{self.micro_batch:05d}"
+
+    def write(self, run_folder: Path, batch: Mapping[str, Tensor]) -> Path:
+        """Write the record and its tensors; return the record's path."""
+        folder = record_folder(run_folder, self.step)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: x.detach().cpu().contiguous() for name, x in batch.items()}
+        save_file(tensors, folder / f"{self.name}.safetensors")
+        path = folder / f"{self.name}.json"
+        write_durably(path, json.dumps(asdict(self), indent=1).encode())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Self, dict[str, Tensor]]:
+        """Return a record and its tensors.
+
+        Raises:
+            ValueError: it is none, or its tensors are missing.
+        """
+        try:
+            record = cls(**json.loads(path.read_text()))
+            return record, load_file(path.with_suffix(".safetensors"))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no flight record: {' '.join(str(error).split())}; expected runs/x/{FOLDER}/step-.../"
+                f"micro-batch-....json with the .safetensors file beside it"
+            ) from None
+
+    def __str__(self) -> str:
+        """Say in words what happened."""
+        where = f"module {self.first_module or '(the model itself)'} ({self.first_module_type})"
+        if self.first_module_type is None:
+            where = f"gradient of {self.first_parameter}" if self.first_parameter else "loss"
+        keys = ", ".join(str(sample.get("key", sample["id"])) for sample in self.samples[:4])
+        more = ", ..." if len(self.samples) > 4 else ""
+        return (
+            f"micro-batch {self.micro_batch} of step {self.step} (process {self.rank}, samples {keys}{more}): "
+            f"loss {self.loss}, first not finite in the {where}"
+        )
+
+
+def record_folder(run_folder: Path, step: int) -> Path:
+    """Return where the records of a step lie."""
+    return run_folder / FOLDER / f"step-{step:09d}"
+
+
+def recent_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the last lines of ``metrics.jsonl``."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines()[-RECENT_LINES:]:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # cut short by a kill
+            continue
+    return lines

@@ -1,0 +1,1 @@
+"""Everything around a training loop: feeding, optimizer, averages, resume, reports."""

@@ -1,0 +1,227 @@
+"""The folder of one run: who writes it, with which config, on which machine.
+
+runs/x/
+├── config.yaml          resolved; reads back as a recipe
+├── environment.json     one entry per start: versions, commit, hardware
+├── metrics.jsonl        one line per report
+├── metrics.cut.jsonl    lines of steps that were done again after a resume
+├── bad_samples.jsonl    each image that could not be decoded, once
+├── non_finite/          micro-batches that were not finite (flight_record.py)
+├── stalls/              heartbeats, and stacks of a run that hung (watchdog.py)
+├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
+├── lock.json            who runs here now
+├── stopped.json         of a run that ended early, as asked: its step, who asked and when; gone once it goes on
+├── launch/              jobs on a cluster, made by launch/main.py
+└── STOP                 made by the user: save and end
+
+A folder that is made here is open to its owner and, for reading, to the owner's group.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from engine.errors import NO_SPACE
+from engine.recipe import dump
+from engine.run.durable import write_durably
+from engine.run.environment import describe_environment
+from engine.run.lock import RunLock
+
+logger = logging.getLogger(__name__)
+
+PRIVATE = 0o750
+"""Permissions of a new run folder: recipes and logs may name data that others must not see."""
+
+
+class RunFolder:
+    """Paths and rules of a run folder; ``with RunFolder.open(...)`` holds it against other runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.backbone = path / "backbone"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.report = path / "report.html"
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.stopped = path / "stopped.json"
+        self._stop = path / "STOP"
+        self._lock: RunLock | None = None
+        self._obeyed = False
+        self._closing = contextlib.ExitStack()
+
+    @classmethod
+    def open(cls, path: Path, *, config: Any, rank: int = 0) -> "RunFolder":
+        """Return the folder, made if need be; process 0 locks it and writes config and environment.
+
+        ``config`` is a config dataclass. Where checkpoints exist already, only its ``may_change`` fields may differ from
+        those that made them.
+
+        Raises:
+            ValueError: another run holds the folder, or the config differs; the message says who, or which values.
+        """
+        run = cls(path)
+        if rank == 0:
+            try:
+                make_private(path)
+                run.checkpoints.mkdir(exist_ok=True)
+                run._lock = RunLock(path)
+                run._lock.acquire()
+                run._record(config)
+                run.stopped.unlink(missing_ok=True)
+            except OSError as error:
+                run.close()
+                advice = "free some space, then start again" if error.errno in NO_SPACE else "check --run.folder"
+                raise ValueError(f"run folder {path} cannot be used: {error.strerror}; {advice}") from None
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    def __enter__(self) -> "RunFolder":
+        """Return the folder, which ``open`` has locked."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, whatever happened."""
+        self.close()
+
+    def at_close(self, callback: Callable[[], object]) -> None:
+        """Let ``callback`` run when the folder is closed, whatever happened."""
+        self._closing.callback(callback)
+
+    def close(self) -> None:
+        """Release the lock, and remove the STOP file if it was obeyed."""
+        self._closing.close()
+        if self._obeyed:
+            self._stop.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def stop_requested(self) -> bool:
+        """Return whether the user asks for the end (the STOP file); it is removed when the folder is closed.
+
+        Raises:
+            ValueError: another process has taken this folder over.
+        """
+        if self._lock is not None and self._lock.lost:
+            raise ValueError(f"run folder {self.path} was taken over by another process; this one stops")
+        if self._stop.exists():
+            self._obeyed = True
+        return self._obeyed
+
+    def note_stopped(self, step: int, *, reason: str, asked: float | None) -> None:
+        """Write down that the run ended early and is saved, so that whoever started it knows it is not finished.
+
+        ``asked`` is the time of the signal, in seconds since 1970, if this process got one.
+        """
+        content = {"step": step, "reason": reason, "asked": asked, "saved": time.time()}
+        write_durably(self.stopped, json.dumps(content).encode())
+
+    def cut_metrics(self, step: int) -> None:
+        """Move the metrics of steps past ``step``, and a line cut short by a kill, to ``metrics.cut.jsonl``."""
+        if not self.metrics.exists():
+            return
+        kept: list[bytes] = []
+        cut: list[bytes] = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            (kept if is_until(line, step) else cut).append(line)
+        if cut:
+            with self.path.joinpath("metrics.cut.jsonl").open("ab") as side:
+                side.writelines(line if line.endswith(b"\n") else line + b"\n" for line in cut)
+            write_durably(self.metrics, b"".join(kept))
+            logger.info("moved %d lines past step %d out of %s", len(cut), step, self.metrics)
+
+    def _record(self, config: Any) -> None:
+        text = dump(config)
+        if self.config.exists() and any(self.checkpoints.glob("step-*[0-9]")):
+            changes = changed_fields(config, stored=_read_yaml(self.config))
+            if changes:
+                raise ValueError(
+                    f"{self.config} made the checkpoints in this folder and differs from what is asked: {'; '.join(changes)}. "
+                    f"Use the stored values, another --run.folder, or start a new run from a checkpoint of this one with "
+                    f"--run.branch-from"
+                )
+        write_durably(self.config, text.encode())
+        starts: list[Any] = []
+        with contextlib.suppress(OSError, ValueError):
+            starts = json.loads(self.environment.read_text())
+        write_durably(self.environment, json.dumps([*starts, describe_environment()], indent=1).encode())
+
+
+def make_private(path: Path, *, mode: int = PRIVATE) -> None:
+    """Make the folder ``path`` with these permissions, whatever the umask; one that exists keeps its own."""
+    try:
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)
+
+
+def stop_reason(asked: Sequence[dict[str, Any]]) -> str:
+    """Return who asked for the stop, from what each process saw; a signal does not reach all of them at once."""
+    if any(one["by_file"] for one in asked):
+        return "the STOP file"
+    return next(one["signal"] for one in asked if one["signal"] is not None)
+
+
+def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:
+    """Return "name: stored X, asked Y" for each field that differs and may not; both in their plain YAML form.
+
+    A field that the stored config does not know yet counts as its default.
+    """
+    asked: dict[str, Any] = yaml.safe_load(dump(config))
+    return list(_changes(config, asked, stored, prefix=""))
+
+
+def _changes(config: Any, asked: dict[str, Any], stored: dict[str, Any], *, prefix: str) -> Iterator[str]:
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    for name in (*fields, *(key for key in stored if key not in fields)):
+        field, full = fields.get(name), prefix + name
+        if field is None:
+            yield f"{full}: stored {stored[name]!r}, unknown to this version"
+        elif field.metadata.get("may_change"):
+            continue
+        elif dataclasses.is_dataclass(value := getattr(config, name)):
+            yield from _changes(value, asked[name], stored.get(name) or {}, prefix=f"{full}.")
+        elif name not in stored:
+            if getattr(config, name) != _default(field):
+                yield f"{full}: not stored, asked {asked[name]!r}"
+        elif asked[name] != stored[name]:
+            yield f"{full}: stored {stored[name]!r}, asked {asked[name]!r}"
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {' '.join(str(error).split())}; restore it or choose another --run.folder"
+        ) from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def is_until(line: bytes, step: int) -> bool:
+    """Return whether a line of JSON is whole and of a step up to ``step``."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,127 @@
+"""How a run stands, read from its folder by anybody, while it runs or later. Changes nothing. Imports no torch."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from engine.run.lock import describe, find_holder
+
+_TAIL_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """The last report of a run, its newest checkpoint and its holder."""
+
+    step: int
+    """Steps done at the last report."""
+    total_steps: int
+    """Length of the run."""
+    images_per_s: float
+    """Over the last report's interval."""
+    seconds_left: float
+    """Steps left times the time per step between the last reports."""
+    loss: float | None
+    """Of the last report."""
+    report_age_s: float
+    """Seconds since the last report."""
+    checkpoint_step: int | None
+    """The newest checkpoint's step."""
+    checkpoint_age_s: float
+    """Seconds since it was complete."""
+    holder: str | None
+    """Who runs here now; None if nobody does."""
+
+
+def read_status(run_folder: Path) -> RunStatus:
+    """Return how the run in ``run_folder`` stands.
+
+    Raises:
+        ValueError: it is no run folder.
+    """
+    if not (run_folder / "config.yaml").exists():
+        raise ValueError(
+            f"{run_folder} is no run folder: expected config.yaml in it, which a run writes when it starts"
+        )
+    lines = _last_lines(run_folder / "metrics.jsonl")
+    last: dict[str, Any] = lines[-1] if lines else {}
+    checkpoints = sorted(path for path in (run_folder / "checkpoints").glob("step-*[0-9]") if path.is_dir())
+    holder = find_holder(run_folder)
+    now = time.time()
+    return RunStatus(
+        step=last.get("step", 0),
+        total_steps=last.get("total_steps", 0),
+        images_per_s=last.get("images_per_s") or 0.0,
+        seconds_left=(last.get("total_steps", 0) - last.get("step", 0)) * _seconds_per_step(lines),
+        loss=last.get("loss"),
+        report_age_s=now - last.get("time", now),
+        checkpoint_step=int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else None,
+        checkpoint_age_s=now - checkpoints[-1].stat().st_mtime if checkpoints else 0.0,
+        holder=describe(holder) if holder is not None else None,
+    )
+
+
+def status(run_folder: Path) -> Table:
+    """Return a table for the terminal that says how the run in ``run_folder`` stands."""
+    run = read_status(run_folder)
+    table = Table(title=str(run_folder), show_header=False)
+    table.add_row("state", "finished" if run.step and run.step == run.total_steps else _state(run))
+    table.add_row("step", f"{run.step} of {run.total_steps}" if run.step else "no report yet")
+    if run.step:
+        table.add_row("time left", format_seconds(run.seconds_left))
+        table.add_row("speed", f"{run.images_per_s:.1f} images/s")
+        table.add_row("loss", "none" if run.loss is None else f"{run.loss:.4f}")
+        table.add_row("last report", f"{format_seconds(run.report_age_s)} ago")
+    if run.checkpoint_step is None:
+        table.add_row("last checkpoint", "none yet")
+    else:
+        table.add_row("last checkpoint", f"step {run.checkpoint_step}, {format_seconds(run.checkpoint_age_s)} ago")
+    return table
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as 1 d 02 h, 3 h 04 min, 5 min 06 s or 7 s."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+def _state(run: RunStatus) -> str:
+    return f"running: {run.holder}" if run.holder else "not running"
+
+
+def _last_lines(metrics: Path) -> list[dict[str, Any]]:
+    """Return the newest whole lines, oldest first; those that are no reports are left out."""
+    if not metrics.exists():
+        return []
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - _TAIL_BYTES))
+        lines: list[dict[str, Any]] = []
+        for text in file.read().splitlines():
+            try:
+                line: dict[str, Any] = json.loads(text)
+            except ValueError:  # the first may start in the middle, the last may be half written
+                continue
+            if "images_per_s" in line:
+                lines.append(line)
+    return lines
+
+
+def _seconds_per_step(lines: list[dict[str, Any]]) -> float:
+    """Return the mean time per step over the last reports' own intervals, so that pauses between runs do not count."""
+    recent = lines[-10:]
+    pairs = zip(lines[-11:-1], recent[-len(lines[-11:-1]) :], strict=True) if len(lines) > 1 else ()
+    timed = [(b["step"] - a["step"], b["seconds"]) for a, b in pairs if b["step"] > a["step"]]
+    steps = sum(count for count, _ in timed)
+    if steps:
+        return sum(seconds for _, seconds in timed) / steps
+    return lines[-1]["seconds"] / max(lines[-1]["step"], 1) if lines else 0.0

@@ -1,0 +1,88 @@
+"""Classify every labelled image exactly once, on any number of processes.
+
+Legend: b images of a micro-batch, c classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.loading.evaluation import EvaluationBuilder
+from data.loading.loader import ShardSet, evaluation_batches
+from engine.distributed.engine import Engine
+from engine.pixels import Pixels
+from finetune.classification.scores import TOP_K, Scores, score
+from finetune.config import FinetuneConfig
+
+
+def evaluation_images(
+    config: FinetuneConfig, shards: ShardSet, *, img_size: tuple[int, int], engine: Engine
+) -> Iterator[dict[str, Any]]:
+    """Return this process's share of the images: resized, cut at their centres, with labels and numbers."""
+    return evaluation_batches(
+        shards,
+        EvaluationBuilder(size=img_size, crop_ratio=config.evaluation.crop_ratio, max_pixels=config.data.max_pixels),
+        micro_batch_size=config.evaluation.micro_batch_size,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        workers=config.data.workers,
+        pin=engine.device.type == "cuda",
+    )
+
+
+def forward_of(network: nn.Module, pixels: Pixels, *, engine: Engine) -> Callable[[Tensor], Tensor]:
+    """Return raw images to ``network``'s outputs, in the run's precision."""
+    dtype = next(network.parameters()).dtype
+
+    def forward(images: Tensor) -> Tensor:
+        with engine.autocast():
+            return network(pixels(images).to(dtype))
+
+    return forward
+
+
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[dict[str, Any]],
+    *,
+    num_classes: int,
+    num_samples: int,
+    engine: Engine,
+) -> Scores:
+    """Return the scores over all processes' ``batches``, which together hold each of ``num_samples`` once (collective)."""
+    rows, losses = _classify(forward, batches, num_classes=num_classes, device=engine.device)
+    rows, losses = engine.gather(rows).cpu(), engine.gather(losses).cpu()
+    order = rows[:, 0].argsort()  # sums come out the same on any number of processes
+    ids, labels, guesses, in_top_k, unreadable = rows[order].unbind(1)
+    assert len(ids) == len(ids.unique()) == num_samples, f"{len(ids)} images evaluated, {num_samples} expected"
+    return score(
+        labels=labels,
+        guesses=guesses,
+        in_top_k=in_top_k.bool(),
+        losses=losses[order],
+        num_classes=num_classes,
+        num_unreadable=int(unreadable.sum()),
+    )
+
+
+@torch.inference_mode()
+def _classify(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[dict[str, Any]], *, num_classes: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return rows of (number, class, guess, in top k, unreadable) and the losses."""
+    rows = [torch.zeros((0, 5), dtype=torch.int64, device=device)]
+    losses = [torch.zeros(0, dtype=torch.float64, device=device)]
+    for batch in batches:
+        ids, labels = batch["ids"].to(device), batch["labels"].to(device)
+        logits = forward(batch["images"].to(device, non_blocking=True)).double()
+        best = logits.topk(min(TOP_K, num_classes), dim=1).indices
+        in_top_k = (best == labels[:, None]).any(1).long()
+        unreadable = torch.isin(
+            ids, torch.tensor([bad[0] for bad in batch["bad"]], dtype=ids.dtype, device=device)
+        ).long()
+        rows.append(torch.stack([ids, labels, best[:, 0], in_top_k, unreadable], dim=1))
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(rows), torch.cat(losses)

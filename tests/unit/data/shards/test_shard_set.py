@@ -1,0 +1,94 @@
+"""Several folders as one data set."""
+
+import dataclasses
+import pickle
+
+import pytest
+
+from data.loading.loader import open_shards
+from data.shards.manifest import read_manifest, write_manifest
+
+
+def test_several_folders_read_as_one_set(write):
+    first, second = write(12, name="first", per_shard=5), write(7, name="second", per_shard=4)
+    both = open_shards(first.folder, second.folder)
+    assert both.sizes == first.sizes + second.sizes == (5, 5, 2, 4, 3)
+    assert both.parts == (range(3), range(3, 5))
+    assert first.parts == (range(3),)
+    samples = [both.read(shard, position) for shard, size in enumerate(both.sizes) for position in range(size)]
+    assert [sample.id for sample in samples] == list(range(19))
+    assert [sample.key for sample in samples] == [f"{n:06d}" for n in [*range(12), *range(7)]]
+    assert samples[15].image == second.read(0, 3).image
+    assert both.labels().tolist() == [*first.labels().tolist(), *second.labels().tolist()]
+    assert both.classes == first.classes
+    assert [both.shard_of(n) for n in (0, 4, 5, 12, 18)] == [
+        f"{folder.folder}/shard-00000{n}.tar"
+        for folder, n in [(first, 0), (first, 0), (first, 1), (second, 0), (second, 1)]
+    ]
+    copy = pickle.loads(pickle.dumps(both.subset([0, 18])))
+    assert (copy.parts, copy.sizes, copy.read(4, 0).id) == (both.parts, (1, 0, 0, 0, 1), 18)
+
+
+def test_a_list_of_folders_is_as_good_and_one_in_it_is_that_folder(write):
+    first, second = write(6, name="first"), write(6, name="second")
+    assert open_shards([first.folder, str(second.folder)]).sizes == (5, 1, 5, 1)
+    assert open_shards([first.folder]).manifest == first.manifest
+    with pytest.raises(ValueError, match="at least one folder"):
+        open_shards([])
+
+
+def test_the_digest_of_several_folders_is_that_of_their_content(write, tmp_path):
+    first, second = write(6, name="first"), write(7, name="second")
+    digest = open_shards(first.folder, second.folder).manifest.digest
+    assert open_shards(second.folder, first.folder).manifest.digest != digest
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    assert open_shards(moved, second.folder).manifest.digest == digest
+
+
+def test_folders_with_other_classes_do_not_mix_but_unlabelled_ones_do(write):
+    first, second = write(6, name="first"), write(6, name="second", classes=("a", "b"))
+    with pytest.raises(ValueError, match=r"the 2 classes of .*second are not the 3 of .*first"):
+        open_shards(first.folder, second.folder)
+    unlabelled = write(6, name="third", classes=None)
+    assert open_shards(unlabelled.folder, first.folder).classes == ("a", "b", "c")
+
+
+def test_a_local_manifest_names_remote_shards_only_of_schemes_on_the_list(write):
+    shards = write(6)
+    for name, fits in [("https://host/a.tar", True), ("pipe:cat a.tar", False), ("https://me:pw@host/a.tar", False)]:
+        lines = (dataclasses.replace(shards.manifest.shards[0], name=name), *shards.manifest.shards[1:])
+        write_manifest(shards.folder, dataclasses.replace(shards.manifest, shards=lines))
+        if fits:
+            assert read_manifest(shards.folder).shards[0].name == name
+        else:
+            with pytest.raises(ValueError, match=r"no manifest of this program \((pipe: cannot|the URL of host holds)"):
+                read_manifest(shards.folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "[" * 10**6,
+        lambda text: text.replace('"num_samples": 5', f'"num_samples": {10**40}'),
+        lambda text: text.replace('"shards"', '"sherds"'),
+        lambda text: text[:-20],
+        lambda text: "<html>Please log in</html>",
+    ],
+)
+def test_what_is_no_manifest_is_named(write, damage):
+    folder = write(6).folder
+    path = folder / "manifest.json"
+    text = damage(path.read_text())
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"manifest.json is no manifest of this program .*make it again with `index`"):
+        read_manifest(folder)
+
+
+def test_an_index_that_points_beyond_its_tar_is_refused(write):
+    shards = write(6)
+    index = shards.folder / "shard-000000.idx"
+    content = bytearray(index.read_bytes())
+    content[64:72] = (2**63 + 5).to_bytes(8, "little")
+    index.write_bytes(content)
+    with pytest.raises(ValueError, match=r"shard-000000\.tar points beyond its end"):
+        open_shards(shards.folder).read(0, 0)

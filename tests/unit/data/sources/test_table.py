@@ -1,0 +1,126 @@
+"""Tables of paths and labels."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.images.preparation import Preparation
+from data.sources.table import find_listed_images
+from data.writing.new_sample import Rejected
+
+IMAGENET = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenet_samples_1k"
+
+
+@pytest.fixture
+def table(tmp_path, picture):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.jpg").write_bytes(picture(number))
+
+    def table(text, *, name="list.csv"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return table
+
+
+def find(table, *, images=None, path_column=None, label_column=None, names=None):
+    return find_listed_images(
+        table,
+        images=images,
+        path_column=path_column,
+        label_column=label_column,
+        names=names,
+        preparation=Preparation(),
+    )
+
+
+def test_names_are_numbered_in_sorted_order_and_paths_start_at_the_table(table, picture):
+    source = find(table("path,label\npictures/1.jpg,dog\npictures/0.jpg,cat\npictures/2.jpg,\n"))
+    assert (source.classes, source.labels) == (("cat", "dog"), (1, 0, -1))
+    assert [source.prepare(number).label for number in range(3)] == [1, 0, None]
+    assert source.prepare(0).members == {"jpg": picture(1)}
+
+
+def test_numbers_are_class_numbers(table):
+    source = find(table("file\tclass\npictures/1.jpg\t2\npictures/0.jpg\t0\n", name="list.tsv"))
+    assert (source.classes, source.labels) == (("0", "1", "2"), (2, 0))
+    named = find(table("file,class\npictures/1.jpg,1\n"), names=["x", "y", "z"])
+    assert (named.classes, named.labels) == (("x", "y", "z"), (1,))
+
+
+def test_columns_and_the_folder_of_images_can_be_named(table, tmp_path):
+    path = table('a,b,c\n0.jpg,"red, dark",7\n1.jpg,blue,8\n')
+    source = find(path, images=tmp_path / "pictures", path_column="a", label_column="b")
+    assert source.classes == ("blue", "red, dark")
+    assert find(path, images=tmp_path / "pictures", path_column="a", label_column="none").classes is None
+    absolute = table(f"path\n{tmp_path}/pictures/0.jpg\n")
+    assert find(absolute).paths == (f"{tmp_path}/pictures/0.jpg",)
+
+
+def test_a_missing_file_further_down_goes_into_the_ledger(table):
+    source = find(table("path\npictures/0.jpg\npictures/9.jpg\n"))
+    assert isinstance(source.prepare(1), Rejected)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "name,label\nx,1\n",
+            {},
+            r"no column that is called like a path: choose one with --path-column \(it has name, label\)",
+        ),
+        (
+            "path,colour\npictures/0.jpg,1\n",
+            {},
+            r"called like a label: choose one with --label-column .*; none for images",
+        ),
+        ("path,label\npictures/0.jpg,1\n", {"label_column": "x"}, "has no column 'x'"),
+        ("path,label\nnowhere.jpg,1\n", {}, r"nowhere.jpg, the first image of .* is missing; .* --images FOLDER"),
+        ("path,label\npictures/0.jpg\n", {}, "row 1 of .* has 1 fields, the first line names 2"),
+        ("path,label\n", {}, "has no rows"),
+        ("", {}, "has no rows"),
+        ("path,label\npictures/0.jpg,1\n,2\n", {}, "row 2 has no path"),
+        ("path\nhttp://x/y.jpg\n", {}, "is remote; only local images are packed"),
+        ("path,label\npictures/0.jpg,99999999999\n", {}, "holds class number 99999999999, expected at most 999999"),
+        ("path,label\npictures/0.jpg,3\n", {"names": ["x"]}, "holds class number 3, expected at most 0"),
+        ("path,label\npictures/0.jpg,cat\n", {"names": ["x"]}, "holds 'cat', which is not among the 1 class names"),
+        ("path,label\npictures/0.jpg,\n", {}, "holds no label"),
+        ('path,label\n"pictures/0.jpg,1\n', {}, "cannot be read as a table"),
+    ],
+)
+def test_tables_that_make_no_sense_are_explained(table, text, options, message):
+    with pytest.raises(ValueError, match=message):
+        find(table(text), **options)
+
+
+def test_parquet_reads_like_csv(table, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"path": ["pictures/0.jpg", "pictures/1.jpg", "pictures/2.jpg"], "label": [3, None, 1]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    found = find(tmp_path / "list.parquet")
+    same = find(table("path,label\npictures/0.jpg,3\npictures/1.jpg,\npictures/2.jpg,1\n"))
+    assert found == same
+    assert found.labels == (3, -1, 1)
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 hello")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        find(tmp_path / "list.parquet")
+
+
+def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "list.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow: run `pip install pyarrow`"):
+        find(tmp_path / "list.parquet")
+
+
+@pytest.mark.skipif(not IMAGENET.is_dir(), reason="not on this machine: ../shared/data/imagenet_samples_1k")
+def test_a_real_table_gives_imagenets_class_numbers():
+    by_wnid = find(IMAGENET / "labels.csv", images=IMAGENET / "images")
+    by_number = find(IMAGENET / "labels.csv", images=IMAGENET / "images", label_column="imagenet_class_index")
+    assert len(by_wnid) == len(by_wnid.classes) == 1000
+    assert by_wnid.labels == by_number.labels
+    assert by_wnid.classes[0] == "n01440764"

@@ -1,0 +1,74 @@
+"""The average of the weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine.config import DistributedConfig
+from engine.distributed.engine import Engine
+from engine.loop.ema import SlicedEma
+
+
+@pytest.fixture
+def engine():
+    torch.manual_seed(0)
+    engine = Engine(DistributedConfig(engine="single", precision="fp32"))
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    engine.prepare(model, optimizer, micro_batches=1, micro_batch_size=4, clip_grad_norm=None)
+    return engine
+
+
+def take_step(engine: Engine):
+    engine.backward(engine.forward(torch.ones(4, 3)).square().sum(), last=True)
+    engine.step([0.1])
+
+
+def test_average_follows_the_weights(engine):
+    expected = engine.module.weight.detach().clone()
+    ema = SlicedEma(engine, decay=0.75)
+    for _ in range(3):
+        take_step(engine)
+        ema.update()
+        expected = 0.75 * expected + 0.25 * engine.module.weight.detach()
+    with ema.swap():
+        torch.testing.assert_close(engine.module.weight.detach(), expected)
+        torch.testing.assert_close(engine.full_weights()["weight"], expected)
+
+
+def test_swap_restores_the_exact_weights_after_an_error(engine):
+    ema = SlicedEma(engine, decay=0.5)
+    take_step(engine)
+    before = engine.full_weights()
+
+    def fail():
+        assert not torch.equal(engine.module.weight, before["weight"])
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), ema.swap():
+        fail()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_weights().items())
+
+
+def test_saved_average_loads_exactly(engine):
+    ema = SlicedEma(engine, decay=0.5)
+    take_step(engine)
+    ema.update()
+    saved = {s.name: s.values.clone() for s in ema.slices()}
+    assert {s.kind for s in ema.slices()} == {"ema"}
+    take_step(engine)
+    ema.update()
+    ema.load(lambda kind, name, offset, length: saved[name][offset : offset + length])
+    assert all(torch.equal(s.values, saved[s.name]) for s in ema.slices())
+
+
+def test_warmup_lets_the_first_weights_fade_sooner(engine):
+    ema = SlicedEma(engine, decay=0.999, warmup=True)
+    assert [ema.decay(steps) for steps in (0, 10)] == [1 / 10, 11 / 20]
+    assert ema.decay(10**6) == 0.999
+    assert SlicedEma(engine, decay=0.999).decay(0) == 0.999
+
+
+def test_impossible_decay_is_refused(engine):
+    with pytest.raises(ValueError, match=r"ema-decay must lie in \[0, 1\), got 1.0"):
+        SlicedEma(engine, decay=1.0)
