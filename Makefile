@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python benchmarks/demo.py --images "$(IMAGES)"
+	$(BIN)/python examples/demo.py --images "$(IMAGES)"
 
 test: setup
 	$(BIN)/pytest -q -m "not slow and not gpu and not slurm" -n 2

@@ -14,7 +14,7 @@ trap 'rm -rf "$parts"' EXIT
 export PYTHONPATH=$PWD OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 if ! "$PYTHON" -c "import jaxtyping" 2>/dev/null; then
     echo "jaxtyping is not installed: a stand-in takes its place"
-    PYTHONPATH=$PWD/benchmarks/bare:$PWD
+    PYTHONPATH=$PWD/benchmarks/kernels/bare:$PWD
 fi
 
 part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules are installed, and keep what it says
@@ -31,8 +31,8 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
     "$PYTHON" benchmarks/gpu_report.py "$parts" "$OUT" # after each, in case that somebody's own limit ends this
 }
 
-part step 120 timm benchmarks/step.py --device cuda --rounds 10 --seconds 90
-part variants 130 timm,triton benchmarks/step_variants.py --device cuda --rounds 10 --seconds 90
-part kernels 90 triton benchmarks/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
+part step 120 timm benchmarks/steps/step.py --device cuda --rounds 10 --seconds 90
+part variants 130 timm,triton benchmarks/steps/step_variants.py --device cuda --rounds 10 --seconds 90
+part kernels 90 triton benchmarks/kernels/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
 part tests 110 pytest,beartype,jaxtyping -m pytest -q -m "gpu and not slow" --durations 5 tests/gpu
-part trainer 30 tyro,tensorboard,rich benchmarks/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal
+part trainer 30 tyro,tensorboard,rich benchmarks/steps/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal

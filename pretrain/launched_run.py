@@ -1,7 +1,7 @@
 """A pretraining run as its own program under a launcher, started to be killed; and what it left, for comparison.
 
 Resuming cannot be proved within one process: here whole programs are started, killed with SIGKILL, started again, and
-their checkpoints and sample logs are compared (``pretrain/main.py verify-resume``, ``benchmarks/resume.py``, ``kills.py``).
+their checkpoints and sample logs are compared (``pretrain/main.py verify-resume``, ``benchmarks/drills/resume.py``, ``kills.py``).
 """
 
 import contextlib

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "pretrain/main.py")
 RECIPE = (
     "--recipe",
-    "benchmarks/resume.yaml",
+    "benchmarks/drills/resume.yaml",
     "--data.workers",
     "1",
     "--optimizer.steps",

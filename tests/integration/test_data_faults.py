@@ -1,12 +1,12 @@
-"""The fault drills of ``benchmarks/data_faults.py``: some of them, and that they can fail."""
+"""The fault drills of ``benchmarks/drills/data_faults.py``: some of them, and that they can fail."""
 
 import pytest
 
-from benchmarks.damaged_data import corrupt_pictures
-from benchmarks.data_faults import run_drills
-from benchmarks.drill import Drill
-from benchmarks.hostile_data import pickle_members
-from benchmarks.remote_faults import hanging_server
+from benchmarks.drills.damaged_data import corrupt_pictures
+from benchmarks.drills.data_faults import run_drills
+from benchmarks.drills.drill import Drill
+from benchmarks.drills.hostile_data import pickle_members
+from benchmarks.drills.remote_faults import hanging_server
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_sample_is_seen_as_often_as_promised_through_kills_and_other_layouts():
     """SIGKILL at random moments, other process counts and workers, broken samples, repeats, two folders mixed."""
     audit = subprocess.run(
-        [sys.executable, "benchmarks/epoch_audit.py", "--short"],
+        [sys.executable, "benchmarks/drills/epoch_audit.py", "--short"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=380,
@@ -28,7 +28,7 @@ def test_every_sample_is_seen_as_often_as_promised_through_kills_and_other_layou
 @pytest.mark.slow
 def test_the_order_keeps_its_bounds_at_the_scale_of_a_thousand_processes():
     scale = subprocess.run(
-        [sys.executable, "benchmarks/order_scale.py", "--laid-out", "32"],
+        [sys.executable, "benchmarks/loading/order_scale.py", "--laid-out", "32"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=280,

@@ -45,7 +45,7 @@ def port():
 def words(tmp_path_factory):
     shards = tmp_path_factory.mktemp("scenes") / "shards"
     run("data/main.py", "write", "--source", "scenes", "--count", "120", "--size", "64", "--out", str(shards))
-    given = ["--recipe", "benchmarks/resume.yaml", "--data.shards", str(shards), "--data.workers", "1"]
+    given = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(shards), "--data.workers", "1"]
     given += ["--optimizer.steps", str(STEPS), "--run.save-every-steps", "5", "--distributed.precision", "fp32"]
     return [*given, "--distributed.engine", "deepspeed"]
 

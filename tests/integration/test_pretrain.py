@@ -34,7 +34,7 @@ def words(tmp_path_factory):
     assert written.returncode == 0, written.stderr
     return (
         "--recipe",
-        "benchmarks/resume.yaml",
+        "benchmarks/drills/resume.yaml",
         "--data.shards",
         str(shards),
         "--optimizer.steps",
@@ -126,5 +126,5 @@ def test_a_second_start_in_the_same_folder_is_refused_and_names_the_holder(words
 @pytest.mark.timeout(1200)
 def test_a_killed_run_ends_where_the_uninterrupted_one_does():
     """SIGKILL at random moments, also while saving; other process counts, ZeRO stages and loader workers."""
-    drill = start(sys.executable, "benchmarks/resume.py", timeout_s=1100)
+    drill = start(sys.executable, "benchmarks/drills/resume.py", timeout_s=1100)
     assert drill.returncode == 0, drill.stdout[-3000:] + drill.stderr[-3000:]

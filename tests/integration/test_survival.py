@@ -138,7 +138,9 @@ def test_a_checkpoint_moves_nothing_between_the_processes(tmp_path, launcher, en
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone():
     ended = start(
-        sys.executable, *("benchmarks/kills.py", "--kills", "2", "--fills", "0", "--slow-kills", "0"), timeout_s=850
+        sys.executable,
+        *("benchmarks/drills/kills.py", "--kills", "2", "--fills", "0", "--slow-kills", "0"),
+        timeout_s=850,
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
 
@@ -149,7 +151,7 @@ def test_verify_resume_proves_it_and_shows_the_evidence(tmp_path):
     shards, proof = tmp_path / "shards", tmp_path / "proof"
     words = ["write", "--source", "scenes", "--count", "100", "--size", "64", "--out", str(shards)]
     assert start(sys.executable, "data/main.py", *words).returncode == 0
-    words = ["--recipe", "benchmarks/resume.yaml", "--data.shards", str(shards), "--run.folder", str(proof)]
+    words = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(shards), "--run.folder", str(proof)]
     words += ["--data.workers", "0", "--distributed.engine", "ddp", "--distributed.precision", "fp32"]
     ended = start(sys.executable, "pretrain/main.py", "verify-resume", *words, "--steps", "8", timeout_s=850)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]

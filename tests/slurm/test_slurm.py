@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slurm_drills import Drill, measure
+from benchmarks.drills.slurm_drills import Drill, measure
 from launch.doctor.findings import read_findings
 from launch.job_folder import JobFolder
 from tests.slurm.cluster import missing, running

@@ -12,7 +12,7 @@ from backbones.sec.secvit import CLUSTERS
 from backbones.weights.handoff import skeleton
 from backbones.weights.key_names import to_timm
 from backbones.weights.model_size import measure
-from benchmarks.plain_secvit import PlainSecViT
+from benchmarks.steps.plain_secvit import PlainSecViT
 
 SMALL = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (2, 2, 4, 4), "drop_path_rate": 0.0}
 PUBLISHED = {

@@ -1,0 +1,1 @@
+"""Kills, faults and hostile data: does a run end as promised?"""

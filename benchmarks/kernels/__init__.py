@@ -1,0 +1,1 @@
+"""Our kernels against the plain ways, one operation at a time."""

@@ -1,0 +1,1 @@
+"""How long a training step takes, in what memory, and where the time goes."""

@@ -1,0 +1,1 @@
+"""What pretraining is worth, on real images."""

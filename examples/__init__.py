@@ -1,0 +1,1 @@
+"""What a newcomer starts with: the demo."""
