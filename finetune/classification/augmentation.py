@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from PIL import Image
+from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -57,10 +58,21 @@ def image_transform(augment: AugmentConfig, *, img_size: tuple[int, int], mean: 
             "img_mean": fill,
             "interpolation": str_to_pil_interp(augment.interpolation),
         }
-        return rand_augment_transform(augment.rand_augment, options)
+        transform = rand_augment_transform(augment.rand_augment, options)
+        for operation in transform.ops:
+            if operation.aug_fn is timm_posterize:
+                operation.aug_fn = _posterize
+        return transform
     if augment.color_jitter > 0:
         return ColorJitter(*(augment.color_jitter,) * 3)
     return None
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_settings: Any) -> Image.Image:
+    """Posterize as older Pillow did: with no bits kept, which its version 13 refuses, the image is black."""
+    if bits_to_keep:
+        return timm_posterize(image, bits_to_keep)
+    return Image.new(image.mode, image.size)
 
 
 def augment_image(pixels: np.ndarray, transform: Any, *, seed: int, key: tuple[int | str, ...]) -> np.ndarray:

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from finetune.classification.augmentation import BatchAugmentation, augment_image, image_transform, seeded
+from finetune.classification.augmentation import BatchAugmentation, _posterize, augment_image, image_transform, seeded
 from finetune.config import AugmentConfig
 
 CPU = torch.device("cpu")
@@ -53,6 +54,19 @@ def test_an_image_is_a_pure_function_of_its_key(augment):
     assert len({result.tobytes() for result in results}) > 1
     assert results[0].shape == (3, 32, 32)
     assert results[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m10-inc1", "rand-m0"])
+def test_every_operation_of_rand_augment_runs_at_its_ends(policy):
+    """Posterizing that keeps no bits is part of the published policies, and Pillow 13 refuses it."""
+    transform = image_transform(AugmentConfig(rand_augment=policy), img_size=(32, 32), mean=MEAN)
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (32, 32, 3), dtype=np.uint8))
+    random.seed(0)
+    for operation in transform.ops:
+        operation.prob, operation.magnitude_std = 1.0, 0.0
+        for operation.magnitude in (0, 5, 10):
+            assert operation(image).size == (32, 32)
+    assert not np.asarray(_posterize(image, 0)).any()
 
 
 def test_color_jitter_is_not_applied_beside_rand_augment():
