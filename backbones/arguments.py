@@ -6,6 +6,7 @@ from typing import Any
 import timm
 
 from engine.backbone_config import BackboneConfig, SecConfig
+from engine.errors import UserError
 
 NUM_STAGES = 4
 
@@ -14,7 +15,7 @@ def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
     """Return what timm has to be told so that the architecture gets the sizes of ``config``.
 
     Raises:
-        ValueError: the architecture has no such size.
+        UserError: the architecture has no such size.
     """
     sizes = {
         "img_size": config.img_size,
@@ -38,7 +39,7 @@ def _sec_options(config: BackboneConfig, family: str) -> dict[str, Any]:
     refused = sorted(options.keys() - _SEC_FAMILIES.get(family, frozenset()))
     if refused:
         names = ", ".join(f"backbone.sec.{key.replace('_', '-')}" for key in refused)
-        raise ValueError(f"{names}: {config.name} has no such option; leave it out")
+        raise UserError(f"{names}: {config.name} has no such option; leave it out")
     return options
 
 
@@ -52,7 +53,7 @@ def _vit(sizes: dict[str, Any]) -> dict[str, Any]:
     for key in ("depths", "num_heads"):
         if len(sizes.get(key, (1,))) != 1:
             option = f"backbone.{key.replace('_', '-')}"
-            raise ValueError(f"{option}: a plain ViT has one stage, so one number is expected, got {sizes[key]}")
+            raise UserError(f"{option}: a plain ViT has one stage, so one number is expected, got {sizes[key]}")
     names = {"depths": "depth"}
     return {names.get(key, key): value[0] if key in ("depths", "num_heads") else value for key, value in sizes.items()}
 
@@ -71,7 +72,7 @@ def _convnext(sizes: dict[str, Any]) -> dict[str, Any]:
     _refuse(sizes, "num_heads", option="num-heads", family="a ConvNeXt")
     found = dict(sizes)
     if len(found.get("depths", (1,) * NUM_STAGES)) != NUM_STAGES:
-        raise ValueError(
+        raise UserError(
             f"backbone.depths: a ConvNeXt has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
             f"got {len(found['depths'])}: {found['depths']}"
         )
@@ -93,9 +94,7 @@ def _xformer(sizes: dict[str, Any]) -> dict[str, Any]:
 def _xformer_widths(width: int) -> dict[str, Any]:
     """Return all widths in the proportions of the published network, which has 32 in the first stage."""
     if width % 2:
-        raise ValueError(
-            f"backbone.embed-dim: XFormer's stem is half as wide as its first stage, got {width}; use even"
-        )
+        raise UserError(f"backbone.embed-dim: XFormer's stem is half as wide as its first stage, got {width}; use even")
     half = width // 2
     return {
         "stem_width": half,
@@ -118,7 +117,7 @@ def _doubled(width: int) -> tuple[int, ...]:
 
 def _refuse(sizes: dict[str, Any], key: str, *, option: str, family: str) -> None:
     if key in sizes:
-        raise ValueError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
+        raise UserError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
 
 def _secvit(sizes: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from backbones.weights.handoff import load_backbone, read_backbone
 from backbones.xformer.visible import XFORMER
 from backbones.xformer.xformer import XFormer
 from engine.backbone_config import BackboneConfig
+from engine.errors import UserError
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,
@@ -48,7 +49,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
     ``kwargs`` go to timm. With ``config.init`` the weights come from there, and those that no longer fit are resized.
 
     Raises:
-        ValueError: timm has no such architecture, or ``config.init`` holds another one.
+        UserError: timm has no such architecture, or ``config.init`` holds another one.
     """
     sizes = timm_arguments(config)
     model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **sizes, **kwargs}
@@ -58,7 +59,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
     else:
         stored = read_backbone(config.init)
         if stored.architecture != config.name:
-            raise ValueError(
+            raise UserError(
                 f"backbone.init {config.init} holds a {stored.architecture}, but backbone.name is {config.name}; "
                 f"set --backbone.name {stored.architecture}, or start from another folder"
             )
@@ -84,24 +85,24 @@ def pretrainable(model: nn.Module) -> Pretrainable:
     """Return what the class of ``model`` brings to be pretrained.
 
     Raises:
-        ValueError: nothing, it cannot run on visible tokens.
+        UserError: nothing, it cannot run on visible tokens.
     """
     for kind, ways in REGISTRY.items():
         if isinstance(model, kind):
             return ways
     known = ", ".join(kind.__name__ for kind in REGISTRY)
-    raise ValueError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
+    raise UserError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
 
 
 def check_stacks(model: nn.Module) -> None:
     """Refuse a backbone that takes one micro-batch at a time.
 
     Raises:
-        ValueError: it does; the message names those that take several.
+        UserError: it does; the message names those that take several.
     """
     if not pretrainable(model).stacks:
         known = ", ".join(kind.__name__ for kind, ways in REGISTRY.items() if ways.stacks)
-        raise ValueError(
+        raise UserError(
             f"mim.micro-batches-per-forward must be 1 for {type(model).__name__}; these take several: {known}"
         )
 
@@ -110,7 +111,7 @@ def layout_spec(model: nn.Module) -> LayoutSpec:
     """Return the sizes that the visible layouts of ``model`` follow from.
 
     Raises:
-        ValueError: the model cannot run on visible tokens, or its mask units do not divide its image size.
+        UserError: the model cannot run on visible tokens, or its mask units do not divide its image size.
     """
     spec = pretrainable(model).spec(model)
     _check_img_size(spec.img_size, spec.unit)
@@ -130,7 +131,7 @@ def forward_visible(
     the implementation.
 
     Raises:
-        ValueError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
+        UserError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
     """
     _check_images(images, layout.spec)
     features = pretrainable(model).forward(model, images, layout, attention=attention)
@@ -156,11 +157,11 @@ def dense_way(model: nn.Module) -> DenseWay:
     """Return how ``model`` runs with mask tokens.
 
     Raises:
-        ValueError: it cannot.
+        UserError: it cannot.
     """
     dense = pretrainable(model).dense
     if dense is None:
-        raise ValueError(f"{type(model).__name__} has no way with mask tokens; set mim.encoder visible")
+        raise UserError(f"{type(model).__name__} has no way with mask tokens; set mim.encoder visible")
     return dense
 
 
@@ -172,13 +173,13 @@ def feature_dim(model: nn.Module) -> int:
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3) or timm.list_models("swin*")[:3]
-        raise ValueError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
+        raise UserError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
 
 
 def _check_images(images: Tensor, spec: LayoutSpec) -> None:
     height, width = images.shape[-2:]
     if (height, width) != spec.img_size:
-        raise ValueError(
+        raise UserError(
             f"images of {height}x{width} px, but the layout is of images of {spec.img_size[0]}x{spec.img_size[1]} px; "
             f"build it with the layout_spec of a model that was made for this size"
         )
@@ -188,7 +189,7 @@ def _check_img_size(img_size: tuple[int, int], unit: tuple[int, int]) -> None:
     if any(size % side for size, side in zip(img_size, unit, strict=True)):
         fits = [sorted({max(s // u, 1) * u, -(-s // u) * u}) for s, u in zip(img_size, unit, strict=True)]
         heights, widths = (" or ".join(map(str, sizes)) for sizes in fits)
-        raise ValueError(
+        raise UserError(
             f"backbone.img-size {img_size[0]}x{img_size[1]} is no multiple of the mask unit of {unit[0]}x{unit[1]} px; "
             f"nearest that fit: height {heights}, width {widths}"
         )

@@ -12,6 +12,7 @@ from backbones.build import layout_spec, pretrainable
 from backbones.visible.layout import LayoutSpec
 from backbones.weights.handoff import skeleton
 from backbones.weights.model_size import ModelSize, made_for, measure
+from engine.errors import UserError
 
 SHOWN = (
     "swin_*_patch4_window7_224",
@@ -37,13 +38,13 @@ def print_list(pattern: str | None) -> None:
     """Print one row for each architecture that can be pretrained and whose name matches.
 
     Raises:
-        ValueError: no name matches.
+        UserError: no name matches.
     """
     names = (
         [name for known in SHOWN for name in timm.list_models(known)] if pattern is None else timm.list_models(pattern)
     )
     if not names:
-        raise ValueError(f"none of timm's names matches {pattern!r}; * stands for any letters, as in 'swin*'")
+        raise UserError(f"none of timm's names matches {pattern!r}; * stands for any letters, as in 'swin*'")
     columns = (Column("timm name", no_wrap=True), "params", "MACs", "px", "strides", "mask unit", "ways")
     table = Table(*columns, title="can be pretrained")
     for name in names:
@@ -61,7 +62,7 @@ def print_architecture(name: str, img_size: tuple[int, int] | None = None, **mod
     """Print the counted size of an architecture, its maps, and how it can be pretrained, or why not.
 
     Raises:
-        ValueError: there is no such architecture, or it cannot take images of ``img_size``.
+        UserError: there is no such architecture, or it cannot take images of ``img_size``.
     """
     model, size = made_for(name, img_size, model_args), measure(name, img_size=img_size, **model_args)
     without = (size.macs - size.attention_macs) / 1e9
@@ -74,7 +75,7 @@ def print_architecture(name: str, img_size: tuple[int, int] | None = None, **mod
     maps = ", ".join(f"{c} channels at stride {s}" for c, s in zip(size.channels, size.strides, strict=True))
     Console().print(f"maps: {maps}", markup=False)
     spec = _spec(model)
-    if isinstance(spec, ValueError):
+    if isinstance(spec, UserError):
         Console().print(f"no pretraining: {spec}", markup=False, soft_wrap=True)
         return
     Console().print(f"pretraining: {' or '.join(_ways(model))}")
@@ -91,11 +92,11 @@ def _counted(size: ModelSize) -> tuple[str, str, str, str]:
     return f"{size.parameters / 1e6:.1f} M", f"{size.macs / 1e9:.2f} G", sides(size.img_size), strides
 
 
-def _spec(model: nn.Module) -> LayoutSpec | ValueError:
+def _spec(model: nn.Module) -> LayoutSpec | UserError:
     """Return the sizes that the model's visible layouts follow from, or why it has none."""
     try:
         return layout_spec(model)
-    except ValueError as error:
+    except UserError as error:
         return error
 
 

@@ -21,6 +21,7 @@ from backbones.sec.clusters import Clusters
 from backbones.visible.layout import VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
 from backbones.weights.handoff import skeleton
+from engine.errors import UserError
 
 Photograph = UInt8[np.ndarray, "p q 3"]
 HEADS = 2
@@ -35,14 +36,14 @@ def picture_file(out: Path) -> Path:
     """Return the file to write a picture to: ``out``, a PNG where its name has no ending.
 
     Raises:
-        ValueError: it is a folder, or in one that is not there.
+        UserError: it is a folder, or in one that is not there.
     """
     file = out if out.suffix else out.with_name(f"{out.name}.png")
     for path in (out, file):
         if path.is_dir():
-            raise ValueError(f"--out {out}: {path} is a folder; name a file, such as {path / 'clusters.png'}")
+            raise UserError(f"--out {out}: {path} is a folder; name a file, such as {path / 'clusters.png'}")
     if not file.parent.is_dir():
-        raise ValueError(f"--out {out}: the folder {file.parent} is not there; make it first")
+        raise UserError(f"--out {out}: the folder {file.parent} is not there; make it first")
     return file
 
 
@@ -50,27 +51,27 @@ def read_photograph(path: Path, size: tuple[int, int]) -> Photograph:
     """Return the middle of an image file in ``size`` (height, width), upright as its EXIF data say.
 
     Raises:
-        ValueError: it is no image.
+        UserError: it is no image.
     """
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file).convert("RGB")
             return np.asarray(ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BICUBIC))
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: expected a photograph that Pillow reads, {error}") from None
+        raise UserError(f"{path}: expected a photograph that Pillow reads, {error}") from None
 
 
 def random_layout(name: str, *, img_size: tuple[int, int], mask_ratio: float, seed: int) -> VisibleLayout:
     """Return the layout of a random mask for timm's Swin ``name``.
 
     Raises:
-        ValueError: it has no windows, or the image size does not fit it, or the ratio is no share.
+        UserError: it has no windows, or the image size does not fit it, or the ratio is no share.
     """
     if not 0 <= mask_ratio < 1:
-        raise ValueError(f"--mask-ratio must lie in [0, 1), got {mask_ratio}")
+        raise UserError(f"--mask-ratio must lie in [0, 1), got {mask_ratio}")
     spec = layout_spec(skeleton(name, img_size=img_size))
     if not isinstance(spec.stages[0], StageSpec):
-        raise ValueError(f"{name} has no windows to group; choose a Swin, such as swin_tiny_patch4_window7_224")
+        raise UserError(f"{name} has no windows to group; choose a Swin, such as swin_tiny_patch4_window7_224")
     num_units = spec.units[0] * spec.units[1]
     visible = np.zeros(num_units, dtype=bool)
     visible[np.random.default_rng(seed).permutation(num_units)[: max(1, round(num_units * (1 - mask_ratio)))]] = True

@@ -1,7 +1,6 @@
 """The data program: write shards, index those of others, verify and show them, measure how fast they are read."""
 
 import logging
-import sys
 
 import tyro
 from rich.console import Console
@@ -20,22 +19,17 @@ def main() -> None:
     console = Console()
     options = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_ConsoleHandler(console)])
-    try:
-        match options:
-            case Write():
-                run_write(options, console=console)
-            case Index():
-                run_index(options, console=console)
-            case Verify():
-                run_verify(options, console=console)
-            case Show():
-                run_show(options, console=console)
-            case Bench():
-                run_bench(options, console=console)
-    except OSError as error:
-        raise ValueError(str(error)) from error
-    except KeyboardInterrupt:
-        sys.exit(130)
+    match options:
+        case Write():
+            run_write(options, console=console)
+        case Index():
+            run_index(options, console=console)
+        case Verify():
+            run_verify(options, console=console)
+        case Show():
+            run_show(options, console=console)
+        case Bench():
+            run_bench(options, console=console)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from data.remote.config import CacheConfig
 from engine.config import may_change
+from engine.errors import UserError
 
 DecodeMode = Literal["exact", "scaled"]
 
@@ -39,26 +40,26 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
-            raise ValueError(f"data.micro-batch-size must be at least 1, got {self.micro_batch_size}")
+            raise UserError(f"data.micro-batch-size must be at least 1, got {self.micro_batch_size}")
         if self.batch_size < 1 or self.batch_size % self.micro_batch_size:
-            raise ValueError(
+            raise UserError(
                 f"data.batch-size must be a positive multiple of data.micro-batch-size {self.micro_batch_size}, "
                 f"got {self.batch_size}"
             )
         if self.window_shards < 1 or self.window_samples < 1 or self.max_pixels < 1:
-            raise ValueError(
+            raise UserError(
                 f"data.window-shards, data.window-samples and data.max-pixels must be at least 1, "
                 f"got {self.window_shards}, {self.window_samples}, {self.max_pixels}"
             )
         if not self.shards:
-            raise ValueError("data.shards takes at least one folder, got none")
+            raise UserError("data.shards takes at least one folder, got none")
         if self.weights and len(self.weights) != len(self.shards):
-            raise ValueError(
+            raise UserError(
                 f"data.weights takes one weight for each folder of data.shards: {len(self.shards)}, got {len(self.weights)}"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
-            raise ValueError(f"data.weights must be positive, got {self.weights}; leave out what is not wanted")
+            raise UserError(f"data.weights must be positive, got {self.weights}; leave out what is not wanted")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"data.max-bad-share must lie in [0, 1], got {self.max_bad_share}")
+            raise UserError(f"data.max-bad-share must lie in [0, 1], got {self.max_bad_share}")
         if self.workers < 0:
-            raise ValueError(f"data.workers must be at least 0, got {self.workers}")
+            raise UserError(f"data.workers must be at least 0, got {self.workers}")

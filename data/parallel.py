@@ -10,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from engine.errors import UserError
+
 ORPHAN_POLL_S = 0.5
 
 S = TypeVar("S")
@@ -26,7 +28,7 @@ def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, pro
     """Yield ``function(state, task)`` for each task; ``state`` goes to each process once. A few results wait ready.
 
     Raises:
-        ValueError: a process was killed.
+        UserError: a process was killed.
     """
     if processes <= 1:
         for task in tasks:
@@ -42,7 +44,7 @@ def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, pro
         while running:
             yield running.popleft().result()
     except BrokenProcessPool:
-        raise ValueError("a working process was killed (out of memory?); use fewer --processes") from None
+        raise UserError("a working process was killed (out of memory?); use fewer --processes") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

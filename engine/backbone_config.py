@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class SecConfig:
@@ -52,8 +54,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
+            raise UserError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
         if self.window is not None and self.window < 1:
-            raise ValueError(f"backbone.window must be at least 1, got {self.window}")
+            raise UserError(f"backbone.window must be at least 1, got {self.window}")
         if min(self.img_size) < 1:
-            raise ValueError(f"backbone.img-size must be two positive numbers, got {self.img_size}")
+            raise UserError(f"backbone.img-size must be two positive numbers, got {self.img_size}")

@@ -4,6 +4,8 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.errors import UserError
+
 
 def may_change(default: Any = MISSING) -> Any:
     """Return a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule.
@@ -36,15 +38,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.max_rewinds < 0:
-            raise ValueError(f"run.max-rewinds must not be negative, got {self.max_rewinds}; 0 stops at the first one")
+            raise UserError(f"run.max-rewinds must not be negative, got {self.max_rewinds}; 0 stops at the first one")
         if self.stall_timeout_s is not None and self.stall_timeout_s <= 0:
-            raise ValueError(f"run.stall-timeout-s must be positive, or None for no limit, got {self.stall_timeout_s}")
+            raise UserError(f"run.stall-timeout-s must be positive, or None for no limit, got {self.stall_timeout_s}")
         if self.save_every_steps < 1:
-            raise ValueError(f"run.save-every-steps must be at least 1, got {self.save_every_steps}")
+            raise UserError(f"run.save-every-steps must be at least 1, got {self.save_every_steps}")
         if self.keep_last < 1:
-            raise ValueError(f"run.keep-last must be at least 1, got {self.keep_last}")
+            raise UserError(f"run.keep-last must be at least 1, got {self.keep_last}")
         if self.keep_every_steps is not None and self.keep_every_steps < 1:
-            raise ValueError(f"run.keep-every-steps must be at least 1, got {self.keep_every_steps}")
+            raise UserError(f"run.keep-every-steps must be at least 1, got {self.keep_every_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
-            raise ValueError(f"report.every-steps must be at least 1, got {self.every_steps}")
+            raise UserError(f"report.every-steps must be at least 1, got {self.every_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class DistributedConfig:
 
     def __post_init__(self) -> None:
         if self.fp8 and self.precision != "bf16":
-            raise ValueError(f"distributed.fp8 goes with distributed.precision bf16, got {self.precision}")
+            raise UserError(f"distributed.fp8 goes with distributed.precision bf16, got {self.precision}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,52 +135,52 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         self._check_decay()
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optimizer.layer-decay must lie in (0, 1], got {self.layer_decay}")
+            raise UserError(f"optimizer.layer-decay must lie in (0, 1], got {self.layer_decay}")
         if self.base_lr <= 0:
-            raise ValueError(f"optimizer.base-lr must be positive, got {self.base_lr}")
+            raise UserError(f"optimizer.base-lr must be positive, got {self.base_lr}")
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"optimizer.steps must be at least 1, got {self.steps}")
+            raise UserError(f"optimizer.steps must be at least 1, got {self.steps}")
         if self.lr_batch_size < 1:
-            raise ValueError(f"optimizer.lr-batch-size must be at least 1, got {self.lr_batch_size}")
+            raise UserError(f"optimizer.lr-batch-size must be at least 1, got {self.lr_batch_size}")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas must lie in [0, 1), got {self.betas}")
+            raise UserError(f"optimizer.betas must lie in [0, 1), got {self.betas}")
         if self.weight_decay < 0 or self.eps <= 0:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.weight-decay must not be negative and optimizer.eps must be positive, "
                 f"got {self.weight_decay} and {self.eps}"
             )
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
-            raise ValueError(f"optimizer.clip-grad-norm must be positive, got {self.clip_grad_norm}")
+            raise UserError(f"optimizer.clip-grad-norm must be positive, got {self.clip_grad_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
+            raise UserError(f"optimizer.ema-decay must lie in (0, 1), got {self.ema_decay}")
 
     def _check_decay(self) -> None:
         if self.head_lr_scale <= 0 or self.poly_power <= 0:
-            raise ValueError(
+            raise UserError(
                 f"optimizer.head-lr-scale and optimizer.poly-power must be positive, got {self.head_lr_scale} and "
                 f"{self.poly_power}"
             )
         if not 0 < self.decay_factor <= 1:
-            raise ValueError(f"optimizer.decay-factor must lie in (0, 1], got {self.decay_factor}")
+            raise UserError(f"optimizer.decay-factor must lie in (0, 1], got {self.decay_factor}")
         if list(self.decay_at) != sorted(self.decay_at) or not all(0 < share <= 1 for share in self.decay_at):
-            raise ValueError(f"optimizer.decay-at takes rising shares of the run in (0, 1], got {self.decay_at}")
+            raise UserError(f"optimizer.decay-at takes rising shares of the run in (0, 1], got {self.decay_at}")
 
 
 def micro_batches_of(rank: int, *, world_size: int, batch_size: int, micro_batch_size: int) -> range:
     """Return the micro-batch numbers that process ``rank`` of ``world_size`` computes in every step.
 
     Raises:
-        ValueError: the micro-batches do not divide among the processes; the message lists the counts that do.
+        UserError: the micro-batches do not divide among the processes; the message lists the counts that do.
     """
     if batch_size % micro_batch_size:
-        raise ValueError(
+        raise UserError(
             f"data.batch-size {batch_size} is no multiple of data.micro-batch-size {micro_batch_size}; "
             f"use {batch_size // micro_batch_size * micro_batch_size or micro_batch_size}"
         )
     num_micro_batches = batch_size // micro_batch_size
     if num_micro_batches % world_size:
         fitting = ", ".join(str(w) for w in range(1, num_micro_batches + 1) if num_micro_batches % w == 0)
-        raise ValueError(
+        raise UserError(
             f"{num_micro_batches} micro-batches (data.batch-size {batch_size} / data.micro-batch-size "
             f"{micro_batch_size}) cannot be divided among {world_size} processes; process counts that work: {fitting}"
         )

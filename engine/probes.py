@@ -11,6 +11,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.errors import UserError
+
 
 @torch.no_grad()
 def extract_features(
@@ -23,7 +25,7 @@ def extract_features(
         features.append(forward(batch["images"].to(device, non_blocking=True)).flatten(1).float().cpu())
         labels.append(batch["labels"].cpu())
     if not features:
-        raise ValueError("a probe needs at least one labelled image, got none")
+        raise UserError("a probe needs at least one labelled image, got none")
     return torch.cat(features), torch.cat(labels)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from engine.errors import one_line_errors
+from engine.errors import UserError, one_line_errors
 from engine.recipe import parse, plain
 from engine.run.status import status
 from finetune.choosing import CONFIGS, SECTIONS, choose_task, option_values
@@ -94,13 +94,13 @@ def refuse_other_network(config: Any, trained: dict[str, Any]) -> None:
     """Refuse options of a head that was trained with others, which would change nothing: it is built as it was trained.
 
     Raises:
-        ValueError: there is one; says what it was trained with.
+        UserError: there is one; says what it was trained with.
     """
     for section in SECTIONS.keys() & trained.keys() & vars(config).keys():
         for name, asked in plain(getattr(config, section)).items():
             was = trained[section].get(name, asked)
             if was != asked and name not in APPLIED:
-                raise ValueError(
+                raise UserError(
                     f"eval-only: {section}.{name.replace('_', '-')} {asked} cannot be measured, {config.eval_only} was trained with "
                     f"{was}; leave it out"
                 )
@@ -134,14 +134,14 @@ def _results(words: list[str]) -> None:
     """``results RUN``: the table of a finished run again."""
     path = _run_folder(words, "results") / FILE_NAME
     if not path.is_file():
-        raise ValueError(f"{path} is not there yet: a run writes it at its end")
+        raise UserError(f"{path} is not there yet: a run writes it at its end")
     table = TASKS[task_of_run(path.parent)].table
     Console().print(table(json.loads(path.read_text())["results"], title=str(path.parent)))
 
 
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
-        raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
+        raise UserError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
     return Path(words[0])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from engine.errors import UserError
 from finetune.config import FinetuneConfig
 from finetune.detection.config import DetectConfig
 from finetune.segmentation.config import SegmentConfig
@@ -22,15 +23,15 @@ def choose_task(words: Sequence[str]) -> tuple[str, list[str]]:
     Without that option it is the task whose section the recipes or the options hold, else classification.
 
     Raises:
-        ValueError: there is no such task, or the recipes belong to several.
+        UserError: there is no such task, or the recipes belong to several.
     """
     named, rest = _without_option(words, "--task")
     held = sorted({task for section, task in SECTIONS.items() if section in _sections(rest)})
     if len(held) > 1:
-        raise ValueError(f"the recipes and options belong to {' and '.join(held)}; give those of one task")
+        raise UserError(f"the recipes and options belong to {' and '.join(held)}; give those of one task")
     name = named or (held[0] if held else "classify")
     if name not in CONFIGS:
-        raise ValueError(f"--task takes {', '.join(CONFIGS)}, got {name!r}")
+        raise UserError(f"--task takes {', '.join(CONFIGS)}, got {name!r}")
     return name, rest
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from data.config import DataConfig
 from engine.backbone_config import SecConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class StartConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
+            raise UserError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +65,17 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
-            raise ValueError(f"task.label-fraction must lie in (0, 1], got {self.label_fraction}")
+            raise UserError(f"task.label-fraction must lie in (0, 1], got {self.label_fraction}")
         if self.labels_per_class is not None and self.labels_per_class < 1:
-            raise ValueError(f"task.labels-per-class must be at least 1, got {self.labels_per_class}")
+            raise UserError(f"task.labels-per-class must be at least 1, got {self.labels_per_class}")
         if self.labels_per_class is not None and self.label_fraction < 1:
-            raise ValueError("task.label-fraction and task.labels-per-class exclude each other: set one of them")
+            raise UserError("task.label-fraction and task.labels-per-class exclude each other: set one of them")
         if self.num_classes is not None and self.num_classes < 2:
-            raise ValueError(f"task.num-classes must be at least 2, got {self.num_classes}")
+            raise UserError(f"task.num-classes must be at least 2, got {self.num_classes}")
         if isinstance(self.freeze, int) and self.freeze < 0:
-            raise ValueError(f"task.freeze must be none, backbone or a number of stages from 0 on, got {self.freeze}")
+            raise UserError(f"task.freeze must be none, backbone or a number of stages from 0 on, got {self.freeze}")
         if self.repeats < 1 or self.neighbours < 1 or self.temperature <= 0:
-            raise ValueError("task.repeats and task.neighbours must be at least 1 and task.temperature positive")
+            raise UserError("task.repeats and task.neighbours must be at least 1 and task.temperature positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +109,14 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
+            raise UserError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
         for name in ("flip", "erase_prob", "mix_prob", "mix_switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name.replace('_', '-')} is a probability, got {getattr(self, name)}")
+                raise UserError(f"augment.{name.replace('_', '-')} is a probability, got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"augment.label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+            raise UserError(f"augment.label-smoothing must lie in [0, 1), got {self.label_smoothing}")
         if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
-            raise ValueError(
+            raise UserError(
                 f"augment.rand-augment takes a policy such as rand-m9-mstd0.5-inc1, or None, got {self.rand_augment!r}"
             )
 
@@ -148,12 +149,12 @@ def check_evaluation(config: EvaluationTimes) -> None:
     """Refuse numbers that are not positive.
 
     Raises:
-        ValueError: one is not.
+        UserError: one is not.
     """
     if config.every_epochs <= 0 or (config.every_steps is not None and config.every_steps < 1):
-        raise ValueError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
+        raise UserError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
     if config.micro_batch_size < 1:
-        raise ValueError(f"evaluation.micro-batch-size must be at least 1, got {config.micro_batch_size}")
+        raise UserError(f"evaluation.micro-batch-size must be at least 1, got {config.micro_batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"evaluation.crop-ratio must lie in (0, 1], got {self.crop_ratio}")
+            raise UserError(f"evaluation.crop-ratio must lie in (0, 1], got {self.crop_ratio}")
         check_evaluation(self)
 
 
@@ -209,7 +210,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         if self.task.method == "finetune" and self.augment.mixes and self.data.micro_batch_size % 2:
-            raise ValueError(
+            raise UserError(
                 f"mixup and CutMix pair the images of a micro-batch: data.micro-batch-size must be even, "
                 f"got {self.data.micro_batch_size}; or set augment.mix-prob to 0"
             )

@@ -6,6 +6,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from backbones.weights.handoff import is_classifier
+from engine.errors import UserError
 
 
 def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> None:
@@ -14,14 +15,14 @@ def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> No
     Stages are what timm's ``group_matcher`` counts; for networks without stages these are blocks.
 
     Raises:
-        ValueError: the network has fewer stages.
+        UserError: the network has fewer stages.
     """
     if what == "none":
         return
     stages = stage_numbers(network)
     last = max((n for name, n in stages.items() if not is_classifier(name, network)), default=0)
     if isinstance(what, int) and what >= last:
-        raise ValueError(
+        raise UserError(
             f"task.freeze asks for {what} stages, {type(network).__name__} has {last - 1}; use backbone for all"
         )
     for name, parameter in network.named_parameters():

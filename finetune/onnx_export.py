@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.pixels import Pixels
 from finetune.classification.eval_only import find_classifiers
 from finetune.detection.exporting import SUFFIX, export_detector
@@ -85,7 +86,7 @@ def export_command(words: Sequence[str]) -> None:
     size = tuple(options.size) if options.size else None
     if options.file.suffix == SUFFIX:
         if options.dynamic_batch or options.dynamic_size:
-            raise ValueError(
+            raise UserError(
                 "export: a detector is written for one image of one size; leave --dynamic-batch and --dynamic-size out"
             )
         off = export_detector(options.run, options.file, size=size, weights=options.weights)
@@ -100,10 +101,10 @@ def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str |
     """Return the network of a run, a checkpoint or best weights.
 
     Raises:
-        ValueError: there is no such run, it has no such weights, or is of a task that has no ONNX form.
+        UserError: there is no such run, it has no such weights, or is of a task that has no ONNX form.
     """
     if not (run / "config.yaml").is_file() and stored_description(run) is None:
-        raise ValueError(f"export takes a run folder with a config.yaml, a checkpoint or best weights, got {run}")
+        raise UserError(f"export takes a run folder with a config.yaml, a checkpoint or best weights, got {run}")
     task = task_of_run(run)
     if task == "segment":
         trained = load_trained(*choose_weights(run, weights))
@@ -111,13 +112,13 @@ def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str |
             network=Scores(trained.segmenter).eval(), size=size or trained.config.augment.crop, output="scores"
         )
     if task == "detect":
-        raise ValueError(f"{run} is a run of detection, which has no ONNX form here: write FILE{SUFFIX} instead")
+        raise UserError(f"{run} is a run of detection, which has no ONNX form here: write FILE{SUFFIX} instead")
     folder, name = choose_weights(run, weights)
     found = {classifier.name: classifier for classifier in find_classifiers(str(folder), img_size=size)}
     classifier = pick_weights(found, asked=name, where=run)
     if size not in (None, classifier.img_size):
         height, width = classifier.img_size
-        raise ValueError(
+        raise UserError(
             f"export: the classifiers of a run take {height}x{width} pixels; fine-tune at another --backbone.img-size"
         )
     network = FromPixels(Pixels(classifier.mean, classifier.std), classifier.network).eval()
@@ -128,7 +129,7 @@ def export(found: Exportable, file: Path, *, dynamic_batch: bool = False, dynami
     """Write ``found`` as ONNX and return the largest difference from torch that onnxruntime shows.
 
     Raises:
-        ValueError: the extra is missing, the network's code depends on the size, or onnxruntime differs from torch.
+        UserError: the extra is missing, the network's code depends on the size, or onnxruntime differs from torch.
     """
     images = _images(2 if dynamic_batch else 1, found.size)
     dynamic = _dynamic(batch=dynamic_batch, size=dynamic_size)
@@ -148,11 +149,11 @@ def export(found: Exportable, file: Path, *, dynamic_batch: bool = False, dynami
                 verbose=False,
             )
     except ImportError as error:
-        raise ValueError(f"export needs the extra of that name ({error}): pip install -e '.[export]'") from None
+        raise UserError(f"export needs the extra of that name ({error}): pip install -e '.[export]'") from None
     except Exception as error:  # the exporter raises what it likes
         what = "any size" if dynamic_size else "any number of images" if dynamic_batch else f"{found.size} pixels"
         advice = "its code depends on the size: leave --dynamic-size out" if dynamic_size else _first_line(error)
-        raise ValueError(f"the network cannot be exported for {what}: {advice}") from error
+        raise UserError(f"the network cannot be exported for {what}: {advice}") from error
     return _check(found, file, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
 
 
@@ -173,9 +174,7 @@ def _check(found: Exportable, file: Path, *, dynamic_batch: bool, dynamic_size: 
             off = max(off, float((torch.from_numpy(answer) - expected).abs().max()))
     if off > MOST_OFF:
         file.unlink()
-        raise ValueError(
-            f"{file} differs by {off:.1e} from torch under onnxruntime, at most {MOST_OFF:.0e} is expected"
-        )
+        raise UserError(f"{file} differs by {off:.1e} from torch under onnxruntime, at most {MOST_OFF:.0e} is expected")
     return off
 
 
@@ -183,7 +182,7 @@ def _answer(session: Any, images: Tensor) -> Any:
     try:
         (answer,) = session.run(None, {"images": images.numpy()})
     except Exception as error:  # onnxruntime's own kinds
-        raise ValueError(
+        raise UserError(
             f"the file does not take images {tuple(images.shape)}: the network's code depends on what --dynamic-batch and "
             f"--dynamic-size leave open; leave them out ({_first_line(error)})"
         ) from error

@@ -21,6 +21,7 @@ from PIL import Image
 
 from data.images.decode import BadImage, decode_rgb
 from data.images.preparation import IMAGE_SUFFIXES, read_limited
+from engine.errors import UserError
 from engine.run.durable import write_durably
 from finetune.prediction import MakePredictor, Predictor
 from finetune.trained import CHOICES, choose_weights
@@ -34,11 +35,11 @@ def predict(words: list[str], *, predictor_of: Callable[[Path], MakePredictor]) 
     """Run the command; ``predictor_of`` says how the run in a folder predicts.
 
     Raises:
-        ValueError: there is no such run, or no picture.
+        UserError: there is no such run, or no picture.
     """
     options = _options(words)
     if not options.run.is_dir():
-        raise ValueError(f"predict: {options.run} is no folder; give that of a run, or one of its checkpoints")
+        raise UserError(f"predict: {options.run} is no folder; give that of a run, or one of its checkpoints")
     pictures = find_pictures(options.images)
     predictor = predictor_of(options.run)(*choose_weights(options.run, options.weights))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -52,13 +53,13 @@ def find_pictures(path: Path) -> dict[str, Path]:
     """Return the pictures of a folder and its subfolders, or one file, by the names that their answers get.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     if path.is_file():
         return {path.stem: path}
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not found:
-        raise ValueError(f"predict: no picture in {path}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"predict: no picture in {path}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     names: dict[str, Path] = {}
     for one in found:
         plain = "_".join(one.relative_to(path).with_suffix("").parts)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from engine.errors import UserError
+
 Picture = npt.NDArray[np.uint8]
 LabelImage = npt.NDArray[np.uint8 | np.uint16]
 
@@ -37,11 +39,11 @@ def pick_weights(found: dict[str, Any], *, asked: str | None, where: Path) -> An
     """Return the weights ``asked`` for; None takes raw, or the only ones where there are others.
 
     Raises:
-        ValueError: the run has no such weights.
+        UserError: the run has no such weights.
     """
     if asked is None and len(found) == 1:
         return next(iter(found.values()))
     asked = asked or "raw"
     if asked not in found:
-        raise ValueError(f"{where} has no {asked} weights, only {', '.join(found)}; choose with --weights")
+        raise UserError(f"{where} has no {asked} weights, only {', '.join(found)}; choose with --weights")
     return found[asked]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from backbones.sec.network import SecNetwork
 from backbones.weights.handoff import skeleton
 from engine.distributed.batch_norm import join_records
+from engine.errors import UserError
 from engine.randomness import torch_seed
 from finetune.start import Start, build_network
 
@@ -60,7 +61,7 @@ class Pyramid(nn.Module):
         strides: pixels per cell of the maps wanted, rising.
 
     Raises:
-        ValueError: the network has no map of one of the strides.
+        UserError: the network has no map of one of the strides.
     """
 
     def __init__(self, network: nn.Module, *, strides: Sequence[int] = STRIDES) -> None:
@@ -76,7 +77,7 @@ class Pyramid(nn.Module):
         else:
             last = {int(level["reduction"]): number for number, level in enumerate(info)}
             if missing := [stride for stride in self.strides if stride not in last]:
-                raise ValueError(
+                raise UserError(
                     f"{type(network).__name__} has maps of strides {', '.join(map(str, last))}, none of {missing[0]}; choose "
                     "another backbone, such as a Swin, or a plain ViT"
                 )
@@ -162,7 +163,7 @@ def build_pyramid(
     """Return the pyramid of a run's backbone, with its first weights; what they lack is drawn from ``seed``.
 
     Raises:
-        ValueError: the weights do not fit, or the network has no map of one of ``strides``.
+        UserError: the weights do not fit, or the network has no map of one of ``strides``.
     """
     network = build_network(dense_start(start, largest=largest), num_classes=0, drop_path=drop_path, seed=seed)
     with torch.random.fork_rng(devices=()):
@@ -201,7 +202,7 @@ def _simple_level(width: int, *, patch: int, stride: int) -> nn.Module:
     """Return what turns a map of stride ``patch`` into one of ``stride``: deconvolutions or pooling, and a norm."""
     factor = patch / stride
     if factor not in (4, 2, 1, 0.5):
-        raise ValueError(
+        raise UserError(
             f"a plain ViT with patches of {patch} px has no map of stride {stride}; patches of 16 px give strides 4 to 32"
         )
     layers: list[nn.Module] = []

@@ -15,6 +15,7 @@ from backbones.build import architecture
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
 from engine.backbone_config import BackboneConfig
+from engine.errors import UserError
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from finetune.config import StartConfig
@@ -49,13 +50,13 @@ def resolve_start(config: StartConfig) -> Start:
     """Return the network that ``config`` asks for: what it leaves out comes from the folder of the weights.
 
     Raises:
-        ValueError: neither weights nor architecture are named, or they do not fit; the message names both.
+        UserError: neither weights nor architecture are named, or they do not fit; the message names both.
     """
     if config.init is None:
         return _from_scratch(config)
     info = _read(config.init)
     if config.name not in (None, info.architecture):
-        raise ValueError(
+        raise UserError(
             f"backbone.init {config.init} holds a {info.architecture}, but backbone.name asks for {config.name}; leave "
             f"backbone.name out, or choose weights of a {config.name}"
         )
@@ -75,7 +76,7 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
     What the weights' folder does not hold, such as the classifier of a pretraining run, is drawn from ``seed``.
 
     Raises:
-        ValueError: the weights cannot be read, or do not fit.
+        UserError: the weights cannot be read, or do not fit.
     """
     options: dict[str, Any] = {**start.model_args, "num_classes": num_classes}
     if drop_path:
@@ -87,7 +88,7 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
         try:
             return load_backbone(start.folder, **options)
         except (RuntimeError, TypeError, AssertionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the weights in {start.folder} do not fit a {start.architecture} made with {start.model_args}: {error}"
             ) from error
 
@@ -95,13 +96,13 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
 def _read(folder: Path) -> BackboneInfo:
     inside = folder / "backbone"
     if not (folder / "config.json").is_file() and (inside / "config.json").is_file():
-        raise ValueError(f"backbone.init {folder} is a run folder; did you mean {inside}?")
+        raise UserError(f"backbone.init {folder} is a run folder; did you mean {inside}?")
     return read_backbone(folder)
 
 
 def _from_scratch(config: StartConfig) -> Start:
     if config.name is None:
-        raise ValueError("nothing to start from: give pretrained weights with --backbone.init, or --backbone.name")
+        raise UserError("nothing to start from: give pretrained weights with --backbone.init, or --backbone.name")
     backbone = BackboneConfig(
         name=config.name,
         window=config.window,
@@ -148,7 +149,7 @@ def _model_args(config: StartConfig, *, info: BackboneInfo) -> dict[str, Any]:
     for key in [key for key, value in asked.items() if key in stored and _plain(stored[key]) != _plain(value)]:
         if key not in RESIZABLE:
             option = f"backbone.{'sec.' * (key in sec)}{key.replace('_', '-')}"
-            raise ValueError(
+            raise UserError(
                 f"backbone.init {config.init} holds a {info.architecture} with {key} {stored[key]}, but {option} asks for "
                 f"{asked[key]}; leave {option} out"
             )

@@ -21,6 +21,7 @@ from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.config import RunConfig
+from engine.errors import UserError
 from engine.pixels import Statistics
 from engine.recipe import plain
 from engine.run.durable import fsync_folder, write_durably
@@ -83,7 +84,7 @@ def find_weights(path: Path, *, program: str) -> dict[str, Weights]:
     """Return the weights, by name, of a run folder's newest checkpoint, of a checkpoint, or in a folder of best weights.
 
     Raises:
-        ValueError: there are none, or they are of another program.
+        UserError: there are none, or they are of another program.
     """
     if (path / DESCRIBED).is_file():
         where, found = path, [_from_folder(path)]
@@ -92,12 +93,12 @@ def find_weights(path: Path, *, program: str) -> dict[str, Weights]:
         where, found = checkpoint.path, _from_checkpoint(checkpoint)
     theirs = found[0].described.get("program", "pretrain")
     if theirs == "pretrain":
-        raise ValueError(
+        raise UserError(
             f"{where} is a checkpoint of pretraining, which has no head; fine-tune its backbone/ folder first, or measure that "
             "with --task.method knn"
         )
     if theirs != program:
-        raise ValueError(
+        raise UserError(
             f"{where} holds weights of --task {TASK_OF_PROGRAM[theirs]}; expected those of --task {TASK_OF_PROGRAM[program]}"
         )
     return {weights.name: weights for weights in found}
@@ -122,7 +123,7 @@ def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
     No choice means raw weights, or those that a folder of best weights holds.
 
     Raises:
-        ValueError: the run keeps no best weights.
+        UserError: the run keeps no best weights.
     """
     best, dash, weights = (choice or "").partition("-")
     if not dash:
@@ -131,7 +132,7 @@ def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
         return run, f"{best} {weights}"
     folder = newest_best(run, weights)
     if folder is None:
-        raise ValueError(f"{run} keeps no best {weights} weights; choose other --weights")
+        raise UserError(f"{run} keeps no best {weights} weights; choose other --weights")
     return folder, f"{best} {weights}"
 
 
@@ -163,7 +164,7 @@ def _checkpoint(path: Path) -> Checkpoint:
         return open_checkpoint(path)
     newest = newest_checkpoint(path / "checkpoints")
     if newest is None:
-        raise ValueError(f"the run {path} has no checkpoint yet; expected one in {path / 'checkpoints'}")
+        raise UserError(f"the run {path} has no checkpoint yet; expected one in {path / 'checkpoints'}")
     return newest
 
 
@@ -187,6 +188,6 @@ def _from_folder(folder: Path) -> Weights:
         try:
             network.load_state_dict(load_file(folder / TENSORS))
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{folder / TENSORS} does not fit {described['architecture']}: {error}") from error
+            raise UserError(f"{folder / TENSORS} does not fit {described['architecture']}: {error}") from error
 
     return Weights(name=described["weights"], step=described["step"], described=described, fill=fill)

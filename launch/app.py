@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from engine.errors import one_line_errors
+from engine.errors import UserError, one_line_errors
 from engine.recipe import parse
 from launch import proof
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
@@ -52,7 +52,7 @@ def main() -> None:
     elif command in COMMANDS:
         COMMANDS[command](words)
     else:
-        raise ValueError(f"there is no command {command!r}; choose {', '.join((*PROGRAMS, *COMMANDS))}")
+        raise UserError(f"there is no command {command!r}; choose {', '.join((*PROGRAMS, *COMMANDS))}")
 
 
 def split_words(words: Sequence[str], *, more: Collection[str] = ()) -> tuple[list[str], list[str], list[str]]:
@@ -74,7 +74,7 @@ def _submit(program: str, words: list[str]) -> None:
     options = tyro.cli(SubmitOptions, args=ours, description=_submit.__doc__)
     cluster = read_cluster(options.cluster, changes=tuple(changes))
     if program == "data" and (options.nodes > 1 or options.sweep):
-        raise ValueError(
+        raise UserError(
             f"data write runs on one node, with as many processes as it has cores, got --nodes {options.nodes}"
         )
     calls = [_check(program, more, cluster=cluster, nodes=options.nodes) for more in _points(rest, options.sweep)]
@@ -93,7 +93,7 @@ def _points(words: list[str], sweep: Sequence[Path]) -> list[list[str]]:
         return [words]
     folder = next((after for word, after in zip(words, [*words[1:], ""], strict=True) if word == "--run.folder"), None)
     if folder is None:
-        raise ValueError("a sweep needs --run.folder: the runs lie below it, one for each recipe")
+        raise UserError("a sweep needs --run.folder: the runs lie below it, one for each recipe")
     return [[*words, "--recipe", str(recipe), "--run.folder", str(Path(folder) / recipe.stem)] for recipe in sweep]
 
 
@@ -124,14 +124,14 @@ def _resume(words: list[str]) -> None:
     folder = JobFolder(_run_folder(words[:1], "resume").resolve())
     before = folder.read()
     if before.call.program not in PROGRAMS or before.call.words[:1] == (PROOF,):
-        raise ValueError(f"{folder.run} holds no run that could go on: start it again as the first time")
+        raise UserError(f"{folder.run} holds no run that could go on: start it again as the first time")
     os.chdir(before.cwd)  # where the recipe's relative paths start
     ours, changes, rest = split_words(words[1:])
     options = tyro.cli(SubmitOptions, args=ours, default=SubmitOptions(nodes=before.nodes))
     chosen = any(word.partition("=")[0] == "--cluster" for word in ours)
     cluster = read_cluster(options.cluster, changes=tuple(changes)) if chosen or changes else before.cluster
     if changes and not chosen:
-        raise ValueError("--cluster.OPTION changes a cluster's file: name it with --cluster as well")
+        raise UserError("--cluster.OPTION changes a cluster's file: name it with --cluster as well")
     again, here = list(before.call.words), []
     if before.call.recipe:  # which names the folder that the run had when it was submitted; it may have been moved
         again, here = ["--recipe", str(folder.recipe)], ["--run.folder", str(folder.run)]
@@ -161,7 +161,7 @@ def _cluster_options(_words: list[str]) -> None:
 
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
-        raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
+        raise UserError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
     return Path(words[0])
 
 

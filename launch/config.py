@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from engine.errors import UserError
 from engine.recipe import parse
 
 CLUSTERS = Path(__file__).resolve().parent / "clusters"
@@ -37,7 +38,7 @@ class RestartConfig:
 
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 0:
-            raise ValueError(f"restart's numbers must not be negative, got {self}")
+            raise UserError(f"restart's numbers must not be negative, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +86,29 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         for assignment in self.environment:
             if not _VARIABLE.match(assignment):
-                raise ValueError(f"environment takes NAME=value, got {assignment!r}")
+                raise UserError(f"environment takes NAME=value, got {assignment!r}")
         _refuse_secrets("environment", [assignment.partition("=")[0] + "=" for assignment in self.environment])
         _refuse_secrets("setup", self.setup)
         _refuse_secrets("container", [self.container or ""])
         if (self.gpus_per_node or 0) < 0 or (self.processes_per_node is not None and self.processes_per_node < 1):
-            raise ValueError(
+            raise UserError(
                 f"gpus-per-node must not be negative and processes-per-node at least 1, "
                 f"got {self.gpus_per_node} and {self.processes_per_node}"
             )
         if self.warning_s < 1 or self.time_limit_min * 60 <= self.warning_s:
-            raise ValueError(
+            raise UserError(
                 f"the warning comes warning-s before the end: expected at least 1 and less than the {self.time_limit_min} "
                 f"minutes of time-limit-min, got {self.warning_s}"
             )
         if not 1024 <= self.master_port <= 45_000:
-            raise ValueError(f"master-port must lie in 1024 to 45000, got {self.master_port}")
+            raise UserError(f"master-port must lie in 1024 to 45000, got {self.master_port}")
 
 
 def _refuse_secrets(option: str, lines: Sequence[str]) -> None:
     """Refuse what would be written down with a job, and name it without its value."""
     for line in lines:
         if found := _SECRET.search(line):
-            raise ValueError(
+            raise UserError(
                 f"{option} holds {found[1]}, which may be a secret and would stand in the submitted script; "
                 f"export it in the shell that submits instead: it is passed on"
             )
@@ -131,7 +132,7 @@ class SubmitOptions:
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or self.parallel < 1:
-            raise ValueError(f"nodes and parallel must be at least 1, got {self.nodes} and {self.parallel}")
+            raise UserError(f"nodes and parallel must be at least 1, got {self.nodes} and {self.parallel}")
 
 
 def processes_per_node(cluster: ClusterConfig) -> int:
@@ -143,12 +144,12 @@ def read_cluster(name: str, *, changes: tuple[str, ...] = ()) -> ClusterConfig:
     """Return the cluster called ``name``, or that in a file of this name, with ``changes`` such as `--partition x`.
 
     Raises:
-        ValueError: there is no such cluster; the message lists those there are.
+        UserError: there is no such cluster; the message lists those there are.
     """
     path = CLUSTERS / f"{name}.yaml" if "/" not in name and not name.endswith(".yaml") else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
-        raise ValueError(f"--cluster takes one of {known}, or a YAML file, got {name!r}: {path} does not exist")
+        raise UserError(f"--cluster takes one of {known}, or a YAML file, got {name!r}: {path} does not exist")
     cluster = parse(ClusterConfig, ["--recipe", str(path), *changes])
     if cluster.gpus_per_node is None:
         return dataclasses.replace(cluster, gpus_per_node=_gpus_here() if cluster.scheduler == "local" else 0)

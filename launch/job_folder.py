@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UserError
 from engine.run.durable import write_durably
 from engine.run.folder import make_private
 from launch.config import ClusterConfig, RestartConfig
@@ -57,12 +58,12 @@ class JobFolder:
         """Make it, open to nobody else.
 
         Raises:
-            ValueError: it exists and others may write there.
+            UserError: it exists and others may write there.
         """
         make_private(self.run)
         make_private(self.path, mode=ONLY_OWNER)
         if self.path.stat().st_mode & 0o077:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is open to others, who could put code there: chmod 700 {self.path}, and look into it"
             )
         self.jobs.mkdir(exist_ok=True)
@@ -96,12 +97,12 @@ class JobFolder:
         """Return what was submitted last.
 
         Raises:
-            ValueError: nothing was submitted from here.
+            UserError: nothing was submitted from here.
         """
         try:
             tree: dict[str, Any] = json.loads(self._job.read_text())
         except FileNotFoundError:
-            raise ValueError(f"{self.run} has no job: expected {self._job}, which launch/main.py writes") from None
+            raise UserError(f"{self.run} has no job: expected {self._job}, which launch/main.py writes") from None
         call, cluster = tree["call"], tree["cluster"]
         return Job(
             call=Call(**{**call, "words": tuple(call["words"]), "folder": Path(call["folder"])}),

@@ -11,6 +11,7 @@ import yaml
 from data.remote.locations import check_location, is_remote
 from data.writing.config import Write
 from engine.config import micro_batches_of
+from engine.errors import UserError
 from engine.recipe import dump, parse
 from engine.run.folder import changed_fields
 from engine.run.lock import describe, find_holder
@@ -64,7 +65,7 @@ def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Cal
     """Return the call that a command line means, after every check that needs neither torch nor a GPU.
 
     Raises:
-        ValueError: what the program itself would refuse: processes that do not divide the micro-batches, shards that are
+        UserError: what the program itself would refuse: processes that do not divide the micro-batches, shards that are
             not there, another recipe than the one that made the checkpoints in the run folder, or a run folder in use.
         SystemExit: the options do not parse; what is wrong has been printed.
     """
@@ -90,16 +91,16 @@ def check_write(words: Sequence[str]) -> Call:
     """Return the call of `data/main.py write` that a command line means; killed, the same command goes on.
 
     Raises:
-        ValueError: it is another of the data program's commands, or the source is not there.
+        UserError: it is another of the data program's commands, or the source is not there.
         SystemExit: the options do not parse; what is wrong has been printed.
     """
     if not words or words[0] != "write":
-        raise ValueError(
+        raise UserError(
             f"data takes the command write, got {words[0] if words else 'nothing'}; run the others where you are"
         )
     options = tyro.cli(Write, args=words[1:], prog="launch/main.py data write")
     if options.format != "scenes" and options.source != "scenes" and not Path(check_location(options.source)).exists():
-        raise ValueError(
+        raise UserError(
             f"--source {options.source} does not exist here; it must lie where this machine and the nodes see it"
         )
     folder = options.out.with_name(f"{options.out.name}.job")
@@ -122,7 +123,7 @@ def _check_shards(location: str) -> None:
     """Refuse a folder without shards and a URL that holds a secret."""
     location = check_location(location)
     if not is_remote(location) and not (Path(location) / "manifest.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{location} holds no shards: expected manifest.json in it, which `data/main.py write` or `index` makes; the "
             f"folder must lie on a file system that this machine and the nodes share"
         )
@@ -133,14 +134,14 @@ def _check_run_folder(config: Any) -> None:
     folder: Path = config.run.folder
     holder = find_holder(folder)
     if holder is not None:
-        raise ValueError(
+        raise UserError(
             f"run folder {folder} is in use by {describe(holder)}; wait, stop it (touch {folder / 'STOP'}), or choose "
             f"another --run.folder"
         )
     if any((folder / "checkpoints").glob("step-*[0-9]")) and (folder / "config.yaml").is_file():
         changes = changed_fields(config, stored=yaml.safe_load((folder / "config.yaml").read_text()) or {})
         if changes:
-            raise ValueError(
+            raise UserError(
                 f"{folder / 'config.yaml'} made the checkpoints in this folder and differs from what is asked: "
                 f"{'; '.join(changes)}. Use the stored values, another --run.folder, or --run.branch-from CHECKPOINT"
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from engine.errors import UserError
 from launch.config import ClusterConfig, RestartConfig, SubmitOptions, processes_per_node
 from launch.programs import PROOF, Call, check_call
 
@@ -23,14 +24,14 @@ def parse_options(words: Sequence[str]) -> ProofOptions:
     """Return the proof's own options.
 
     Raises:
-        ValueError: more than one node is asked for, or a sweep.
+        UserError: more than one node is asked for, or a sweep.
     """
     options = tyro.cli(ProofOptions, args=list(words), prog="launch/main.py verify-resume")
     if options.nodes > 1 or options.sweep:
         got = "--sweep" if options.sweep else f"--nodes {options.nodes}"
-        raise ValueError(f"verify-resume runs one recipe on all GPUs of one node, got {got}")
+        raise UserError(f"verify-resume runs one recipe on all GPUs of one node, got {got}")
     if options.steps < 2:
-        raise ValueError(f"--steps must be at least 2, to be killed between them, got {options.steps}")
+        raise UserError(f"--steps must be at least 2, to be killed between them, got {options.steps}")
     return options
 
 
@@ -38,7 +39,7 @@ def proof_call(options: ProofOptions, words: Sequence[str], *, cluster: ClusterC
     """Return the call of the proof; its job's files lie beside its run folder, which has to be new."""
     processes = processes_per_node(cluster)
     if cluster.gpus_per_node and (options.moved_processes or 0) > processes:
-        raise ValueError(f"--moved-processes {options.moved_processes}, but a node has {processes} GPUs")
+        raise UserError(f"--moved-processes {options.moved_processes}, but a node has {processes} GPUs")
     call = check_call("pretrain", words, num_processes=processes)
     own = [PROOF, *call.words, "--steps", str(options.steps), "--processes", str(processes)]
     if options.moved_processes is not None:

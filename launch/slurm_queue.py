@@ -6,10 +6,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.errors import UserError
+
 TIMEOUT_S = 60
 
 
-class SlurmError(ValueError):
+class SlurmError(UserError):
     """A command of Slurm's failed or gave no answer; nothing is known of the job."""
 
 
@@ -73,10 +75,10 @@ def check_installed() -> None:
     """Refuse to go on where Slurm's commands are not.
 
     Raises:
-        ValueError: sbatch is not found.
+        UserError: sbatch is not found.
     """
     if shutil.which("sbatch") is None:
-        raise ValueError(
+        raise UserError(
             "sbatch is not found: submit on a login node of the cluster, or take --cluster local to run on this machine"
         )
 

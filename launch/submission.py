@@ -12,6 +12,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.slurm import slurm
 
+from engine.errors import UserError
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
@@ -22,7 +23,7 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
     """Submit one job, or an array of them; return their numbers. ``base`` is the folder that keeps submitit's files.
 
     Raises:
-        ValueError: Slurm refuses them, in its words; the run folders are as before.
+        UserError: Slurm refuses them, in its words; the run folders are as before.
     """
     if jobs[0].cluster.scheduler == "slurm":
         slurm_queue.check_installed()
@@ -39,7 +40,7 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
         try:
             ids = _hand_over(jobs, store=store, name=name, parallel=parallel)
         except FailedJobError as error:
-            raise ValueError(f"Slurm does not take the job: {error}") from None
+            raise UserError(f"Slurm does not take the job: {error}") from None
     for job, number in zip(jobs, ids, strict=True):
         JobFolder(job.call.folder).add_id(number)
     return ids

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from rich.table import Table
 
+from engine.errors import UserError
 from engine.run.status import status as run_status
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
@@ -76,13 +77,13 @@ def check_not_queued(folder: JobFolder) -> None:
     """Refuse a second job for the same run.
 
     Raises:
-        ValueError: the last one still waits or runs, or Slurm does not say whether it does.
+        UserError: the last one still waits or runs, or Slurm does not say whether it does.
     """
     if not folder.exists():
         return
     job = folder.read()
     if job.ids and state(job) != "ended":
-        raise ValueError(
+        raise UserError(
             f"job {job.ids[-1]} of {folder.run} is still {state(job)}; wait, or end it with "
             f"`python launch/main.py cancel {folder.run}`"
         )
@@ -92,7 +93,7 @@ def logs(folder: JobFolder, options: LogOptions) -> None:
     """Print the end of a node's log, and what is added to it.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     path = log_file(folder, node=options.node)
     with path.open() as file:
@@ -110,7 +111,7 @@ def log_file(folder: JobFolder, *, node: int) -> Path:
     """Return the log of a node of the newest job.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     job = folder.read()
     number = job.ids[-1] if job.ids else "?"
@@ -118,7 +119,7 @@ def log_file(folder: JobFolder, *, node: int) -> Path:
         path = base.jobs / f"{number}_{node}_log.out"
         if path.is_file():
             return path
-    raise ValueError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {_state_in_words(job)}")
+    raise UserError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {_state_in_words(job)}")
 
 
 def cancel(folder: JobFolder, *, now: bool) -> str:

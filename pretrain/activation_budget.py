@@ -21,6 +21,7 @@ from backbones.recompute.choice import Choice, choose, least_budget
 from backbones.recompute.costs import ForwardCost, joined, measure_blocks
 from backbones.visible.layout import build_layout, num_indices
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM
 from pretrain.masking import unit_mask
@@ -39,7 +40,7 @@ Precision = Callable[[], AbstractContextManager[Any]]
 """Gives the context of a forward pass."""
 
 
-class BudgetError(ValueError):
+class BudgetError(UserError):
     """Whatever is recomputed, activations take more than they may."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from engine.errors import one_line_errors
+from engine.errors import UserError, one_line_errors
 from engine.recipe import parse
 from engine.run.status import status
 from pretrain.config import PretrainConfig
@@ -53,7 +53,7 @@ def _probe_memory(words: list[str]) -> None:
 def _replay(words: list[str]) -> None:
     """``replay RECORD``: repeat a micro-batch that was not finite, and show where it goes wrong."""
     if len(words) != 1:
-        raise ValueError(
+        raise UserError(
             f"replay takes one record, runs/x/non_finite/step-.../micro-batch-....json, got {len(words)} words"
         )
     Console().print(replay(Path(words[0])))
@@ -69,7 +69,7 @@ def _verify_resume(words: list[str]) -> None:
 
 def _run_folder(words: list[str], command: str) -> Path:
     if len(words) != 1 or not Path(words[0]).is_dir():
-        raise ValueError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
+        raise UserError(f"{command} takes one run folder that exists, got {' '.join(words) or 'nothing'}")
     return Path(words[0])
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from data.config import DataConfig
 from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +39,26 @@ class MimConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
-            raise ValueError(
+            raise UserError(
                 f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; 0.75 is usual"
             )
         if self.decoder_heads < 1:
-            raise ValueError(f"mim.decoder-heads must be at least 1, got {self.decoder_heads}")
+            raise UserError(f"mim.decoder-heads must be at least 1, got {self.decoder_heads}")
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
-            raise ValueError(
+            raise UserError(
                 f"mim.decoder-dim must be a multiple of 4 and of mim.decoder-heads {self.decoder_heads}, "
                 f"got {self.decoder_dim}"
             )
         if self.decoder_depth < 1:
-            raise ValueError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
+            raise UserError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
         if self.micro_batches_per_forward < 1:
-            raise ValueError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
+            raise UserError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
         if self.micro_batches_per_forward > 1 and self.encoder == "dense":
-            raise ValueError("mim.micro-batches-per-forward needs mim.encoder visible")
+            raise UserError("mim.micro-batches-per-forward needs mim.encoder visible")
         if self.activation_gib is not None and self.activation_gib <= 0:
-            raise ValueError(f"mim.activation-gib must be positive, or None for no limit, got {self.activation_gib}")
+            raise UserError(f"mim.activation-gib must be positive, or None for no limit, got {self.activation_gib}")
         if self.activation_gib is not None and self.encoder == "dense":
-            raise ValueError(
+            raise UserError(
                 "mim.activation-gib needs mim.encoder visible, since timm's own forward runs the dense encoder; "
                 "leave it out, or make data.micro-batch-size smaller"
             )
@@ -80,13 +81,13 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
+            raise UserError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"augment.ratio must be two rising positive numbers, got {self.ratio}")
+            raise UserError(f"augment.ratio must be two rising positive numbers, got {self.ratio}")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.flip is a probability, got {self.flip}")
+            raise UserError(f"augment.flip is a probability, got {self.flip}")
         if min(self.std) <= 0:
-            raise ValueError(f"augment.std must be positive, got {self.std}")
+            raise UserError(f"augment.std must be positive, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,11 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         if (self.every_steps is not None and self.every_steps < 1) or self.max_samples < 1:
-            raise ValueError(
+            raise UserError(
                 f"probe.every-steps and probe.max-samples must be at least 1, got {self.every_steps} and {self.max_samples}"
             )
         if self.every_steps is not None and (self.train_shards is None or self.val_shards is None):
-            raise ValueError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
+            raise UserError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +133,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.mim.grouping == "tiles" and self.distributed.precision == "fp64":
-            raise ValueError(
+            raise UserError(
                 "mim.grouping tiles is for a kernel without fp64: set distributed.precision, or grouping optimal"
             )
         if self.mim.activation_gib is not None and self.distributed.fp8:
-            raise ValueError(
+            raise UserError(
                 "mim.activation-gib is planned from what bf16 keeps, and distributed.fp8 keeps less: leave one of them out"
             )
         if self.mim.micro_batches_per_forward > 1 and self.backbone.drop_path > 0:
-            raise ValueError(
+            raise UserError(
                 f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since what is "
                 f"dropped is drawn for each micro-batch, got {self.backbone.drop_path}"
             )

@@ -26,6 +26,7 @@ from backbones.build import (
 from backbones.visible.stacking import Layout
 from backbones.weights.handoff import read_backbone
 from backbones.weights.initial import init_mim
+from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from pretrain.config import PretrainConfig
@@ -149,7 +150,7 @@ def _check_statistics(config: PretrainConfig) -> None:
         return
     info, augment = read_backbone(config.backbone.init), config.augment
     if (tuple(info.mean), tuple(info.std)) != (tuple(augment.mean), tuple(augment.std)):
-        raise ValueError(
+        raise UserError(
             f"backbone.init {config.backbone.init} was trained with mean {info.mean} and std {info.std}, but augment.mean is "
             f"{augment.mean} and augment.std {augment.std}; set them to the folder's"
         )

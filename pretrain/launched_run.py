@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.checkpoint.format import checkpoint_steps, step_folder
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import open_checkpoint
+from engine.errors import UserError
 from engine.run.sample_log import read_sample_logs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ TENSORS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 TAIL = 3000
 
 
-class RunFailedError(ValueError):
+class RunFailedError(UserError):
     """A run did not end as it should; the message holds the end of what it said."""
 
 
@@ -250,5 +251,5 @@ def noted_micro_batches(run_folder: Path) -> dict[tuple[int, int], str]:
     """
     try:
         return read_sample_logs(run_folder)
-    except ValueError as error:
+    except UserError as error:
         raise RunFailedError(str(error)) from None

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 
 from backbones.recompute.blocks import recompute_blocks
+from engine.errors import UserError
 from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
@@ -36,7 +37,7 @@ def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        raise ValueError(
+        raise UserError(
             f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak {peak_bytes() / 2**30:.2f} GiB; "
             "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit) or "
             f"mim.micro-batches-per-forward (it is {config.mim.micro_batches_per_forward}), mim.activation-gib, which "
@@ -104,7 +105,7 @@ def _peak_of(config: PretrainConfig, size: int) -> int | None:
     send.close()
     try:
         if not receive.poll(TIME_LIMIT_S):
-            raise ValueError(
+            raise UserError(
                 f"a step of {size} images did not end in {TIME_LIMIT_S:.0f} s; use a smaller network or image"
             )
         peak = receive.recv()
@@ -115,7 +116,7 @@ def _peak_of(config: PretrainConfig, size: int) -> int | None:
         process.join()
         if process.exitcode == -signal.SIGKILL:  # the system killed it for its memory
             return None
-        raise ValueError(
+        raise UserError(
             f"a step of {size} images failed with exit code {process.exitcode}; its error is above"
         ) from None
     finally:

@@ -14,6 +14,7 @@ from backbones.ops.window_attention import usable_rule
 from backbones.visible.layout import build_layout
 from engine.checkpoint.format import step_folder
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.errors import UserError
 from engine.faults.non_finite import NonFiniteSearch, tensors_in
 from engine.faults.non_finite_record import FOLDER, FlightRecord
 from engine.randomness import torch_seed
@@ -32,7 +33,7 @@ def replay(path: Path) -> Group:
     Needs no shards: pixels and mask are in the record, and the mask's layout follows from the recipe.
 
     Raises:
-        ValueError: ``path`` is no record of a pretraining run, or its weights are not there.
+        UserError: ``path`` is no record of a pretraining run, or its weights are not there.
     """
     record, batch = FlightRecord.read(path)
     run_folder = _run_folder(path)
@@ -120,7 +121,7 @@ def _loss(
 def _run_folder(path: Path) -> Path:
     folder = path.resolve().parents[2]
     if path.resolve().parents[1].name != FOLDER or not (folder / "config.yaml").exists():
-        raise ValueError(f"{path} does not lie in a run folder: expected runs/x/{FOLDER}/step-.../micro-batch-....json")
+        raise UserError(f"{path} does not lie in a run folder: expected runs/x/{FOLDER}/step-.../micro-batch-....json")
     return folder
 
 
@@ -131,9 +132,7 @@ def _weights(path: Path, *, run_folder: Path, step: int) -> tuple[Checkpoint, st
         return open_checkpoint(kept), f"with the weights that it met, after step {step}"
     newest = newest_checkpoint(run_folder / "checkpoints")
     if newest is None:
-        raise ValueError(
-            f"{kept} is missing and {run_folder} has no checkpoint: there are no weights to repeat it with"
-        )
+        raise UserError(f"{kept} is missing and {run_folder} has no checkpoint: there are no weights to repeat it with")
     return newest, f"{kept} is missing: with the weights after step {newest.step} instead"
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from engine.errors import UserError
+
 PHASES = ("data", "transfer", "compute", "communication")
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -26,11 +28,11 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` of a run folder and return its path.
 
     Raises:
-        ValueError: the folder holds no metrics.
+        UserError: the folder holds no metrics.
     """
     metrics = _lines(folder / "metrics.jsonl")
     if not metrics:
-        raise ValueError(f"{folder} holds no metrics.jsonl with a report in it; is it a run folder?")
+        raise UserError(f"{folder} holds no metrics.jsonl with a report in it; is it a run folder?")
     mpl.use("Agg")
     probes = _lines(folder / "probes.jsonl")
     body = [

@@ -18,6 +18,7 @@ import torch
 from rich.table import Table
 
 from engine.config import micro_batches_of
+from engine.errors import UserError
 from engine.recipe import dump, parse
 from pretrain.config import PretrainConfig
 from pretrain.launched_run import LaunchedRun, Layout, final_tensors, noted_micro_batches
@@ -95,7 +96,7 @@ def verify_resume(words: list[str]) -> Evidence:
     """Run the proof; ``words`` are a recipe's and those of ``--steps``, ``--processes``, ``--moved-processes``.
 
     Raises:
-        ValueError: the recipe or the numbers do not fit, or a run failed.
+        UserError: the recipe or the numbers do not fit, or a run failed.
     """
     options, rest = _options().parse_known_args(words)
     config = parse(PretrainConfig, rest)
@@ -124,9 +125,9 @@ class _Proof:
     def __init__(self, config: PretrainConfig, *, steps: int, layouts: tuple[Layout, Layout]) -> None:
         self._folder, self._steps, self._layouts = config.run.folder, steps, layouts
         if steps < 2:
-            raise ValueError(f"--steps must be at least 2, to be killed between them, got {steps}")
+            raise UserError(f"--steps must be at least 2, to be killed between them, got {steps}")
         if self._folder.exists() and any(self._folder.iterdir()):
-            raise ValueError(f"{self._folder} is not empty; choose another --run.folder for the proof, or remove it")
+            raise UserError(f"{self._folder} is not empty; choose another --run.folder for the proof, or remove it")
         self._deterministic = config.distributed.deterministic or not torch.cuda.is_available()
         self._config = dataclasses.replace(
             config,
@@ -148,7 +149,7 @@ class _Proof:
         running.until(lambda: running.last_step() >= self._steps // 2 and (resumed / "checkpoints").exists())
         killed_after = running.kill_all()
         if killed_after >= self._steps - 1:
-            raise ValueError(f"the run had ended when it was to be killed; take more --steps than {self._steps}")
+            raise UserError(f"the run had ended when it was to be killed; take more --steps than {self._steps}")
         shutil.copytree(resumed, moved)
         self._start(resumed, first).wait_done()
         self._start(moved, other).wait_done()
@@ -186,7 +187,7 @@ def _other(config: PretrainConfig, processes: int) -> int:
     num = config.data.batch_size // config.data.micro_batch_size
     fitting = [count for count in range(1, num + 1) if num % count == 0 and count != processes]
     if not fitting:
-        raise ValueError(
+        raise UserError(
             f"there is one micro-batch a step, so no other number of processes; halve data.micro-batch-size "
             f"{config.data.micro_batch_size}"
         )

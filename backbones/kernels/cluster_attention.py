@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from backbones.kernels import cluster_attention_triton as fused_cluster_kernels
 from backbones.kernels.rows import DTYPES, padded_dim, tile_options
 from backbones.visible.cost_models import LARGEST_TILE, SMALL_TILES
+from engine.errors import UserError
 
 kernels: Any = fused_cluster_kernels
 """Launches take a grid and options, which type checkers do not see."""
@@ -52,7 +53,7 @@ def fused_cluster_attention(
     Clusters are intervals of the tokens sorted by :func:`fused_similarity`.
 
     Raises:
-        ValueError: the tensors are not on a GPU, or not of 16 or 32 bits.
+        UserError: the tensors are not on a GPU, or not of 16 or 32 bits.
     """
     order = fused_similarity(qkv, turn, mean_of_keys=mean_of_keys).argsort(dim=-1, stable=True)
     return attention_in_order(qkv, turn, order, num_clusters=num_clusters)
@@ -98,9 +99,9 @@ def attention_in_order(
 
 def _checked(qkv: Tensor) -> Tensor:
     if qkv.dtype not in DTYPES:
-        raise ValueError(f"fused attention computes in {', '.join(map(str, DTYPES))}, got {qkv.dtype}")
+        raise UserError(f"fused attention computes in {', '.join(map(str, DTYPES))}, got {qkv.dtype}")
     if not qkv.is_cuda and not INTERPRETED:
-        raise ValueError(f"fused attention needs a GPU, got tensors on {qkv.device}")
+        raise UserError(f"fused attention needs a GPU, got tensors on {qkv.device}")
     return qkv if qkv.stride(-1) == 1 else qkv.contiguous()
 
 

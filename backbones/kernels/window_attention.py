@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from backbones.kernels import window_attention_triton as fused_attention_kernels
 from backbones.kernels.rows import DTYPES, tile_options
 from backbones.visible.window_layout import GroupPlan
+from engine.errors import UserError
 
 kernels: Any = fused_attention_kernels
 """Launches take a grid and options, which type checkers do not see."""
@@ -38,12 +39,12 @@ def fused_attention(
     The arrays of ``plan`` may have a first axis of s masks, for one equal part of the images each (``backbones.visible.stacking``).
 
     Raises:
-        ValueError: the tensors are not on a GPU, or not of 16 or 32 bits.
+        UserError: the tensors are not on a GPU, or not of 16 or 32 bits.
     """
     if qkv.dtype not in DTYPES:
-        raise ValueError(f"fused attention computes in {', '.join(map(str, DTYPES))}, got {qkv.dtype}; use sdpa")
+        raise UserError(f"fused attention computes in {', '.join(map(str, DTYPES))}, got {qkv.dtype}; use sdpa")
     if not qkv.is_cuda and not INTERPRETED:
-        raise ValueError(f"fused attention needs a GPU, got tensors on {qkv.device}; use sdpa or reference there")
+        raise UserError(f"fused attention needs a GPU, got tensors on {qkv.device}; use sdpa or reference there")
     indices = [plan.token, plan.window, plan.number, plan.first_key, plan.member, plan.tiles]
     sizes = [plan.tile, plan.key_tiles, *plan.window_size]
     qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()

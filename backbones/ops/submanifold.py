@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from backbones.kernels.availability import takes_kernels
 from backbones.visible.token_grid import TokenGrid
+from engine.errors import UserError
 
 _PIECE = 3
 """Columns of the kernels whose weight gradient is fast on a CPU, whatever their rows."""
@@ -55,7 +56,7 @@ def normed_convolution(
     """Return :func:`convolution` and its BatchNorm, of any kind, over the places that there are; in evaluation as one convolution.
 
     Raises:
-        ValueError: in training there is one place only.
+        UserError: in training there is one place only.
     """
     if norm.training:
         maps = convolution(conv, x, grid)
@@ -76,10 +77,10 @@ def check_places(norm: nn.Module, num_places: int) -> None:
     """Refuse to train a BatchNorm on one place of one image, which has no variance.
 
     Raises:
-        ValueError: there is one only.
+        UserError: there is one only.
     """
     if norm.training and num_places < 2:
-        raise ValueError(
+        raise UserError(
             "BatchNorm cannot be trained on one place: expected at least 2 visible units or images in a micro-batch, got 1 "
             "visible unit of 1 image; lower the mask ratio or make micro-batches larger"
         )

@@ -19,6 +19,7 @@ from backbones.sec.attention import SecAttention, cluster_slots, num_clusters_fo
 from backbones.sec.network import SecNetwork
 from backbones.visible.token_grid import TokenGrid
 from backbones.weights.handoff import CONFIG, load_backbone, skeleton
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def load_network(backbone: str, *, img_size: tuple[int, int], seed: int) -> nn.M
     """Return the network of a backbone folder, or one by timm's name with random weights.
 
     Raises:
-        ValueError: there is no such folder and no such architecture.
+        UserError: there is no such folder and no such architecture.
     """
     if (Path(backbone) / CONFIG).is_file():
         return load_backbone(Path(backbone), img_size=img_size, num_classes=0)
@@ -61,7 +62,7 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
     The model is in the mode that it was in, and without hooks, also where its forward fails.
 
     Raises:
-        ValueError: the network has no such attention.
+        UserError: the network has no such attention.
     """
     found: dict[int, Clusters] = {}
 
@@ -78,7 +79,7 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
                     after.enter_context(layer.register_forward_pre_hook(partial(note, stage)))
         model.eval()(images)
     if not found:
-        raise ValueError("this network has no attention in clusters; choose a network such as secvit_tiny")
+        raise UserError("this network has no attention in clusters; choose a network such as secvit_tiny")
     return list(found.values())
 
 

@@ -49,7 +49,7 @@ def make_sec_faster_vit(
     """Return SEC-FasterViT; the arguments are those of ``backbones.sec.secvit.make_secvit``.
 
     Raises:
-        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
+        UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
     at_224 = CLUSTERS if clusters is None else clusters

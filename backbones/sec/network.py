@@ -17,6 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from backbones.visible.token_grid import UNIT, TokenGrid, dense_grid
+from engine.errors import UserError
 
 PROJECTION = 1024
 NUM_STAGES = 4
@@ -39,7 +40,7 @@ class SecNetwork(nn.Module):
         drop_rate: dropout before the classifier.
 
     Raises:
-        ValueError: there is no such pooling.
+        UserError: there is no such pooling.
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class SecNetwork(nn.Module):
         """Return the maps of the stages ``indices``, and unless ``intermediates_only`` the last map before them.
 
         Raises:
-            ValueError: ``output_fmt`` is not NCHW.
+            UserError: ``output_fmt`` is not NCHW.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"maps have the format NCHW, got output_fmt {output_fmt!r}")
+            raise UserError(f"maps have the format NCHW, got output_fmt {output_fmt!r}")
         take, last = feature_take_indices(len(self.layers), indices)  # pyright: ignore[reportArgumentType]
         levels = dense_levels(x)
         tokens = self.stage_tokens(
@@ -143,7 +144,7 @@ class SecNetwork(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one; for 0 classes the whole head goes."""
         if global_pool not in ("avg", "", None):
-            raise ValueError(f"global_pool is avg, or nothing for a map, got {global_pool!r}")
+            raise UserError(f"global_pool is avg, or nothing for a map, got {global_pool!r}")
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         like = next(self.patch_embed.parameters())
@@ -197,23 +198,23 @@ def check_stages(**sizes: Sequence[int]) -> None:
     """Refuse sizes that are not given for four stages, or are below 1.
 
     Raises:
-        ValueError: they are such; names them.
+        UserError: they are such; names them.
     """
     for name, values in sizes.items():
         if len(values) != NUM_STAGES or min(values) < 1:
-            raise ValueError(f"{name} takes {NUM_STAGES} numbers from 1 on, one for each stage, got {tuple(values)}")
+            raise UserError(f"{name} takes {NUM_STAGES} numbers from 1 on, one for each stage, got {tuple(values)}")
 
 
 def check_choice(choices: Iterable[object], **options: object) -> None:
     """Refuse options with a value that is none of the ``choices``.
 
     Raises:
-        ValueError: they are such; names them and the choices.
+        UserError: they are such; names them and the choices.
     """
     known = list(choices)
     for name, value in options.items():
         if value not in known:
-            raise ValueError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
+            raise UserError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:

@@ -46,7 +46,7 @@ def make_sec_swin(
     """Return SEC-Swin; the arguments are those of ``backbones.sec.secvit.make_secvit``.
 
     Raises:
-        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
+        UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
     at_224 = CLUSTERS if clusters is None else clusters
@@ -96,7 +96,7 @@ class PatchEmbed(nn.Module):
         """Return the tokens of the third level, from the pixels of the first.
 
         Raises:
-            ValueError: the image's sides are no multiples of 4.
+            UserError: the image's sides are no multiples of 4.
         """
         check_patches(levels[0])
         return self.norm(levels[2].tokens(self.proj(levels[0].maps(pixels)), len(pixels)))

@@ -17,6 +17,7 @@ from torch import nn
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
 from backbones.sec.stage import STEMS, ConvDownsample, SecStage, rising
+from engine.errors import UserError
 
 CLUSTERS = (32, 8, 2, 1)
 """Clusters of the stages at 224 px; 1 is full attention."""
@@ -74,7 +75,7 @@ def make_secvit(
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: sizes are not given for four stages, or do not go together, or an option has no such value.
+        UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
     at_224 = CLUSTERS if clusters is None else clusters
@@ -121,9 +122,9 @@ def make_secvit(
 def _check_attention(attention: Attention, *, num_heads: Sequence[int], window_size: int) -> None:
     check_choice(get_args(Attention), attention=attention)
     if attention == "cswin" and min(num_heads) < 2:
-        raise ValueError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
+        raise UserError(f"CSWin's heads are shared out among rows and columns: num_heads from 2 on, got {num_heads}")
     if window_size < 1:
-        raise ValueError(f"window_size is a number from 1 on, got {window_size}")
+        raise UserError(f"window_size is a number from 1 on, got {window_size}")
 
 
 _VARIANTS: dict[str, dict[str, Any]] = {

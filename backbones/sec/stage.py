@@ -16,6 +16,7 @@ from backbones.ops.submanifold import depthwise, normed_convolution
 from backbones.recompute.blocks import run_block
 from backbones.sec.attention import SecAttention, rotation
 from backbones.visible.token_grid import TokenGrid
+from engine.errors import UserError
 
 NORM_EPS = 1e-6
 LAYER_SCALE = 1e-6
@@ -25,7 +26,7 @@ class SecStage(nn.Module):
     """Downsampling, but in the first stage, and blocks; ``block`` are further arguments of these.
 
     Raises:
-        ValueError: the heads do not divide the channels.
+        UserError: the heads do not divide the channels.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class SecStage(nn.Module):
         super().__init__()
         step = 4 * num_heads if rope else num_heads
         if dim % step:
-            raise ValueError(
+            raise UserError(
                 f"{num_heads} heads of {dim} channels: expected a multiple of {step} channels{', for rotary positions' * rope}; "
                 "change embed_dim or num_heads"
             )
@@ -165,7 +166,7 @@ class PatchStem(nn.Module):
         """Return the tokens of the third level, from the pixels of the first.
 
         Raises:
-            ValueError: the image's sides are no multiples of 4.
+            UserError: the image's sides are no multiples of 4.
         """
         check_patches(levels[0])
         return levels[2].tokens(self.proj(levels[0].maps(pixels)), len(pixels))
@@ -178,11 +179,11 @@ def check_patches(pixels: TokenGrid) -> None:
     """Refuse images that patches of 4x4 pixels do not divide.
 
     Raises:
-        ValueError: they do not.
+        UserError: they do not.
     """
     height, width = pixels.tile
     if height % 4 or width % 4:
-        raise ValueError(f"a stem of 4x4 patches takes images of multiples of 4 pixels, got {height}x{width}")
+        raise UserError(f"a stem of 4x4 patches takes images of multiples of 4 pixels, got {height}x{width}")
 
 
 def rising(last: float, depths: Sequence[int]) -> list[list[float]]:

@@ -19,6 +19,7 @@ from backbones.recompute.blocks import run_block
 from backbones.visible.layout import LayoutSpec, Pair, VisibleLayout
 from backbones.visible.token_grid import GridSpec, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
+from engine.errors import UserError
 
 
 def forward_visible_convnext(
@@ -74,7 +75,7 @@ def _forward_masked(
 def _spec(model: Any) -> LayoutSpec:
     patch, strides = _patch(model), [info["reduction"] for info in model.feature_info]
     if any(stride != patch[0] * 2**i for i, stride in enumerate(strides)):
-        raise ValueError(f"{type(model).__name__}: expected strides that double from stage to stage, got {strides}")
+        raise UserError(f"{type(model).__name__}: expected strides that double from stage to stage, got {strides}")
     img_size: Pair = tuple(getattr(model, "img_size", model.pretrained_cfg["input_size"][1:]))
     return LayoutSpec(
         img_size=img_size,
@@ -95,7 +96,7 @@ def _spec(model: Any) -> LayoutSpec:
 def _patch(model: Any) -> Pair:
     stem = model.stem[0]
     if stem.kernel_size != stem.stride:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__}'s stem overlaps its patches (kernel {stem.kernel_size}, stride {stem.stride}) and would "
             f"see masked pixels; choose one whose stem cuts patches, such as convnext_tiny"
         )

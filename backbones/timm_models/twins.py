@@ -29,6 +29,7 @@ from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, VisibleLay
 from backbones.visible.token_grid import TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
 from backbones.visible.window_layout import GroupPlan, group_plan
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ def _stage_spec(model: Any, stage: int, img_size: Pair, *, tile: int) -> TwinsSp
     attentions = [block.attn for block in model.blocks[stage]]
     for ratio in {getattr(attn, "sr_ratio", 1) for attn in attentions}:
         if tile % ratio:
-            raise ValueError(
+            raise UserError(
                 f"sr_ratios: a key of stage {stage + 1} would cover {ratio}x{ratio} tokens, but a mask unit has {tile}x{tile} "
                 f"there, and may be hidden beside a visible one; use ratios that divide {tile}, such as the published ones"
             )

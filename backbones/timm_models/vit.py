@@ -20,6 +20,7 @@ from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
 from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, VisibleLayout, compact
 from backbones.visible.tokens import embed_visible
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def _spec(model: Any) -> LayoutSpec:
 def _check_plain(model: Any) -> None:
     cut = isinstance(model.patch_embed, PatchEmbed) and isinstance(model.patch_drop, nn.Identity)
     if not cut or model.attn_pool is not None or hasattr(model, "dist_token"):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} with {type(model.patch_embed).__name__} is no plain ViT: expected patches cut by one "
             f"convolution, no distillation token, no attention pooling and patch_drop_rate 0; choose another, such as "
             f"vit_base_patch16_224"

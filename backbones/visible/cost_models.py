@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from engine.errors import UserError
+
 SMALL_TILES, LARGEST_TILE = (16, 32), 64
 """Slots of the fused kernel's tiles: a tensor core's product wants 16, and more than 64x64 fp32 scores with their gradients do not fit registers."""
 
@@ -79,7 +81,7 @@ class Measured:
 
     def __init__(self, table: Mapping[int, float]) -> None:
         if not table or min(table) < 1 or not all(math.isfinite(cost) and cost > 0 for cost in table.values()):
-            raise ValueError(f"a measured cost table maps group sizes >= 1 to positive costs, got {dict(table)}")
+            raise UserError(f"a measured cost table maps group sizes >= 1 to positive costs, got {dict(table)}")
         self._sizes: list[int] = []
         self._costs: list[float] = []
         for size, cost in sorted(table.items(), reverse=True):
@@ -95,13 +97,13 @@ class Measured:
         try:
             return cls({int(size): float(cost) for size, cost in json.loads(path.read_text()).items()})
         except (OSError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a JSON object of group size: cost, {error}") from None
+            raise UserError(f"{path}: expected a JSON object of group size: cost, {error}") from None
 
     def padded(self, size: int) -> int:
         """Return the cheapest size of the table that is at least ``size``."""
         k = bisect_left(self._sizes, size)
         if k == len(self._sizes):
-            raise ValueError(
+            raise UserError(
                 f"a group of {size} tokens exceeds the measured cost table, which ends at {self._sizes[-1]}"
             )
         return self._sizes[k]
@@ -130,4 +132,4 @@ def named_cost_model(name: str, *, channels: int = 1) -> CostModel:
         return Paper(channels)
     if name.startswith("measured:"):
         return Measured.read(Path(name.removeprefix("measured:")))
-    raise ValueError(f"unknown cost model {name!r}; expected core, paper, tiles or measured:FILE.json")
+    raise UserError(f"unknown cost model {name!r}; expected core, paper, tiles or measured:FILE.json")

@@ -13,6 +13,7 @@ from typing import Literal
 
 from backbones.visible.bin_packing import Budget, BudgetExceededError, best_fit_decreasing, pack, volume_needs
 from backbones.visible.cost_models import Core, CostModel
+from engine.errors import UserError
 
 Rule = Literal["optimal", "greedy", "largest_window"]
 RULES: tuple[Rule, ...] = ("optimal", "greedy", "largest_window")
@@ -67,7 +68,7 @@ def group_windows(
     """
     counts = tuple(map(int, counts))
     if not counts or min(counts) < 1:
-        raise ValueError(f"windows to group must hold at least one visible token each, got counts {list(counts)}")
+        raise UserError(f"windows to group must hold at least one visible token each, got counts {list(counts)}")
     model = Core() if cost is None else cost
     model.padded(max(counts))  # refuses a window that no group can hold
     if rule == "optimal":
@@ -77,7 +78,7 @@ def group_windows(
         plan = _greedy_plan(counts, model, rule == "greedy")
         groups = plan.bins
     else:
-        raise ValueError(f"unknown grouping rule {rule!r}; expected one of {', '.join(RULES)}")
+        raise UserError(f"unknown grouping rule {rule!r}; expected one of {', '.join(RULES)}")
     return Grouping(
         groups=tuple(sorted(tuple(sorted(group)) for group in groups)),
         group_size=model.padded(plan.capacity),

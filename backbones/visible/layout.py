@@ -20,6 +20,8 @@ from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.errors import UserError
+
 Pair = tuple[int, int]
 Rule = Literal["optimal", "greedy", "largest_window", "tiles"]
 Indices = Any
@@ -93,16 +95,16 @@ def build_layout(
     """Return the layout of the mask units that are ``visible``; ``rule`` says how windows are grouped, where there are any.
 
     Raises:
-        ValueError: ``visible`` is not a boolean per mask unit, or nothing is visible.
+        UserError: ``visible`` is not a boolean per mask unit, or nothing is visible.
     """
     visible = np.asarray(visible)
     if visible.dtype != np.bool_ or visible.shape != spec.units:
-        raise ValueError(
+        raise UserError(
             f"expected one bool per mask unit, {spec.units[0]}x{spec.units[1]} for images of "
             f"{spec.img_size[0]}x{spec.img_size[1]} px, got {visible.dtype} {visible.shape}"
         )
     if not visible.any():
-        raise ValueError("no mask unit is visible: lower the mask ratio")
+        raise UserError("no mask unit is visible: lower the mask ratio")
     return VisibleLayout(
         spec=spec,
         units=compact(np.flatnonzero(visible)),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backbones.visible.layout import LayoutSpec, Pair, VisibleLayout, joined
 from backbones.visible.window_layout import GroupPlan
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class VisibleStack:
         """Return the stack of layouts on one device.
 
         Raises:
-            ValueError: they have not equally many visible units.
+            UserError: they have not equally many visible units.
         """
         sizes = sorted({len(layout.units) for layout in layouts})
         if len(sizes) != 1:
-            raise ValueError(f"micro-batches of one forward pass need equally many visible units, got {sizes}")
+            raise UserError(f"micro-batches of one forward pass need equally many visible units, got {sizes}")
         together = joined(layouts)
         joint = [None] * len(layouts[0].stages) if together is None else together.stages
         parts = zip(*(layout.stages for layout in layouts), strict=True)

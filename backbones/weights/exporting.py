@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from backbones.weights.foreign_files import read_source
 from backbones.weights.key_names import to_microsoft, to_timm
+from engine.errors import UserError
 
 Layout = Literal["timm", "microsoft"]
 
@@ -20,10 +21,10 @@ def export_weights(source: Path, out: Path, *, layout: Layout) -> int:
     Buffers that every model computes itself are not written: load with ``strict=False`` where code insists on them.
 
     Raises:
-        ValueError: the source cannot be read, has no such layout, or ``out`` has another ending.
+        UserError: the source cannot be read, has no such layout, or ``out`` has another ending.
     """
     if out.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"{out}: expected a file that ends in .safetensors or .pth")
+        raise UserError(f"{out}: expected a file that ends in .safetensors or .pth")
     state = to_timm(read_source(source).state, keep_classifier=True).state
     if layout == "microsoft":
         state = to_microsoft(state)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from backbones.weights.handoff import CONFIG, read_backbone, read_safetensors, read_state
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.errors import UserError
 
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
@@ -48,12 +49,12 @@ def read_source(path: Path) -> Source:
     """Return the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, backbone folder, checkpoint or run folder.
 
     Raises:
-        ValueError: there is no such file, it is damaged, holds no weights, or holds what is not safe to open.
+        UserError: there is no such file, it is damaged, holds no weights, or holds what is not safe to open.
     """
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a checkpoint file, a backbone folder or a run folder")
+        raise UserError(f"{path}: no such file; expected a checkpoint file, a backbone folder or a run folder")
     content = read_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
     return Source(state=_weights_in(content, path), provenance={"file": path.name, "sha256": _sha256(path)})
 
@@ -62,7 +63,7 @@ def load_pickled(path: Path) -> Any:
     """Return what ``torch.save`` wrote, if it is made of tensors, plain containers and harmless classes only.
 
     Raises:
-        ValueError: it holds anything else, or is no such file.
+        UserError: it holds anything else, or is no such file.
     """
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
@@ -71,13 +72,13 @@ def load_pickled(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)|function ([^\n]+)|instantiate ([\w.]+)", str(error))
         named = next((group for group in found.groups() if group), "") if found else ""
-        raise ValueError(
+        raise UserError(
             f"{path}: holds {named or 'objects'}, which this program does not open, because making it could run code; "
             f"expected tensors in plain containers: ask its author for a safetensors file"
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         kind = "truncated or damaged" if zipfile.is_zipfile(path) or path.stat().st_size else "empty"
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a whole PyTorch checkpoint file, it is {kind} ({_first_line(error)})"
         ) from None
 
@@ -87,10 +88,10 @@ def _weights_in(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a mapping of names to tensors, got a {type(content).__name__}")
+        raise UserError(f"{path}: expected a mapping of names to tensors, got a {type(content).__name__}")
     state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(
+        raise UserError(
             f"{path}: no tensors found at the top or under {', '.join(_WRAPPERS)}; it has {', '.join(map(str, content))[:200]}"
         )
     return state
@@ -110,7 +111,7 @@ def _read_folder(path: Path) -> Source:
     if (path / "checkpoints").is_dir():
         checkpoint = newest_checkpoint(path / "checkpoints")
         if checkpoint is None:
-            raise ValueError(f"{path}: this run folder has no complete checkpoint yet")
+            raise UserError(f"{path}: this run folder has no complete checkpoint yet")
         return _from_checkpoint(checkpoint)
     return _from_checkpoint(open_checkpoint(path))
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.resizing import fit_state
+from engine.errors import UserError
 from engine.run.durable import fsync_folder
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def write_backbone(
     ``img_size`` is what the weights were trained at, for architectures that take no such argument.
 
     Raises:
-        ValueError: ``state`` does not fit the architecture in this size.
+        UserError: ``state`` does not fit the architecture in this size.
     """
     model = skeleton(architecture, num_classes=num_classes, **model_args)
     weights = _checked(state, model, where=str(folder))
@@ -95,11 +96,11 @@ def read_backbone(folder: Path) -> BackboneInfo:
     """Return what a backbone folder says about itself.
 
     Raises:
-        ValueError: ``folder`` is not a backbone folder.
+        UserError: ``folder`` is not a backbone folder.
     """
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{folder}: expected a backbone folder with {CONFIG} and {WEIGHTS}, {' and '.join(missing)} not found; "
             f"pretraining writes one at its end, `python backbones/main.py import` makes one from a checkpoint file"
         )
@@ -117,7 +118,7 @@ def read_backbone(folder: Path) -> BackboneInfo:
             provenance=config.get("provenance", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG}: expected timm's config of a model folder, got {error!r}") from None
+        raise UserError(f"{folder / CONFIG}: expected timm's config of a model folder, got {error!r}") from None
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -130,13 +131,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        ValueError: it is truncated or something else.
+        UserError: it is truncated or something else.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: expected a whole safetensors file, {error}") from None
+        raise UserError(f"{path}: expected a whole safetensors file, {error}") from None
 
 
 def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
@@ -146,7 +147,7 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
     (``num_classes``) starts random; any other weight that the folder lacks is an error, not a random number.
 
     Raises:
-        ValueError: the folder is damaged or does not fit ``kwargs``.
+        UserError: the folder is damaged or does not fit ``kwargs``.
     """
     info = read_backbone(folder)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
@@ -181,22 +182,22 @@ def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: st
     }
     faults = {"lacks": missing, "differs in": shapes}
     if missing or shapes:
-        raise ValueError(f"{where}: " + "; ".join(f"{kind} {_some(names)}" for kind, names in faults.items() if names))
+        raise UserError(f"{where}: " + "; ".join(f"{kind} {_some(names)}" for kind, names in faults.items() if names))
 
 
 def skeleton(architecture: str, **model_args: Any) -> nn.Module:
     """Return timm's model without memory for its weights, to read names and shapes from.
 
     Raises:
-        ValueError: timm does not know the architecture or refuses an argument.
+        UserError: timm does not know the architecture or refuses an argument.
     """
     if not timm.is_model(architecture):
-        raise ValueError(f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some")
+        raise UserError(f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some")
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, **model_args)
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"timm cannot make {architecture} with {model_args}: {error}") from None
+        raise UserError(f"timm cannot make {architecture} with {model_args}: {error}") from None
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
@@ -224,7 +225,7 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> di
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
         said = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
-        raise ValueError(f"{where}: the weights do not fit the architecture they are handed off as; {said}")
+        raise UserError(f"{where}: the weights do not fit the architecture they are handed off as; {said}")
     return {name: state[name].detach().cpu().contiguous().clone() for name in expected}
 
 

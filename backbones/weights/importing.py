@@ -13,6 +13,7 @@ from backbones.weights.foreign_files import Source, read_source
 from backbones.weights.handoff import is_classifier, skeleton, write_backbone
 from backbones.weights.key_names import CLASSIFIER, MergeOrder, Translated, to_timm
 from backbones.weights.resizing import TABLE, Resized, fit_state
+from engine.errors import UserError
 
 _SWIN_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "swin_tiny_patch4_window7_224",
@@ -62,7 +63,7 @@ def import_backbone(
     file's resize its tables. ``partial`` takes what fits instead of refusing a file that lacks weights or has others.
 
     Raises:
-        ValueError: the file cannot be read or does not fit.
+        UserError: the file cannot be read or does not fit.
     """
     read = read_source(source)
     found = to_timm(read.state, merge_order=merge_order)
@@ -76,10 +77,10 @@ def import_backbone(
         missing, unexpected = _differences(state, model)
         left_out = found.left_out | _of_the_head(state, model, besides=found.left_out)
         if (missing or unexpected) and not partial:
-            raise ValueError(_mismatch(missing, unexpected, name))
+            raise UserError(_mismatch(missing, unexpected, name))
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     known: Any = model.pretrained_cfg
     write_backbone(
         out,
@@ -107,10 +108,10 @@ def infer_swin(state: Mapping[str, Tensor], *, computed: Mapping[str, Tensor]) -
     ``computed`` are the file's own names and tensors: buffers there tell the windows of a Swin V2.
 
     Raises:
-        ValueError: it is no Swin, or its window cannot be told.
+        UserError: it is no Swin, or its window cannot be told.
     """
     if "layers.0.blocks.0.attn.qkv.weight" not in state or "patch_embed.proj.weight" not in state:
-        raise ValueError("cannot tell the architecture from the names of its weights; give --architecture, timm's name")
+        raise UserError("cannot tell the architecture from the names of its weights; give --architecture, timm's name")
     depths = tuple(_count(state, rf"layers\.{s}\.blocks\.(\d+)\.") for s in range(_count(state, r"layers\.(\d+)\.")))
     embed_dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     heads, windows = zip(*(_heads_and_window(state, computed, stage) for stage in range(len(depths))), strict=True)
@@ -125,13 +126,13 @@ def infer_secvit(state: Mapping[str, Tensor], *, name: str | None = None) -> tup
     """Return the name, unless it is given, and the version of the SecViT whose weights these are.
 
     Raises:
-        ValueError: no published SecViT has these widths and depths.
+        UserError: no published SecViT has these widths and depths.
     """
     depths = tuple(_count(state, rf"layers\.{s}\.blocks\.(\d+)\.") for s in range(_count(state, r"layers\.(\d+)\.")))
     embed_dim = state["layers.0.blocks.0.attn.out_proj.weight"].shape[0]
     name = name or _SECVIT_NAMES.get((embed_dim, depths))
     if name is None:
-        raise ValueError(f"no published SecViT has {embed_dim} channels and depths {depths}; give --architecture")
+        raise UserError(f"no published SecViT has {embed_dim} channels and depths {depths}; give --architecture")
     version = 2 if "layers.0.blocks.0.ffn.dwconv.weight" in state else 1
     return name, {"version": version}
 
@@ -155,7 +156,7 @@ def _heads_and_window(state: Mapping[str, Tensor], computed: Mapping[str, Tensor
         return table.shape[1], (round(len(table) ** 0.5) + 1) // 2
     coords = next((value for name, value in computed.items() if name.endswith(block + "relative_coords_table")), None)
     if scale is None or coords is None:
-        raise ValueError(
+        raise UserError(
             "cannot tell the window from the shapes of its weights; give --architecture, --window and --img-size"
         )
     return scale.shape[0], (coords.shape[1] + 1) // 2

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine.errors import UserError
+
 MergeOrder = Literal["swin", "official-2022"]
 """Channel order of merged 2x2 cells; official-2022: row by row, as in GreenMIM's code until January 2023."""
 
@@ -62,11 +64,11 @@ def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a timm Swin's or Swin V2's weights under the names of microsoft's code, without computed buffers.
 
     Raises:
-        ValueError: they belong to another architecture.
+        UserError: they belong to another architecture.
     """
     own = "layers.0.blocks.0.attn.proj.weight"
     if own not in state:
-        raise ValueError(f"microsoft's layout exists for Swin and Swin V2 only, these weights have no {own}")
+        raise UserError(f"microsoft's layout exists for Swin and Swin V2 only, these weights have no {own}")
     return {_moved_downsample(name, by=-1).replace("head.fc.", "head."): value for name, value in state.items()}
 
 

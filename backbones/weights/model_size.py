@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.weights.handoff import skeleton
+from engine.errors import UserError
 
 _ATTENTION = ("bmm", "baddbmm", "attention")
 """Words in the names of operators that multiply activations with each other."""
@@ -39,7 +40,7 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
     """Return the size of timm's ``architecture``, made with ``model_args``, for an image of ``img_size`` or its own size.
 
     Raises:
-        ValueError: timm does not know the architecture or refuses an argument, or images of this size are too small for it.
+        UserError: timm does not know the architecture or refuses an argument, or images of this size are too small for it.
     """
     model: Any = made_for(architecture, img_size, model_args).eval()
     size = img_size or tuple(model.pretrained_cfg["input_size"][1:])
@@ -47,7 +48,7 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
         try:
             model(torch.empty(1, 3, *size, device="meta"))
         except RuntimeError as error:
-            raise ValueError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
+            raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
     flops = counter.get_flop_counts()["Global"]
     between = sum(count for operator, count in flops.items() if any(word in str(operator) for word in _ATTENTION))
     maps = {info["reduction"]: info["num_chs"] for info in model.feature_info}
@@ -65,12 +66,12 @@ def made_for(architecture: str, img_size: tuple[int, int] | None, model_args: di
     """Return the model without memory for its weights, made for ``img_size``.
 
     Raises:
-        ValueError: timm does not know the architecture or refuses an argument, or the size is not positive.
+        UserError: timm does not know the architecture or refuses an argument, or the size is not positive.
     """
     if img_size is None:
         return skeleton(architecture, **model_args)
     if min(img_size) < 1:
-        raise ValueError(f"expected an image size of two positive numbers, got {img_size[0]} and {img_size[1]}")
+        raise UserError(f"expected an image size of two positive numbers, got {img_size[0]} and {img_size[1]}")
     try:
         return skeleton(architecture, img_size=img_size, **model_args)
     except ValueError:  # most convolutional networks take no such argument, and any image

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
+from engine.errors import UserError
+
 Pair = tuple[int, int]
 TABLE = "relative_position_bias_table"
 POSITIONS = "pos_embed"
@@ -42,7 +44,7 @@ def fit_state(
     grids are taken to be square.
 
     Raises:
-        ValueError: a table's rows are no square and its window is not known, or heads or channels differ.
+        UserError: a table's rows are no square and its window is not known, or heads or channels differ.
     """
     fitted: dict[str, Tensor] = {}
     resized: list[Resized] = []
@@ -78,7 +80,7 @@ def _fit_table(name: str, table: Tensor, module: Any, source: Any | None) -> tup
     if before == after:
         return table, None
     if table.shape[-1] != wanted.shape[-1]:
-        raise ValueError(f"{name} has {table.shape[-1]} heads, the model {wanted.shape[-1]}: another architecture?")
+        raise UserError(f"{name} has {table.shape[-1]} heads, the model {wanted.shape[-1]}: another architecture?")
     return resize_bias_table(table, before=before, after=after), Resized(name=name, before=before, after=after)
 
 
@@ -88,7 +90,7 @@ def _square_window(name: str, table: Tensor, after: Pair) -> Pair:
         return after
     side = round(rows**0.5)
     if side * side != rows or side % 2 == 0:
-        raise ValueError(f"{name} has {rows} rows, which no square window gives; expected (2w-1)^2")
+        raise UserError(f"{name} has {rows} rows, which no square window gives; expected (2w-1)^2")
     return (side + 1) // 2, (side + 1) // 2
 
 
@@ -100,7 +102,7 @@ def _fit_positions(positions: Tensor, model: Any, source: Any | None) -> tuple[T
     if positions.shape[1] - prefix == after[0] * after[1] and (source is None or before == after):
         return positions, None
     if before[0] * before[1] != positions.shape[1] - prefix:
-        raise ValueError(f"{POSITIONS} has {positions.shape[1] - prefix} places, which no square grid gives")
+        raise UserError(f"{POSITIONS} has {positions.shape[1] - prefix} places, which no square grid gives")
     resampled = resample_abs_pos_embed(positions, new_size=list(after), old_size=list(before), num_prefix_tokens=prefix)
     return resampled, Resized(name=POSITIONS, before=before, after=after)
 

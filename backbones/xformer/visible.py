@@ -80,7 +80,7 @@ def _conv(layer: Any, x: Tokens, above: TokenGrid, below: TokenGrid) -> NextToke
     """Run a convolution and its norm from the tokens of one level to those of the same or the next.
 
     Raises:
-        ValueError: in training there is one token only.
+        UserError: in training there is one token only.
     """
     check_places(layer.bn, len(x) * len(below.coords))
     if layer.conv.kernel_size == (1, 1):

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from backbones.recompute.blocks import run_block
 from backbones.sec.network import check_choice
 from backbones.xformer.xfa import FORMULAS, Formula
+from engine.errors import UserError
 
 WIDTHS = (32, 64, 96, 128, 160)
 EMBED_DIMS = (144, 192, 240)
@@ -60,7 +61,7 @@ class XFormer(nn.Module):
         qkv_dim: channels of queries, keys and values.
 
     Raises:
-        ValueError: sizes are not given for every stage, or there is no such attention.
+        UserError: sizes are not given for every stage, or there is no such attention.
     """
 
     def __init__(
@@ -139,10 +140,10 @@ class XFormer(nn.Module):
         """Return the maps after the stages ``indices``, and unless ``intermediates_only`` the last map before them.
 
         Raises:
-            ValueError: ``output_fmt`` is not NCHW.
+            UserError: ``output_fmt`` is not NCHW.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"XFormer's maps have the format NCHW, got output_fmt {output_fmt!r}")
+            raise UserError(f"XFormer's maps have the format NCHW, got output_fmt {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), indices)
         found: list[Tensor] = []
         x = self.stem(x)
@@ -312,7 +313,7 @@ def _check_sizes(kind: str, published: Sequence[int], **sizes: Sequence[int | fl
     """Refuse sizes that are not positive, or not as many as the published network has for its stages of a ``kind``."""
     for name, values in sizes.items():
         if len(values) != len(published) or min(values) <= 0:
-            raise ValueError(
+            raise UserError(
                 f"{name} takes {len(published)} numbers above 0, one for each stage{kind}, got {len(values)}: "
                 f"{tuple(values)}"
             )

@@ -51,6 +51,7 @@ evaluation: {every_steps: 10, micro_batch_size: 2}
 SEGMENT = """segmenter: {head: segvit, dim: 16, num_heads: 2, strides: [4, 8]}
 data: {batch_size: 4, micro_batch_size: 2, workers: 1}
 augment: {crop: [64, 64], short_side: 80}
+labels: {num_classes: 13}
 inference: {short_side: 64}
 evaluation: {every_steps: 10, micro_batch_size: 2}
 """

@@ -44,6 +44,7 @@ from benchmarks.loading.loader_sides import (
 from data.commands.bench import measure
 from data.images.decode import read_header
 from data.shards.shard_set import open_shards
+from engine.errors import UserError
 
 SETS = {"coco": ("coco_instances", 2.0), "small": ("imagenet_samples_1k", 1.3)}
 PARTS = ("speed", "decoder", "stages", "workers", "restart")
@@ -76,7 +77,7 @@ def main() -> None:
 def _files(folder: Path) -> list[Path]:
     found = sorted(folder.rglob("*.jpg"))
     if not found:
-        raise ValueError(f"expected pictures in {folder}; say with --data where the data sets lie")
+        raise UserError(f"expected pictures in {folder}; say with --data where the data sets lie")
     return found
 
 

@@ -22,6 +22,7 @@ from data.images.transforms import Crop, random_crop
 from data.loading.order import Order
 from data.remote.config import CacheConfig
 from data.shards.shard_set import Sample, ShardSet, open_shards
+from engine.errors import UserError
 from engine.randomness import stream
 
 MICRO_BATCH_SIZE = 64
@@ -58,9 +59,9 @@ class Bench:
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
         if self.images < 1 or self.size < 1:
-            raise ValueError(f"images and size must be at least 1, got {self.images} and {self.size}")
+            raise UserError(f"images and size must be at least 1, got {self.images} and {self.size}")
         if self.gpu_images_per_s is not None and self.gpu_images_per_s <= 0:
-            raise ValueError(f"gpu-images-per-s must be positive, got {self.gpu_images_per_s}")
+            raise UserError(f"gpu-images-per-s must be positive, got {self.gpu_images_per_s}")
 
 
 def run_bench(options: Bench, *, console: Console) -> None:
@@ -94,7 +95,7 @@ def measure(
         torch.set_num_threads(threads)
     stages = modes[decode]
     if not stages.images:
-        raise ValueError(f"none of {stages.bad} images decodes; run `python data/main.py verify`")
+        raise UserError(f"none of {stages.bad} images decodes; run `python data/main.py verify`")
     total = stages.images + stages.bad
     modes[other].seconds["read"] = stages.seconds["read"]
     return {

@@ -21,6 +21,7 @@ from data.parallel import num_cores
 from data.remote.config import CacheConfig
 from data.shards.class_names import find_class_names, read_class_names
 from data.shards.scan import index_shards
+from engine.errors import UserError
 
 MAX_ROWS = 40
 
@@ -63,7 +64,7 @@ class Verify:
     def __post_init__(self) -> None:
         """Refuse what cannot be decoded."""
         if self.decode < 0:
-            raise ValueError(f"decode must be at least 0, got {self.decode}")
+            raise UserError(f"decode must be at least 0, got {self.decode}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def run_verify(options: Verify, *, console: Console) -> None:
     """Check shards and say what was found.
 
     Raises:
-        ValueError: something is broken.
+        UserError: something is broken.
     """
 
     def watched(results: Iterable[str | None], total: int) -> Iterable[str | None]:
@@ -119,7 +120,7 @@ def run_verify(options: Verify, *, console: Console) -> None:
         options.json_out.write_text(text + "\n")
     _say_findings(findings, console=console)
     if not findings.passed:
-        raise ValueError(f"{options.shards} has {len(findings.problems)} problems, the first: {findings.problems[0]}")
+        raise UserError(f"{options.shards} has {len(findings.problems)} problems, the first: {findings.problems[0]}")
 
 
 def run_show(options: Show, *, console: Console) -> None:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
 from data.shards.shard_set import Sample, ShardSet
+from engine.errors import UserError
 from engine.randomness import stream
 
 CAPTION_PX = 18
@@ -18,11 +19,11 @@ PAPER, INK = (250, 250, 248), (40, 40, 40)
 def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: int = 128, seed: int = 0) -> Image.Image:
     """Return ``count`` random samples in rows of ``columns``, each under its own middle crop."""
     if count < 1 or columns < 1 or tile_px < 1:
-        raise ValueError(
+        raise UserError(
             f"a contact sheet needs at least one picture, column and pixel; got {count}, {columns}, {tile_px}"
         )
     if not shards.num_samples:
-        raise ValueError(f"the manifest of {shards.folder} names no sample to show")
+        raise UserError(f"the manifest of {shards.folder} names no sample to show")
     samples = _random_samples(shards, count=count, seed=seed)
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)

@@ -23,6 +23,7 @@ from data.shards.index import SampleEntry
 from data.shards.manifest import Manifest, ShardInfo
 from data.shards.open_shard import cached_files
 from data.shards.shard_set import ShardSet
+from engine.errors import UserError
 
 Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
@@ -79,7 +80,7 @@ def verify(
     compared with their digests as they come into the ``cache``.
 
     Raises:
-        ValueError: there is no manifest to check.
+        UserError: there is no manifest to check.
     """
     shards = open_shards(folder, cache=cache)
     manifest = shards.manifest
@@ -144,7 +145,7 @@ def _local_problem(path: Path, *, wanted: str | None) -> str | None:
 def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
     try:
         shards.cache.prefetch(file)  # which compares the digest
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     return None
 
@@ -152,7 +153,7 @@ def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
 def _opens(shards: ShardSet, number: int, findings: Findings) -> bool:
     try:
         shards.entries(number)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         findings.problems.append(str(error))
         return False
     return True

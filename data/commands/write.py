@@ -20,6 +20,7 @@ from data.writing.config import Format, Write
 from data.writing.journal import Plan, check_folder
 from data.writing.new_sample import NewSample, Rejected
 from data.writing.writer import ShardLimits, resume_shards
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run_write(options: Write, *, console: Console) -> None:
     """Write the shards that are asked for, or the rest of them.
 
     Raises:
-        ValueError: the source cannot be understood, the folder holds something else, or too many files are unreadable.
+        UserError: the source cannot be understood, the folder holds something else, or too many files are unreadable.
     """
     with tempfile.TemporaryDirectory(prefix="shard-index-") as index_folder:
         parts = _parts(options, index_folder=Path(index_folder), console=console)
@@ -127,7 +128,7 @@ def _format(options: Write, *, console: Console) -> Format:
     for name, formats in READ_BY.items():
         if getattr(options, name) != defaults[name] and found not in formats:
             word = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{word} is read with --format {' or '.join(formats)}, but {options.source} is {found}")
+            raise UserError(f"{word} is read with --format {' or '.join(formats)}, but {options.source} is {found}")
     return found
 
 
@@ -135,7 +136,7 @@ def _selections(options: Write, *, format_: Format, index_folder: Path) -> dict[
     """Return what goes into which split."""
     sources = _sources(options, format_=format_, index_folder=index_folder)
     if "val" in sources and options.val_fraction and format_ != SCENES:
-        raise ValueError(f"{options.source} has a val split already: leave --val-fraction out")
+        raise UserError(f"{options.source} has a val split already: leave --val-fraction out")
     if len(sources) > 1:
         return {
             name: split_off(source, fraction=0.0, seed=options.seed, shuffle=options.shuffle)[0]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from data.images.decode import BadImage
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def read_objects(content: bytes, *, size: tuple[int, int], masks: bool = True) -
         annotated: list[dict[str, Any]] = list(tree["objects"])
         made_for = (int(tree["height"]), int(tree["width"]))
         if made_for != size:
-            raise ValueError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
+            raise UserError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
         items = [item for item in annotated if _is_usable(item, size=size)]
         boxes = np.array([item["bbox"] for item in items], np.float32).reshape(len(items), 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -85,9 +86,9 @@ def read_label_map(content: bytes, *, size: tuple[int, int]) -> npt.NDArray[np.i
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.size != size[::-1]:
-                raise ValueError(f"{image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}")
+                raise UserError(f"{image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}")
             if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-                raise ValueError(f"mode {image.mode}, expected one value a pixel")
+                raise UserError(f"mode {image.mode}, expected one value a pixel")
             values = np.asarray(image)
     except Exception as error:  # plugins raise what they like on hostile bytes
         raise BadImage(f"its label map is not as expected: {error}") from error
@@ -98,7 +99,7 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
     """Return polygons or an RLE as [h, w].
 
     Raises:
-        ValueError: it is neither, or has another size.
+        UserError: it is neither, or has another size.
     """
     if isinstance(segmentation, dict):
         lengths = _runs(segmentation, size=size)
@@ -163,7 +164,7 @@ def _corners(polygon: list[float]) -> npt.NDArray[np.float64]:
     """Return a polygon as x and y of each corner."""
     corners = np.array(polygon, np.float64).reshape(-1, 2)
     if not (np.abs(corners) <= MAX_COORDINATE).all():
-        raise ValueError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
+        raise UserError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
     return corners
 
 
@@ -171,7 +172,7 @@ def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None
     if not all(item.get("segmentation") for item in items):
         return None
     if len(items) * size[0] * size[1] > MAX_MASK_PIXELS:
-        raise ValueError(f"{len(items)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
+        raise UserError(f"{len(items)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
     masks = np.zeros((len(items), *size), np.bool_)
     for number, item in enumerate(items):
         masks[number] = mask_of(item["segmentation"], size=size)
@@ -181,11 +182,11 @@ def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None
 def _runs(rle: dict[str, Any], *, size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Return the lengths of the false, true, false, ... runs of an RLE, column by column."""
     if tuple(rle["size"]) != size:
-        raise ValueError(f"a mask of {rle['size']} in an image of {list(size)}")
+        raise UserError(f"a mask of {rle['size']} in an image of {list(size)}")
     counts = rle["counts"]
     lengths = np.array(_unpacked(counts) if isinstance(counts, str) else counts, np.int64)
     if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
-        raise ValueError(f"runs over {lengths.sum()} pixels in an image of {size[0]}x{size[1]}")
+        raise UserError(f"runs over {lengths.sum()} pixels in an image of {size[0]}x{size[1]}")
     return lengths
 
 
@@ -196,7 +197,7 @@ def _unpacked(text: str) -> list[int]:
     for character in text.encode():
         bits = character - 48
         if shift > MAX_RUN_BITS:  # numbers that grow without end would take time by their square
-            raise ValueError("a compressed mask with a run that does not end")
+            raise UserError("a compressed mask with a run that does not end")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

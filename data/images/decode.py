@@ -19,6 +19,7 @@ from PIL import Image
 
 from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards.shard_set import Sample
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 Pixels = npt.NDArray[np.uint8]
 
 
-class BadImage(ValueError):  # noqa: N818 - it is what it says
+class BadImage(UserError):  # noqa: N818 - it is what it says
     """Bytes that are no image that we decode."""
 
 

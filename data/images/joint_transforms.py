@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from data.images.annotations import read_label_map, read_objects
 from data.images.decode import MAX_PIXELS, decode_rgb, decode_samples, read_header
 from data.shards.shard_set import Sample
+from engine.errors import UserError
 from engine.randomness import torch_seed
 
 VOID = 255
@@ -43,7 +44,7 @@ class JointAugmentation:
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"expected a positive size and two rising positive scales, got {self.size}, {self.scale}")
+            raise UserError(f"expected a positive size and two rising positive scales, got {self.size}, {self.scale}")
 
 
 class _AtLeastOnePixel:

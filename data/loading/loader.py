@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from data.loading.order import IntArray, TrainingOrder, evaluation_micro_batch, 
 from data.loading.prefetch import prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet, open_shards
+from engine.errors import UserError
 
 __all__ = [
     "Builder",
@@ -54,7 +54,7 @@ class Builder(Protocol):
         ...
 
 
-class LoadingError(ValueError):
+class LoadingError(UserError):
     """Samples that could not be read or built; the message names step and micro-batch."""
 
 
@@ -100,7 +100,7 @@ def training_batches(
     ``"reading"`` in each says what reading it cost (`ReadingCounters`).
 
     Raises:
-        ValueError: the cache of remote shards is too small; says so before anything is read.
+        UserError: the cache of remote shards is too small; says so before anything is read.
     """
     check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
     dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
@@ -197,7 +197,6 @@ class _Failure:
     """An error that the data or the file system caused, on its way to the trainer."""
 
     message: str
-    trace: str
 
 
 @dataclass(kw_only=True)
@@ -216,9 +215,11 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
             self.shards.confirm(sample_id for sample_id, _, _ in content.get("bad", ()))
             content["reading"] = self.shards.counters.since(before)
             content["keys"] = tuple(sample.key for sample in samples)
-        except (ValueError, OSError) as error:
-            message = f"micro-batch {micro_batch} of step {step}: {type(error).__name__}: {error}"
-            return _Failure(message=message, trace=traceback.format_exc())
+        except (UserError, OSError) as error:
+            return _Failure(message=f"micro-batch {micro_batch} of step {step}: {error}")
+        except Exception as error:  # a bug: torch hands on its traceback, and with it the note
+            error.add_note(f"while micro-batch {micro_batch} of step {step} was built")
+            raise
         return _Batch({name: _as_tensor(value) for name, value in content.items()})
 
 
@@ -231,7 +232,6 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
             iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
         for item in iterator:
             if isinstance(item, _Failure):
-                logger.debug("%s", item.trace)
                 raise LoadingError(item.message)
             content = cast(_Batch, item).content
             content["reading"].fetched_bytes += advance()

@@ -29,6 +29,7 @@ from data.config import DataConfig
 from data.loading.order import Order, TrainingOrder, check_key, check_sizes
 from data.loading.passes import IntArray, Passes, WindowSize
 from data.shards.shard_set import ShardSet
+from engine.errors import UserError
 from engine.randomness import stream
 
 MOST_PARTS = 10_000
@@ -109,7 +110,7 @@ class MixedOrder:
 
     def _visits_per_span(self, source: int, count: int) -> int:
         if count < self.num_micro_batches:
-            raise ValueError(
+            raise UserError(
                 f"source {source + 1} of data.shards holds {count} samples, fewer than the {self.num_micro_batches} "
                 f"micro-batches of a step among which they are divided; leave it out, or use fewer micro-batches"
             )
@@ -138,7 +139,7 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
     """Return the smallest whole numbers in the same ratios as the decimals that ``weights`` are written with.
 
     Raises:
-        ValueError: the ratios are too fine; the message names close ones that do.
+        UserError: the ratios are too fine; the message names close ones that do.
     """
     exact = [Fraction(str(weight)) for weight in weights]
     scale = math.lcm(*(weight.denominator for weight in exact))
@@ -146,7 +147,7 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
     whole = [number // math.gcd(*whole) for number in whole]
     if sum(whole) > MOST_PARTS:
         close = [max(1, round(1000 * weight / sum(exact))) / 1000 for weight in exact]
-        raise ValueError(
+        raise UserError(
             f"data.weights {' '.join(map(str, weights))} are finer than {MOST_PARTS} equal parts can show; "
             f"round them, for example to {' '.join(map(str, close))}"
         )

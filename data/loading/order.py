@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from data.loading.passes import IntArray, Passes, WindowSize
+from engine.errors import UserError
 
 __all__ = ["IntArray", "Order", "TrainingOrder", "WindowSize", "evaluation_micro_batch", "evaluation_range"]
 
@@ -90,16 +91,16 @@ def check_sizes(num_samples: int, *, batch_size: int, micro_batch_size: int, rep
     """Refuse sizes that no step can be cut from.
 
     Raises:
-        ValueError: says which, and what would do.
+        UserError: says which, and what would do.
     """
     if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+        raise UserError(f"repeats must be at least 1, got {repeats}")
     if micro_batch_size < 1 or batch_size < 1 or batch_size % micro_batch_size:
-        raise ValueError(
+        raise UserError(
             f"batch size {batch_size} must be a positive multiple of the micro-batch size {micro_batch_size}"
         )
     if num_samples < batch_size:
-        raise ValueError(
+        raise UserError(
             f"a global batch of {batch_size} needs as many samples, the shards hold {num_samples}; "
             f"use data.batch-size {num_samples} or less, or more images"
         )

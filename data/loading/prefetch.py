@@ -16,6 +16,7 @@ from typing import Any
 from data.loading.order import IntArray
 from data.shards.open_shard import cached_files
 from data.shards.shard_set import ShardSet
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,6 @@ def _fetch(shards: ShardSet, shard: int) -> None:
         for file in cached_files(shards.folder, info=info, local=cache.config.local):
             if file is not None:
                 cache.prefetch(file)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         logger.debug("shard %s could not be fetched ahead: %s", info.name, error)
         raise

@@ -11,6 +11,7 @@ from itertools import chain
 from data.config import DataConfig
 from data.loading.order import IntArray, Order, TrainingOrder
 from data.shards.shard_set import ShardSet
+from engine.errors import UserError
 
 WINDOW_STEPS = 16
 """Steps in which the micro-batches of one index touch practically all shards of their window."""
@@ -30,7 +31,7 @@ def check_cache(
     """Refuse a cache that cannot hold what the processes of this node read at once and fetch ahead.
 
     Raises:
-        ValueError: says how much is needed.
+        UserError: says how much is needed.
     """
     config = shards.cache.config
     limit = config.limit_bytes
@@ -41,7 +42,7 @@ def check_cache(
         shards, order, micro_batches=node, first_step=first_step, prefetch_steps=config.prefetch_steps
     )
     if needed > limit:
-        raise ValueError(
+        raise UserError(
             f"data.cache.gib {config.gib:g} is too small: this node reads {len(node)} micro-batches of each step, and the "
             f"shards of their windows and of the next {config.prefetch_steps} steps take {gib(needed)} GiB; set "
             "data.cache.gib to at least that, or lower data.cache.prefetch-steps or data.window-shards"

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from data.remote.config import CacheConfig
 from data.remote.download import GaveUpError, download
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class CachedFile:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ValueError(f"{self.location}: expected a sha256 of 64 hexadecimal digits, got {self.sha256!r}")
+            raise UserError(f"{self.location}: expected a sha256 of 64 hexadecimal digits, got {self.sha256!r}")
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ class ShardCache:
 
         Raises:
             OSError: it could not be fetched in time.
-            ValueError: it cannot be fetched, or the disk or the cache is too small for it.
+            UserError: it cannot be fetched, or the disk or the cache is too small for it.
         """
         while (descriptor := self._open_complete(file)) is None:
             start = time.monotonic()
@@ -138,7 +139,7 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"data.cache.folder {self.folder} cannot be made: {error.strerror}") from error
+            raise UserError(f"data.cache.folder {self.folder} cannot be made: {error.strerror}") from error
         lock = self.folder / f"{file.name}.lock"
         with self._disk_errors(file), _held(lock, wait_s=wait_s, what=file.location):
             if not self.path(file).exists():
@@ -176,7 +177,7 @@ class ShardCache:
                         raise
                     return partial, descriptor
             time.sleep(POLL_S)
-        raise ValueError(
+        raise UserError(
             f"{file.location} needs {_mib(needed)} in the cache {self.folder}, which is limited to "
             f"{_mib(self.config.limit_bytes)}{', all in use' if needed <= self.config.limit_bytes else ''}; "
             "raise data.cache.gib"
@@ -215,7 +216,7 @@ class ShardCache:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise ValueError(
+            raise UserError(
                 f"no space for {file.location} in the cache {self.folder}: {_mib(file.size_bytes or 0)} needed, "
                 f"{_mib(shutil.disk_usage(self.folder).free)} free on its disk ({error.strerror}); free some, lower "
                 "data.cache.gib, or set data.cache.folder to another disk"
@@ -277,7 +278,7 @@ def _lock(descriptor: int, kind: int) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         place = Path(f"/proc/self/fd/{descriptor}").readlink().parent
-        raise ValueError(
+        raise UserError(
             f"the file system of data.cache.folder {place} has no locks ({error.strerror}): set data.cache.folder to a disk of the node"
         ) from error
     return True

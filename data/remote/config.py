@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import may_change
+from engine.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,12 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         if self.gib <= 0 or self.give_up_s <= 0 or self.timeout_s <= 0:
-            raise ValueError(
+            raise UserError(
                 "data.cache.gib, data.cache.give-up-s and data.cache.timeout-s must be positive, "
                 f"got {self.gib}, {self.give_up_s}, {self.timeout_s}"
             )
         if self.prefetch_steps < 0:
-            raise ValueError(f"data.cache.prefetch-steps must be at least 0, got {self.prefetch_steps}")
+            raise UserError(f"data.cache.prefetch-steps must be at least 0, got {self.prefetch_steps}")
 
     @property
     def limit_bytes(self) -> int:

@@ -9,6 +9,7 @@ from typing import IO
 
 from data.remote.config import CacheConfig
 from data.remote.streams import Stream, UnavailableError, open_stream
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ TRIES_OF_WRONG_CONTENT = 2
 MAX_BYTES_UNKNOWN = 2**30  # of files whose size no manifest gives
 
 
-class GaveUpError(OSError, ValueError):
+class GaveUpError(OSError, UserError):
     """A file that could not be read in the time that is given for it; programs end on it with one line."""
 
 
@@ -66,7 +67,7 @@ def download(
     Raises:
         GaveUpError: it could not be read in time.
         OSError: ``file`` could not be written.
-        ValueError: there is no such file, or its size or digest is wrong, twice.
+        UserError: there is no such file, or its size or digest is wrong, twice.
     """
     backoff = Backoff(give_up_s=config.give_up_s)
     transfer = _Transfer(location, file, config=config, backoff=backoff)
@@ -78,7 +79,7 @@ def download(
         logger.warning("%s %s", location, wrong)
         found.append(wrong)
         transfer.restart()
-    raise ValueError(
+    raise UserError(
         f"{location} {found[-1]}, {len(found)} times in a row: it is not the file of the manifest; copy it there again, or "
         "run `python data/main.py index` if it was changed on purpose"
     )

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from engine.errors import UserError
+
 SCHEMES = ("http", "https", "s3", "gs")
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # one letter alone would be a Windows drive
@@ -18,27 +20,27 @@ def check_location(location: Path | str) -> str:
     """Return ``location`` as text, without a slash at its end.
 
     Raises:
-        ValueError: a URL of a scheme that is not on the list, or one that holds what may be a secret.
+        UserError: a URL of a scheme that is not on the list, or one that holds what may be a secret.
     """
     if not is_remote(location):
         return str(location)
     scheme, _, rest = str(location).partition(":")
     if scheme not in SCHEMES or not rest.startswith("/"):
-        raise ValueError(
+        raise UserError(
             f"{scheme}: cannot be read, only local paths and {', '.join(f'{name}://' for name in SCHEMES)}; "
             "write a local path that holds a colon as an absolute one"
         )
     text = f"{scheme}://{rest.lstrip('/')}"  # `Path` makes one slash of two
     parts = urlsplit(text)
     if "@" in parts.netloc:
-        raise ValueError(
+        raise UserError(
             f"the URL of {parts.hostname} holds a user name or password, which would end up in logs and recipes; "
             "leave it out and put it into ~/.netrc"
         )
     if scheme in ("http", "https") and (parts.query or parts.fragment):
-        raise ValueError(f"{scheme}://{parts.netloc}{parts.path} has a query or a fragment, expected a plain URL")
+        raise UserError(f"{scheme}://{parts.netloc}{parts.path} has a query or a fragment, expected a plain URL")
     if ".." in parts.path.split("/"):
-        raise ValueError(f"{text} leads through '..', expected a plain URL")
+        raise UserError(f"{text} leads through '..', expected a plain URL")
     return text.rstrip("/")
 
 
@@ -46,12 +48,12 @@ def join(folder: Path | str, name: str) -> str:
     """Return where the file that a manifest in ``folder`` calls ``name`` lies.
 
     Raises:
-        ValueError: ``folder`` is remote and ``name`` leads out of it to local files or to a folder above.
+        UserError: ``folder`` is remote and ``name`` leads out of it to local files or to a folder above.
     """
     if is_remote(name):
         return check_location(name)
     if not is_remote(folder):
         return str(Path(folder) / name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"the manifest of {folder} names {name!r}, which lies outside of its folder")
+        raise UserError(f"the manifest of {folder} names {name!r}, which lies outside of its folder")
     return check_location(f"{check_location(folder)}/{name}")

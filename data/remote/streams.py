@@ -4,7 +4,7 @@ HTTP does without fsspec: its client runs an event loop in a thread of its own, 
 workers inherit half of when they are forked. A blocking socket with a time limit has neither problem, and a download that
 broke off is resumed where it stopped. Object stores are read in ranges, each a request of its own.
 
-What may work when it is tried again raises `UnavailableError`, what cannot raises `ValueError`.
+What may work when it is tried again raises `UnavailableError`, what cannot raises `UserError`.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from typing import IO, Any
 import fsspec
 
 from data.remote.locations import check_location, is_remote
+from engine.errors import UserError
 
 EXTRAS = {"s3": "s3", "gs": "gs"}
 HTTP_CHUNK_BYTES = 256 * 1024
@@ -54,7 +55,7 @@ def open_stream(location: str, *, start: int = 0, timeout_s: float = 60.0) -> It
 
     Raises:
         UnavailableError: no answer, a lost connection, an answer that says "later".
-        ValueError: there is no such file, or no permission to read it.
+        UserError: there is no such file, or no permission to read it.
     """
     if not is_remote(location):
         with _open_local(location, start=start) as stream:
@@ -90,7 +91,7 @@ def _local_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise UnavailableError(f"{path}: {error.strerror}") from error
 
@@ -134,7 +135,7 @@ def _opener() -> urllib.request.OpenerDirector:
 class _Redirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith(("http://", "https://")):
-            raise ValueError(f"{req.full_url} leads to {newurl}, which is neither http:// nor https://")
+            raise UserError(f"{req.full_url} leads to {newurl}, which is neither http:// nor https://")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -169,13 +170,13 @@ def _http_errors(url: str) -> Iterator[None]:
             raise UnavailableError(f"{url} has become shorter") from error
         if error.code >= 500 or error.code in BUSY:
             raise UnavailableError(f"{url} answered {error.code} {error.reason}") from error
-        raise ValueError(f"{url} cannot be read: {error.code} {error.reason}") from error
+        raise UserError(f"{url} cannot be read: {error.code} {error.reason}") from error
     except http.client.InvalidURL as error:
-        raise ValueError(f"{url} is no URL: {error}") from error
+        raise UserError(f"{url} is no URL: {error}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise ValueError(f"{url} cannot be trusted: {reason}") from error
+            raise UserError(f"{url} cannot be trusted: {reason}") from error
         raise UnavailableError(f"{url}: {type(reason).__name__} {reason}".rstrip()) from error
 
 
@@ -209,7 +210,7 @@ def _object_store(scheme: str, *, timeout_s: float) -> Any:
     try:
         store: Any = fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{scheme}:// needs a package that is not installed; run `pip install -e '.[{EXTRAS[scheme]}]'`"
         ) from error
     store.retries = 1
@@ -220,11 +221,11 @@ def _object_store(scheme: str, *, timeout_s: float) -> Any:
 def _object_errors(url: str) -> Iterator[None]:
     try:
         yield
-    except ValueError:
+    except UserError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ValueError(f"{url} cannot be read: {type(error).__name__} {error}") from error
+        raise UserError(f"{url} cannot be read: {type(error).__name__} {error}") from error
     except Exception as error:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-            raise ValueError(f"{url} cannot be read: {error}") from error
+            raise UserError(f"{url} cannot be read: {error}") from error
         raise UnavailableError(f"{url}: {type(error).__name__} {error}") from error

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UserError
+
 MAX_CLASSES = 1_000_000
 """Larger class numbers are taken for a mistake: there is a name, and a count, for each below the highest."""
 NAMES_BESIDE = ("classes.json", "classes.txt", "objectInfo150.txt")
@@ -21,12 +23,12 @@ def read_class_names(path: Path) -> list[str]:
     a `wnid name, other name` line of ImageNet gives the wnid, and a table with a Name column that column.
 
     Raises:
-        ValueError: the file holds no list of names.
+        UserError: the file holds no list of names.
     """
     text = path.read_text()
     names = _from_json(text, path=path) if path.suffix == ".json" else _from_lines(text)
     if not names:
-        raise ValueError(f"{path} holds no class names")
+        raise UserError(f"{path} holds no class names")
     return names
 
 
@@ -34,13 +36,13 @@ def _from_json(text: str, *, path: Path) -> list[str]:
     try:
         tree: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is no JSON: {error}") from error
     if isinstance(tree, dict) and isinstance(tree.get("classes"), list | dict):
         tree = tree["classes"]
     if isinstance(tree, dict) and set(tree) == {str(number) for number in range(len(tree))}:
         tree = [tree[str(number)] for number in range(len(tree))]
     if not isinstance(tree, list):
-        raise ValueError(f"{path} must hold a list of class names, got a {type(tree).__name__}")
+        raise UserError(f"{path} must hold a list of class names, got a {type(tree).__name__}")
     return [str(name).strip() for name in tree if str(name).strip()]
 
 

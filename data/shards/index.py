@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import UserError
+
 # Codes are positions in this tuple: append only.
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "cls", "json", "seg.png", "txt", "depth.png", "boxes.json")
 IMAGE_EXTENSIONS = EXTENSIONS[:5]
@@ -74,19 +76,19 @@ class ShardIndex:
         """Map the file.
 
         Raises:
-            ValueError: it is no index, or shorter or longer than its header says.
+            UserError: it is no index, or shorter or longer than its header says.
         """
         self._path = path
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         header: Any = self._bytes[: _HEADER.itemsize]
         if len(header) < _HEADER.itemsize or header[:8].tobytes() != _MAGIC:
-            raise ValueError(f"{path} is no shard index; make it again with `python data/main.py index`")
+            raise UserError(f"{path} is no shard index; make it again with `python data/main.py index`")
         header = header.view(_HEADER)[0]
         num_records, num_members, key_bytes = int(header["records"]), int(header["members"]), int(header["key_bytes"])
         records_end = _HEADER.itemsize + num_records * _RECORD.itemsize
         members_end = records_end + num_members * _MEMBER.itemsize
         if members_end + key_bytes != len(self._bytes):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(self._bytes)} bytes, its header says {members_end + key_bytes}; "
                 "make it again with `python data/main.py index`"
             )
@@ -101,7 +103,7 @@ class ShardIndex:
         """Return the entry of the sample at ``position``.
 
         Raises:
-            ValueError: its record makes no sense.
+            UserError: its record makes no sense.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"sample {position} of a shard with {len(self)}")
@@ -127,8 +129,8 @@ class ShardIndex:
             raise self._damage(f"extension {code}")
         return EXTENSIONS[code]
 
-    def _damage(self, what: str) -> ValueError:
-        return ValueError(f"{self._path} is damaged ({what}); make it again with `python data/main.py index`")
+    def _damage(self, what: str) -> UserError:
+        return UserError(f"{self._path} is damaged ({what}); make it again with `python data/main.py index`")
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

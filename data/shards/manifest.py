@@ -23,6 +23,7 @@ from typing import Any
 from data.remote.config import CacheConfig
 from data.remote.download import download_bytes
 from data.remote.locations import check_location, is_remote, join
+from engine.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -76,22 +77,22 @@ def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Ma
 
     Raises:
         OSError: it could not be fetched in time.
-        ValueError: the folder or its manifest is missing or malformed; the message says what to run.
+        UserError: the folder or its manifest is missing or malformed; the message says what to run.
     """
     path = join(check_location(folder), MANIFEST_NAME)
     content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
     try:
         return _parse(json.loads(content))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
+        raise UserError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
 
 
 def _read_local(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise ValueError(f"expected a folder with {MANIFEST_NAME}, but {folder} is no folder")
+        raise UserError(f"expected a folder with {MANIFEST_NAME}, but {folder} is no folder")
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out {folder}`, "
             f"or index those of others with `python data/main.py index --source TARS --out {folder}`"
         )
@@ -102,14 +103,14 @@ def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]
     """Return one manifest of all shards, one folder's after the other's, with whole paths.
 
     Raises:
-        ValueError: two manifests name different classes.
+        UserError: two manifests name different classes.
     """
     named = [
         (folder, manifest.classes) for folder, manifest in zip(folders, manifests, strict=True) if manifest.classes
     ]
     for folder, classes in named[1:]:
         if classes != named[0][1]:
-            raise ValueError(
+            raise UserError(
                 f"the {len(classes)} classes of {folder} are not the {len(named[0][1])} of {named[0][0]}; "
                 "folders that are read together must have the same classes"
             )
@@ -142,7 +143,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _parse(tree: Mapping[str, Any]) -> Manifest:
     if tree["format"] != FORMAT:
-        raise ValueError(f"format {tree['format']}, expected {FORMAT}")
+        raise UserError(f"format {tree['format']}, expected {FORMAT}")
     shards = tuple(ShardInfo(**line) for line in tree["shards"])
     for shard in shards:
         _check(shard)
@@ -154,8 +155,8 @@ def _check(shard: ShardInfo) -> None:
     for name, value in dataclasses.asdict(shard).items():
         count = name in ("num_samples", "size_bytes")
         if not (isinstance(value, int) and 0 <= value < MAX_COUNT if count else isinstance(value, str)):
-            raise ValueError(f"shard {shard.name!r} has {name} {value!r}")
+            raise UserError(f"shard {shard.name!r} has {name} {value!r}")
     if is_remote(shard.name):
         check_location(shard.name)
     if is_remote(shard.index) or Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:
-        raise ValueError(f"index {shard.index!r} lies outside the manifest's folder")
+        raise UserError(f"index {shard.index!r} lies outside the manifest's folder")

@@ -11,6 +11,7 @@ from data.remote.locations import is_remote, join
 from data.shards.index import Member, ShardIndex
 from data.shards.manifest import ShardInfo
 from data.shards.reading import ReadingCounters, advise, read_members
+from engine.errors import UserError
 
 
 class OpenShard:
@@ -21,7 +22,7 @@ class OpenShard:
 
         Raises:
             OSError: a remote index could not be fetched in time.
-            ValueError: a file is missing, or not what the manifest says.
+            UserError: a file is missing, or not what the manifest says.
         """
         self._info, self._cache = info, cache
         self._tar, index = cached_files(folder, info=info, local=cache.config.local)
@@ -45,7 +46,7 @@ class OpenShard:
 
         Raises:
             OSError: the file system failed, or the shard could not be fetched in time.
-            ValueError: the shard is not what its index says, or cannot be fetched.
+            UserError: the shard is not what its index says, or cannot be fetched.
         """
         self._check(members)
         try:
@@ -55,13 +56,13 @@ class OpenShard:
             with self._cache.open(self._tar) as descriptor:  # held for this read alone: see eviction in shard_cache.py
                 return read_members(descriptor, members, counters=counters)
         except EOFError:
-            raise ValueError(f"{self.path} ends inside a member; run `python data/main.py verify`") from None
+            raise UserError(f"{self.path} ends inside a member; run `python data/main.py verify`") from None
 
     def confirm(self) -> None:
         """Read the whole tar and compare it with the manifest.
 
         Raises:
-            ValueError: it is not what it was when the manifest was made.
+            UserError: it is not what it was when the manifest was made.
         """
         with contextlib.ExitStack() as stack:
             descriptor = self._descriptor
@@ -73,14 +74,14 @@ class OpenShard:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != self._info.sha256:
             where = self.path if self._tar is None else f"{self.path} (its copy {self._cache.path(self._tar)})"
-            raise ValueError(
+            raise UserError(
                 f"{where} has changed since its manifest was made: sha256 {found[:12]}…, the manifest says "
                 f"{self._info.sha256[:12]}…; copy it again, or run `python data/main.py index` if it was changed on purpose"
             )
 
     def _check(self, members: Sequence[Member]) -> None:
         if any(member.offset + member.size > self._info.size_bytes for member in members):
-            raise ValueError(f"the index of {self.path} points beyond its end; make it again with `index`")
+            raise UserError(f"the index of {self.path} points beyond its end; make it again with `index`")
 
     def close(self) -> None:
         """Close the tar."""
@@ -106,7 +107,7 @@ def cached_files(
 
 def _local_index(path: Path, *, info: ShardInfo) -> ShardIndex:
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"the index {path} of shard {info.name} is missing; make it again with `python data/main.py index`"
         )
     return ShardIndex(path)
@@ -114,7 +115,7 @@ def _local_index(path: Path, *, info: ShardInfo) -> ShardIndex:
 
 def _check_index(index: ShardIndex, location: str, *, info: ShardInfo) -> None:
     if len(index) != info.num_samples:
-        raise ValueError(
+        raise UserError(
             f"{location} holds {len(index)} samples, the manifest says {info.num_samples}; run `index` again"
         )
 
@@ -123,11 +124,11 @@ def _open_tar(path: Path, *, info: ShardInfo) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ValueError(f"the shard {path} is missing; bring it back or make the manifest again") from None
+        raise UserError(f"the shard {path} is missing; bring it back or make the manifest again") from None
     size_bytes = os.fstat(descriptor).st_size
     if size_bytes != info.size_bytes:
         os.close(descriptor)
-        raise ValueError(
+        raise UserError(
             f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it again, or "
             "run `python data/main.py index` if it was changed on purpose"
         )

@@ -17,6 +17,7 @@ from data.shards.class_names import MAX_CLASSES
 from data.shards.index import EXTENSIONS, IMAGE_EXTENSIONS, MAX_KEY_BYTES, Member, SampleEntry, index_bytes
 from data.shards.manifest import Manifest, ShardInfo, write_file, write_manifest
 from data.shards.tar_members import TarMember, read_at, tar_members
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def index_shards(
     Returns the manifest and what was passed over in the tars, by reason.
 
     Raises:
-        ValueError: no tars, tars that cannot be read (all are named), no image in them, or too few class names.
+        UserError: no tars, tars that cannot be read (all are named), no image in them, or too few class names.
     """
     tars = find_tars(source, pattern=pattern)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def index_shards(
         found.append(indexed)
     _refuse_broken(found)
     if not any(indexed.info.num_samples for indexed in found):
-        raise ValueError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
+        raise UserError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
     highest = max(indexed.highest_label for indexed in found)
     manifest = Manifest(shards=tuple(indexed.info for indexed in found), classes=_class_names(classes, highest=highest))
     write_manifest(out, manifest)
@@ -71,17 +72,15 @@ def index_shards(
 def find_tars(source: Path, *, pattern: str) -> list[Path]:
     """Return the tars of a folder in the order of their names."""
     if not source.is_dir():
-        raise ValueError(f"expected a folder with tar shards, but {source} is no folder")
+        raise UserError(f"expected a folder with tar shards, but {source} is no folder")
     if Path(pattern).is_absolute():
-        raise ValueError(f"--pattern is of names in {source}, such as 'train-*.tar', got {pattern!r}")
+        raise UserError(f"--pattern is of names in {source}, such as 'train-*.tar', got {pattern!r}")
     tars = sorted(path for path in source.glob(pattern) if path.is_file())
     if not tars:
         others = sorted(path.name for path in source.iterdir())[:5]
-        raise ValueError(f"no file in {source} matches {pattern!r}; it holds {', '.join(others) or 'nothing'}")
+        raise UserError(f"no file in {source} matches {pattern!r}; it holds {', '.join(others) or 'nothing'}")
     if pattern == ALL_TARS and all(any(tar.name.startswith(split) for tar in tars) for split in ("train", "val")):
-        raise ValueError(
-            f"{source} holds both train and val tars: choose one with --pattern 'train*.tar' or 'val*.tar'"
-        )
+        raise UserError(f"{source} holds both train and val tars: choose one with --pattern 'train*.tar' or 'val*.tar'")
     return tars
 
 
@@ -105,7 +104,7 @@ def _index_tar(job: _IndexJob, numbered: tuple[int, Path]) -> _Indexed:
     number, tar = numbered
     try:
         scan = scan_tar(tar)
-    except ValueError as error:
+    except UserError as error:
         empty = ShardInfo(name=tar.name, num_samples=0, size_bytes=0, sha256="", index="", index_sha256="")
         return _Indexed(info=empty, problem=str(error))
     index_name = f"{number:06d}-{tar.stem}.idx"
@@ -117,9 +116,9 @@ def _index_tar(job: _IndexJob, numbered: tuple[int, Path]) -> _Indexed:
 def _refuse_broken(found: Sequence[_Indexed]) -> None:
     problems = [indexed.problem for indexed in found if indexed.problem]
     if len(problems) == 1:
-        raise ValueError(problems[0])
+        raise UserError(problems[0])
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{len(problems)} of {len(found)} tars cannot be read; repair them or move them away: {'; '.join(problems[:5])}"
         )
 
@@ -149,22 +148,22 @@ def _sha256(path: Path) -> str:
 def _check_writable(folder: Path) -> None:
     """Refuse a folder that is marked read-only, also where we run as root, whom the system lets write anyway."""
     if not folder.stat().st_mode & 0o222 or not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder} is read-only; write manifest and index into another folder with --out")
+        raise UserError(f"{folder} is read-only; write manifest and index into another folder with --out")
 
 
 def scan_tar(path: Path) -> Scan:
     """Return the samples of one tar.
 
     Raises:
-        ValueError: it is no tar, or it ends too early.
+        UserError: it is no tar, or it ends too early.
     """
     scan = Scan()
     with path.open("rb") as file:
         try:
             for key, members in _group(tar_members(file, ignored=scan.ignored), ignored=scan.ignored):
                 _add_sample(scan, file=file, key=key, members=members)
-        except ValueError as error:
-            raise ValueError(f"{path} is no readable tar shard: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path} is no readable tar shard: {error}") from error
     return scan
 
 
@@ -223,5 +222,5 @@ def _class_names(classes: Sequence[str] | None, *, highest: int) -> tuple[str, .
     if classes is None:
         return tuple(str(number) for number in range(highest + 1))
     if highest >= len(classes):
-        raise ValueError(f"the shards hold class number {highest}, but only {len(classes)} class names were given")
+        raise UserError(f"the shards hold class number {highest}, but only {len(classes)} class names were given")
     return tuple(classes)

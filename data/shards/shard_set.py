@@ -21,6 +21,7 @@ from data.shards.index import Member, SampleEntry, ShardIndex
 from data.shards.manifest import Manifest, merge_manifests, read_manifest
 from data.shards.open_shard import OpenShard, cached_files
 from data.shards.reading import ReadingCounters
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class ShardSet:
         """Return the same shards with only the samples of these global numbers; ids stay those of the whole set."""
         selection = np.unique(np.asarray(ids, np.int64))
         if len(selection) and not (selection[0] >= 0 and selection[-1] < self._starts[-1]):
-            raise ValueError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
+            raise UserError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
         return ShardSet(
             self.folder, manifest=self.manifest, parts=self.parts, selection=selection, cache=self.cache.config
         )
@@ -113,7 +114,7 @@ class ShardSet:
         ``extensions`` names what to read beside the image.
 
         Raises:
-            ValueError: a shard or its index is not what the manifest says, or cannot be fetched.
+            UserError: a shard or its index is not what the manifest says, or cannot be fetched.
             OSError: the file system or the network failed, several times.
         """
         found = [self._entry(shard, position) for shard, position, _ in rows]
@@ -185,7 +186,7 @@ class ShardSet:
         since may be whole again when the run resumes, and the replacement would not happen again.
 
         Raises:
-            ValueError: a shard has changed.
+            UserError: a shard has changed.
         """
         for number in {self._number_of(sample_id) for sample_id in sample_ids} - self._confirmed:
             self._retried(number, lambda n=number: self._shard(n).confirm())
@@ -260,11 +261,11 @@ def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig 
     A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
 
     Raises:
-        ValueError: a folder has no sound manifest, or their classes differ.
+        UserError: a folder has no sound manifest, or their classes differ.
     """
     names = [name for names in folders for name in ([names] if isinstance(names, Path | str) else names)]
     if not names:
-        raise ValueError("expected at least one folder of shards, got none")
+        raise UserError("expected at least one folder of shards, got none")
     manifests = [read_manifest(name, cache=cache) for name in names]
     if len(names) == 1:
         return ShardSet(names[0], manifest=manifests[0], cache=cache)

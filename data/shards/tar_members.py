@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from engine.errors import UserError
+
 BLOCK = 512
 MAX_EXTENDED_BYTES = 64 * 1024
 MAX_MEMBER_BYTES = 2**30
@@ -35,7 +37,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
     """Yield the regular files, and count in ``ignored`` what is passed over.
 
     Raises:
-        ValueError: it is no tar, it ends too early, or a header is malformed.
+        UserError: it is no tar, it ends too early, or a header is malformed.
     """
     end = os.fstat(file.fileno()).st_size
     place = 0
@@ -50,7 +52,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
             size = size if extended.size is None else extended.size
         body = place + BLOCK
         if body + size > end:
-            raise ValueError(
+            raise UserError(
                 f"it ends at byte {end}, inside the member at byte {place} that needs {size} bytes (truncated?)"
             )
         place = body + -(-size // BLOCK) * BLOCK
@@ -65,7 +67,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
             elif kind != FOLDER:
                 ignored[reason] += 1
             extended = _Extended()
-    raise ValueError(f"it ends at byte {end} without the zero block that ends a tar (truncated?)")
+    raise UserError(f"it ends at byte {end} without the zero block that ends a tar (truncated?)")
 
 
 def _why_ignored(kind: bytes, *, size: int, extended: "_Extended") -> str | None:
@@ -81,9 +83,9 @@ def _check_header(header: bytes, *, place: int) -> int:
     stored = _number(header[148:156], place=place)
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if stored != unsigned:
-        raise ValueError(f"no tar header at byte {place}")
+        raise UserError(f"no tar header at byte {place}")
     if header[156:157] == GNU_SPARSE:
-        raise ValueError(f"a sparse member at byte {place}; write the tar again without --sparse")
+        raise UserError(f"a sparse member at byte {place}; write the tar again without --sparse")
     return _number(header[124:136], place=place)
 
 
@@ -96,7 +98,7 @@ def _number(text: bytes, *, place: int) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise ValueError(f"no tar header at byte {place}")
+        raise UserError(f"no tar header at byte {place}")
     return number
 
 
@@ -108,7 +110,7 @@ def _header_name(header: bytes) -> str:
 
 def _read_extended(file: BinaryIO, *, offset: int, size: int) -> bytes:
     if size > MAX_EXTENDED_BYTES:
-        raise ValueError(f"an extended header of {size} bytes at byte {offset}, at most {MAX_EXTENDED_BYTES} are read")
+        raise UserError(f"an extended header of {size} bytes at byte {offset}, at most {MAX_EXTENDED_BYTES} are read")
     return read_at(file, offset=offset, size=size)
 
 
@@ -127,7 +129,7 @@ class _Extended:
             length_text = records[place : place + MAX_LENGTH_DIGITS].split(b" ")[0]
             length = int(length_text) if length_text.isdigit() else 0
             if not len(length_text) + 1 < length <= len(records) - place:
-                raise ValueError("a malformed extended header")
+                raise UserError("a malformed extended header")
             line = records[place + len(length_text) + 1 : place + length]
             place += length
             key, _, value = line.rstrip(b"\n").partition(b"=")

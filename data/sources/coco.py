@@ -24,6 +24,7 @@ from data.images.decode import BadImage
 from data.images.preparation import Preparation, prepare_image, read_limited
 from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES
 from data.writing.new_sample import NewSample, Rejected
+from engine.errors import UserError
 
 PREFIX = "instances_"
 
@@ -76,24 +77,24 @@ def find_coco(source: Path, *, images: Path | None, preparation: Preparation) ->
     """Return the annotated pictures by split: `train` and `val`, other splits under the name that their file gives.
 
     Raises:
-        ValueError: no annotations, pictures that are not found, splits with other classes, or a resize is asked for.
+        UserError: no annotations, pictures that are not found, splits with other classes, or a resize is asked for.
     """
     if preparation.resize is not None:
-        raise ValueError("--size cannot be used with boxes and masks, which would no longer fit; resize when training")
+        raise UserError("--size cannot be used with boxes and masks, which would no longer fit; resize when training")
     files = [source] if source.is_file() else annotation_files(source)
     if not files:
-        raise ValueError(f"expected annotations/{PREFIX}*.json in {source}, or one such JSON file as --source")
+        raise UserError(f"expected annotations/{PREFIX}*.json in {source}, or one such JSON file as --source")
     if images is not None and len(files) > 1:
-        raise ValueError(f"--images goes with one annotation file, but {source} has {len(files)}: give one as --source")
+        raise UserError(f"--images goes with one annotation file, but {source} has {len(files)}: give one as --source")
     found: dict[str, AnnotatedImages] = {}
     for path in files:
         name = "train" if len(files) == 1 else _split_name(path)
         if name in found:
-            raise ValueError(f"{path} is a second {name} split; give one of them as --source FILE --images FOLDER")
+            raise UserError(f"{path} is a second {name} split; give one of them as --source FILE --images FOLDER")
         found[name] = _read(path, images=images, preparation=preparation)
     classes = {files.classes for files in found.values()}
     if len(classes) > 1:
-        raise ValueError(f"the annotation files of {source} have different categories; write them one by one")
+        raise UserError(f"the annotation files of {source} have different categories; write them one by one")
     return found
 
 
@@ -111,15 +112,15 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Annot
         objects = _objects(tree["annotations"], numbers={c["id"]: n for n, c in enumerate(categories)})
         unknown = objects.keys() - {picture["id"] for picture in pictures}
         if unknown:
-            raise ValueError(f"annotations of image {min(unknown)}, which is not listed")
+            raise UserError(f"annotations of image {min(unknown)}, which is not listed")
         if not pictures:
-            raise ValueError("no images")
+            raise UserError("no images")
         annotations = [_member(picture, objects=objects.get(picture["id"], [])) for picture in pictures]
         sizes = [(int(picture["height"]), int(picture["width"])) for picture in pictures]
         names = [str(picture["file_name"]) for picture in pictures]
         classes = tuple(str(category["name"]) for category in categories)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is no COCO instances file: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path} is no COCO instances file: {type(error).__name__}: {error}") from error
     folder = images or _image_folder(path, first=names[0])
     return AnnotatedImages(
         paths=tuple(str(folder / name) for name in names),
@@ -135,9 +136,9 @@ def _objects(annotations: list[dict[str, Any]], *, numbers: dict[int, int]) -> d
     objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for annotation in annotations:
         if annotation["category_id"] not in numbers:
-            raise ValueError(f"annotation {annotation.get('id')} has category {annotation['category_id']}, not listed")
+            raise UserError(f"annotation {annotation.get('id')} has category {annotation['category_id']}, not listed")
         if len(annotation["bbox"]) != 4:
-            raise ValueError(f"annotation {annotation.get('id')} has the box {annotation['bbox']}")
+            raise UserError(f"annotation {annotation.get('id')} has the box {annotation['bbox']}")
         rest = {name: value for name, value in annotation.items() if name != "image_id"}
         objects[annotation["image_id"]].append({"category": numbers[annotation["category_id"]], **rest})
     return objects
@@ -155,7 +156,7 @@ def _image_folder(path: Path, *, first: str) -> Path:
     places = [root / split, root / "images" / split, root / "images", path.parent, path.parent / "images", root]
     found = next((place for place in places if (place / first).is_file()), None)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{first} of {path.name} is in none of {', '.join(map(str, places[:3]))}; say where the pictures lie with "
             f"--source {path} --images FOLDER"
         )

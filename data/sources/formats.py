@@ -16,6 +16,7 @@ from data.sources.reshard import find_shards
 from data.sources.source import Source
 from data.sources.table import TABLE_SUFFIXES, find_listed_images
 from data.writing.config import Format
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def detect_format(source: Path) -> Format:
     """Return the format that a folder or file shows by what lies in it.
 
     Raises:
-        ValueError: a file that is no table and no JSON, or nothing there.
+        UserError: a file that is no table and no JSON, or nothing there.
     """
     if source.suffix.lower() in TABLE_SUFFIXES:
         return "table"
@@ -66,7 +67,7 @@ def detect_format(source: Path) -> Format:
         return "coco"
     if not source.is_dir():
         state = "a file" if source.is_file() else "missing"
-        raise ValueError(
+        raise UserError(
             f"expected a folder of images, of shards or of a data set, a table ({', '.join(TABLE_SUFFIXES)}) or a COCO .json, "
             f"but {source} is {state}"
         )
@@ -83,7 +84,7 @@ def open_source(options: SourceOptions, *, format: Format) -> Mapping[str, Sourc
     """Return the samples by split; `train` alone where the source is not divided.
 
     Raises:
-        ValueError: it is not what the format says.
+        UserError: it is not what the format says.
     """
     return OPENERS[format](options)
 

@@ -10,6 +10,7 @@ from data.images.decode import BadImage
 from data.images.preparation import IMAGE_SUFFIXES, Preparation, prepare_image, read_limited
 from data.shards.index import UNLABELLED
 from data.writing.new_sample import NewSample, Rejected
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,10 @@ def find_images(folder: Path, *, preparation: Preparation) -> dict[str, ImageFil
     """Return the images of a folder by split: {"train": ...}, and "val" where the folder is divided so itself.
 
     Raises:
-        ValueError: no folder, no image in it, or images both beside and inside class folders.
+        UserError: no folder, no image in it, or images both beside and inside class folders.
     """
     if not folder.is_dir():
-        raise ValueError(f"expected a folder of images, but {folder} is {'a file' if folder.exists() else 'missing'}")
+        raise UserError(f"expected a folder of images, but {folder} is {'a file' if folder.exists() else 'missing'}")
     splits = split_folders(folder)
     if splits is None:
         return {"train": find_split(folder, preparation=preparation)}
@@ -90,18 +91,18 @@ def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False
     A single folder is a class only where the images are known to be ``labelled``.
 
     Raises:
-        ValueError: no image, or images both beside and inside class folders.
+        UserError: no image, or images both beside and inside class folders.
     """
     flat = images_of(folder, deep=False)
     by_class = {entry.name: images_of(entry, deep=True) for entry in sorted(folder.iterdir()) if entry.is_dir()}
     by_class = {name: paths for name, paths in by_class.items() if paths and not name.startswith(".")}
     if flat and by_class:
-        raise ValueError(
+        raise UserError(
             f"{folder} has images of its own ({Path(flat[0]).name}, ...) beside folders with images "
             f"({', '.join(list(by_class)[:3])}); expected class folders only, or one flat folder"
         )
     if not flat and not by_class:
-        raise ValueError(
+        raise UserError(
             f"no image in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, or class folders of them"
         )
     if len(by_class) < (1 if labelled else 2):
@@ -129,7 +130,7 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
     """Give the held-out images the class numbers of the training images.
 
     Raises:
-        ValueError: there are classes among them that are not in training.
+        UserError: there are classes among them that are not in training.
     """
     if train.classes is None or val.classes is None or val.labels is None:
         if train.classes is not None or val.classes is not None:
@@ -138,7 +139,7 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
         return replace(val, classes=None, labels=None)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
-        raise ValueError(f"{folder} has classes to validate on that are not to train on: {', '.join(unknown[:3])}")
+        raise UserError(f"{folder} has classes to validate on that are not to train on: {', '.join(unknown[:3])}")
     numbers = {name: number for number, name in enumerate(train.classes)}
     renamed = [numbers[name] for name in val.classes]
     return replace(val, classes=train.classes, labels=tuple(renamed[label] for label in val.labels))

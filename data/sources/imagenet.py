@@ -29,6 +29,7 @@ from data.sources.image_folder import (
 )
 from data.sources.reshard import StoredSamples, stored_samples
 from data.sources.source import Source
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def find_imagenet(
     """Return the samples by split.
 
     Raises:
-        ValueError: no such layout, a flat val without its labels, or classes that are not in the list of ``names``.
+        UserError: no such layout, a flat val without its labels, or classes that are not in the list of ``names``.
     """
     wanted = None if names is None else tuple(sorted(read_class_names(names)))
     tars = class_tars(folder)
@@ -66,10 +67,10 @@ def find_imagenet(
         return {"train": train}
     train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
     if train_folder is None:
-        raise ValueError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
+        raise UserError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
     train = find_split(train_folder, preparation=preparation, labelled=True)
     if train.classes is None:
-        raise ValueError(f"{train_folder} has no class folders; for images without labels use --format folder")
+        raise UserError(f"{train_folder} has no class folders; for images without labels use --format folder")
     if wanted is not None:
         train = same_classes(train, train=dataclasses.replace(train, classes=wanted), folder=train_folder)
     if val_folder is None:
@@ -97,7 +98,7 @@ def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFi
     paths = images_of(folder, deep=True)
     missing = [name for name in paths if Path(name).stem not in labels]
     if missing or not paths:
-        raise ValueError(
+        raise UserError(
             f"{path} names no class for {len(missing)} of the {len(paths)} images in {folder}: {missing[:3]}"
         )
     numbers = tuple(labels[Path(name).stem] for name in paths)
@@ -109,7 +110,7 @@ def _labels_near(folder: Path) -> Path:
     places += [place / KAGGLE_LIST for place in folder.resolve().parents[:LEVELS_ABOVE]]
     found = next((path for path in places if path.is_file()), None)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} is flat, and none of {', '.join(LABEL_LISTS)} lies near it: give the labels with --val-labels FILE, "
             "with lines `name.JPEG wnid` (Kaggle: LOC_val_solution.csv), or sort the images into wnid folders"
         )
@@ -127,7 +128,7 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
             if (place == 0 and fields and fields[0] == "ImageId") or not fields:
                 continue
             if len(fields) < 2 or fields[1] not in numbers:
-                raise ValueError(
+                raise UserError(
                     f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid (one of "
                     f"the {len(classes)} in training) or class number; the devkit's ILSVRC2012_validation_ground_truth.txt "
                     "has numbers of its own and no names"
@@ -144,7 +145,7 @@ def _from_tars(
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({tar.stem for tar in tars} - set(classes))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} tars are of classes that are not in the list of classes: {', '.join(unknown[:3])}"
         )
     labelled = ((tar, numbers[tar.stem]) for tar in tars)

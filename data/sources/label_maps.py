@@ -20,6 +20,7 @@ from data.images.decode import BadImage, read_header
 from data.images.preparation import Preparation, prepare_image, read_limited
 from data.sources.image_folder import images_of, split_folders
 from data.writing.new_sample import NewSample, Rejected
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,13 @@ def find_label_maps(
     """Return the pairs by split.
 
     Raises:
-        ValueError: no such folders, pictures whose map is missing, or a resize is asked for.
+        UserError: no such folders, pictures whose map is missing, or a resize is asked for.
     """
     if preparation.resize is not None:
-        raise ValueError("--size cannot be used with label maps, which would no longer fit; resize when training")
+        raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
     maps = _map_folder(folder)
     if maps is None:
-        raise ValueError(
+        raise UserError(
             f"expected images/ and one of {', '.join(MAP_FOLDERS)} (with PNG maps of the same names) in {folder}"
         )
     images = folder / "images"
@@ -128,9 +129,9 @@ def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, prepara
     there = {str(path) for path in maps.rglob("*.png")} if maps.is_dir() else set[str]()
     missing = [str(path) for path in wanted if str(path) not in there]
     if not paths:
-        raise ValueError(f"no image in {images}")
+        raise UserError(f"no image in {images}")
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of the {len(paths)} pictures in {images} have no label map, for example {missing[0]}"
         )
     if len(there) > len(paths):

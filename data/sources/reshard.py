@@ -16,6 +16,7 @@ from data.shards.manifest import MANIFEST_NAME
 from data.shards.scan import index_shards
 from data.shards.shard_set import ShardSet
 from data.writing.new_sample import NewSample, Rejected
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def find_shards(
     """Return the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
 
     Raises:
-        ValueError: no tars, or broken ones.
+        UserError: no tars, or broken ones.
     """
     if (folder / MANIFEST_NAME).is_file():
         return stored_samples(open_shards(folder), preparation=preparation)
@@ -106,7 +107,7 @@ def find_shards(
 def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
     """Return all samples of ``shards``; with ``keep_names`` they keep their keys, if these are plain and each used once."""
     if not shards.num_samples:
-        raise ValueError(f"no sample in the shards of {shards.folder}")
+        raise UserError(f"no sample in the shards of {shards.folder}")
     labels = shards.labels()
     keep_keys = keep_names and _keys_can_stay(shards)
     if keep_names and not keep_keys:
@@ -129,7 +130,7 @@ def _refuse_places(members: dict[str, bytes], *, key: str) -> None:
     if any(word in members.get("json", b"") for word in PLACES):
         placed.append("json")
     if placed:
-        raise ValueError(
+        raise UserError(
             f"--size cannot be used here: sample {key} has a .{placed[0]} with places in pixels, which would no longer fit; "
             "leave --size out and resize when training"
         )

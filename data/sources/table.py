@@ -14,6 +14,7 @@ from data.images.preparation import Preparation
 from data.shards.class_names import MAX_CLASSES
 from data.shards.index import UNLABELLED
 from data.sources.image_folder import ImageFiles
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def find_listed_images(
     """Return the table's images; paths that are not absolute start at ``images``, by default the table's own folder.
 
     Raises:
-        ValueError: no such table or column, an empty path, an image that is missing (the first is looked for), or labels
+        UserError: no such table or column, an empty path, an image that is missing (the first is looked for), or labels
             that are no classes.
     """
     columns = _read(table)
@@ -45,7 +46,7 @@ def find_listed_images(
     root = images or table.parent
     paths = [str(root / path) for path in paths]
     if not Path(paths[0]).is_file():
-        raise ValueError(
+        raise UserError(
             f"{paths[0]}, the first image of {table}, is missing; say where paths start with --images FOLDER"
         )
     column = _label_column(columns, wanted=label_column, table=table)
@@ -58,13 +59,13 @@ def find_listed_images(
 
 def _read(table: Path) -> Table:
     if not table.is_file():
-        raise ValueError(f"expected a table ({', '.join(TABLE_SUFFIXES)}), but {table} is no file")
+        raise UserError(f"expected a table ({', '.join(TABLE_SUFFIXES)}), but {table} is no file")
     try:
         columns = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{table} cannot be read as a table: {error}") from error
+        raise UserError(f"{table} cannot be read as a table: {error}") from error
     if not columns or not len(next(iter(columns.values()))):
-        raise ValueError(f"{table} has no rows; the first line must name the columns")
+        raise UserError(f"{table} has no rows; the first line must name the columns")
     return columns
 
 
@@ -75,7 +76,7 @@ def _read_csv(table: Path) -> Table:
         lines = [row for row in rows if row]
     uneven = next((place for place, row in enumerate(lines) if len(row) != len(header)), None)
     if uneven is not None:
-        raise ValueError(
+        raise UserError(
             f"row {uneven + 1} of {table} has {len(lines[uneven])} fields, the first line names {len(header)}"
         )
     return {name.strip(): [row[place] for row in lines] for place, name in enumerate(header)}
@@ -85,13 +86,13 @@ def _read_parquet(table: Path) -> Table:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"reading {table} needs pyarrow: run `pip install pyarrow` (or `pip install -e .[parquet]`), or save it as CSV"
         ) from None
     try:
         return parquet.read_table(table).to_pydict()
     except Exception as error:  # pyarrow's errors share no class
-        raise ValueError(f"{table} cannot be read as Parquet: {error}") from error
+        raise UserError(f"{table} cannot be read as Parquet: {error}") from error
 
 
 def _column(columns: Table, *, wanted: str | None, usual: Sequence[str], what: str, table: Path) -> str:
@@ -102,7 +103,7 @@ def _column(columns: Table, *, wanted: str | None, usual: Sequence[str], what: s
         found = next((known[name] for name in usual if name in known), None)
     if found is None:
         asked = f"no column {wanted!r}" if wanted else f"no column that is called like a {what}"
-        raise ValueError(f"{table} has {asked}: choose one with --{what}-column (it has {', '.join(columns)})")
+        raise UserError(f"{table} has {asked}: choose one with --{what}-column (it has {', '.join(columns)})")
     return found
 
 
@@ -111,18 +112,18 @@ def _label_column(columns: Table, *, wanted: str | None, table: Path) -> str | N
         return None
     try:
         return _column(columns, wanted=wanted, usual=LABEL_COLUMNS, what="label", table=table)
-    except ValueError as error:
-        raise ValueError(f"{error}; {NO_COLUMN} for images without labels") from None
+    except UserError as error:
+        raise UserError(f"{error}; {NO_COLUMN} for images without labels") from None
 
 
 def _paths(columns: Table, *, column: str) -> list[str]:
     paths = [_text(value) for value in columns[column]]
     empty = next((place for place, path in enumerate(paths) if not path), None)
     if empty is not None:
-        raise ValueError(f"row {empty + 1} has no path in column {column!r}")
+        raise UserError(f"row {empty + 1} has no path in column {column!r}")
     remote = next((path for path in paths if "://" in path), None)
     if remote is not None:
-        raise ValueError(f"{remote} is remote; only local images are packed: download them first")
+        raise UserError(f"{remote} is remote; only local images are packed: download them first")
     return paths
 
 
@@ -130,19 +131,19 @@ def _labels(values: list[str], *, names: Sequence[str] | None, column: str) -> t
     """Return class numbers and class names."""
     given = {value for value in values if value}
     if not given:
-        raise ValueError(f"column {column!r} holds no label; choose another with --label-column, or {NO_COLUMN}")
+        raise UserError(f"column {column!r} holds no label; choose another with --label-column, or {NO_COLUMN}")
     if all(value.isascii() and value.isdigit() for value in given):
         highest = max(map(int, given))
         limit = len(names) if names else MAX_CLASSES
         if highest >= limit:
-            raise ValueError(f"column {column!r} holds class number {highest}, expected at most {limit - 1}")
+            raise UserError(f"column {column!r} holds class number {highest}, expected at most {limit - 1}")
         classes = tuple(names) if names else tuple(str(number) for number in range(highest + 1))
         return [int(value) if value else UNLABELLED for value in values], classes
     classes = tuple(names) if names else tuple(sorted(given))
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted(given - numbers.keys())
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"column {column!r} holds {unknown[0]!r}, which is not among the {len(classes)} class names given"
         )
     return [numbers[value] if value else UNLABELLED for value in values], classes

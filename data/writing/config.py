@@ -6,6 +6,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from data.parallel import num_cores
+from engine.errors import UserError
 
 Format = Literal["auto", "folder", "imagenet", "coco", "labels", "table", "webdataset", "scenes"]
 
@@ -63,12 +64,12 @@ class Write:
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val-fraction must lie in [0, 1), got {self.val_fraction}")
+            raise UserError(f"val-fraction must lie in [0, 1), got {self.val_fraction}")
         if self.count < 1:
-            raise ValueError(f"count must be at least 1, got {self.count}")
+            raise UserError(f"count must be at least 1, got {self.count}")
         if self.size is not None and self.size < 32:
-            raise ValueError(f"size must be at least 32 pixels, got {self.size}")
+            raise UserError(f"size must be at least 32 pixels, got {self.size}")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality must lie in 1 to 100, got {self.quality}")
+            raise UserError(f"quality must lie in 1 to 100, got {self.quality}")
         if self.quality != 95 and self.size is None:
-            raise ValueError("quality is that of images that --size shrinks: without it files keep their bytes")
+            raise UserError("quality is that of images that --size shrinks: without it files keep their bytes")

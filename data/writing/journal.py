@@ -22,6 +22,7 @@ from typing import Any
 
 from data.shards.manifest import MANIFEST_NAME, ShardInfo, write_file
 from data.writing.new_sample import Rejected
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def start_journal(out: Path) -> Journal:
     """Make the folder, or clear what a killed writer left in it.
 
     Raises:
-        ValueError: it holds shards or something else, or another process is writing to it.
+        UserError: it holds shards or something else, or another process is writing to it.
     """
     lock = _lock_empty(out)
     for name in (JOURNAL_NAME, PLAN_NAME):
@@ -101,7 +102,7 @@ def resume_journal(out: Path, *, plan: Plan) -> Journal:
     """Open the journal of a folder that was begun with the same plan, or begin it.
 
     Raises:
-        ValueError: as `start_journal`, or the folder was begun with another plan; both values are named.
+        UserError: as `start_journal`, or the folder was begun with another plan; both values are named.
     """
     check_folder(out, plan=plan)
     lock = _lock_empty(out)
@@ -123,12 +124,12 @@ def check_folder(out: Path, *, plan: Plan) -> bool:
     """Return whether a folder is already complete as planned; refuse it where the plan cannot be carried out there.
 
     Raises:
-        ValueError: it holds something else, or was begun with another plan; both values are named.
+        UserError: it holds something else, or was begun with another plan; both values are named.
     """
     path, journal = out / PLAN_NAME, out / JOURNAL_NAME
     complete = (out / MANIFEST_NAME).exists()
     if complete and not path.is_file():
-        raise ValueError(f"{out} already holds shards; delete it or choose another --out")
+        raise UserError(f"{out} already holds shards; delete it or choose another --out")
     if complete or (path.is_file() and journal.is_file() and journal.stat().st_size > 0):
         _compare_plans(path, plan=plan)
     elif out.is_dir():
@@ -142,10 +143,10 @@ def _compare_plans(path: Path, *, plan: Plan) -> None:
         found: Any = json.loads(path.read_text())
         differing = [name for name in {**found, **plan} if found.get(name) != plan.get(name)]
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
+        raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
     if differing:
         name = differing[0]
-        raise ValueError(
+        raise UserError(
             f"{out} was begun with {_words(name)} {found.get(name)!r}, now it is {plan.get(name)!r}: give the same to go "
             f"on, delete {out} to start over, or choose another --out"
         )
@@ -195,13 +196,13 @@ def _lock_empty(out: Path) -> int:
 
 def _refuse_finished(out: Path) -> None:
     if (out / MANIFEST_NAME).exists():
-        raise ValueError(f"{out} already holds shards; delete it or choose another --out")
+        raise UserError(f"{out} already holds shards; delete it or choose another --out")
 
 
 def _refuse_strangers(out: Path) -> None:
     strangers = sorted(path.name for path in out.iterdir() if not OUR_FILES.fullmatch(path.name))
     if strangers:
-        raise ValueError(f"{out} is not empty (it holds {', '.join(strangers[:3])}); choose another --out")
+        raise UserError(f"{out} is not empty (it holds {', '.join(strangers[:3])}); choose another --out")
 
 
 def _lock(out: Path) -> int:
@@ -211,7 +212,7 @@ def _lock(out: Path) -> int:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, forked children do not hold it
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"another process is writing to {out}; wait for it or choose another --out") from None
+        raise UserError(f"another process is writing to {out}; wait for it or choose another --out") from None
     except OSError as error:  # a file system without locks
         logger.warning("%s cannot be locked (%s): see that only one process writes there", out, error)
     return descriptor

@@ -23,6 +23,7 @@ from data.shards.index import Member, SampleEntry, index_bytes
 from data.shards.manifest import Manifest, ShardInfo, write_file, write_manifest
 from data.writing.journal import LEDGER_NAME, Journal, Plan, resume_journal, start_journal, write_ledger
 from data.writing.new_sample import NewSample, Rejected
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class ShardLimits:
     def __post_init__(self) -> None:
         """Refuse what no shard fits."""
         if self.samples < 1 or self.size_bytes < 1 or self.max_bad < 0:
-            raise ValueError(f"a shard needs room for a sample and max-bad must not be negative, got {self}")
+            raise UserError(f"a shard needs room for a sample and max-bad must not be negative, got {self}")
 
 
 def write_shards(
@@ -50,7 +51,7 @@ def write_shards(
     """Write all samples and return the manifest.
 
     Raises:
-        ValueError: ``out`` holds something else, no sample is readable, or too many are not.
+        UserError: ``out`` holds something else, no sample is readable, or too many are not.
     """
     return _write_shards(samples, journal=start_journal(out), classes=classes, limits=limits)
 
@@ -68,7 +69,7 @@ def resume_shards(
     ``samples_from(position)`` yields the plan's samples from that one on. The files are those of a run without a break.
 
     Raises:
-        ValueError: as `write_shards`, or ``out`` was begun with another plan.
+        UserError: as `write_shards`, or ``out`` was begun with another plan.
     """
     journal = resume_journal(out, plan=plan)
     return _write_shards(samples_from(journal.position), journal=journal, classes=classes, limits=limits)
@@ -86,7 +87,7 @@ def _write_shards(
             example = (
                 f", for example {writer.rejected[0].source} ({writer.rejected[0].reason})" if writer.rejected else ""
             )
-            raise ValueError(f"no readable image: {len(writer.rejected)} files were tried{example}")
+            raise UserError(f"no readable image: {len(writer.rejected)} files were tried{example}")
         manifest = Manifest(shards=tuple(journal.shards), classes=None if classes is None else tuple(classes))
         write_manifest(journal.out, manifest)
         journal.remove()
@@ -130,7 +131,7 @@ class _Writer:
         logger.warning("left out %s: %s", sample.source, sample.reason)
         if len(self.rejected) > self._limits.max_bad:
             write_ledger(self._journal.out, rejected=self.rejected)
-            raise ValueError(
+            raise UserError(
                 f"{len(self.rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed "
                 f"in {self._journal.out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now "
                 f"{self._limits.max_bad})"

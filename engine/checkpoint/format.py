@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 
 from engine.checkpoint.slices import Slice
+from engine.errors import UserError
 from engine.run.durable import write_durably
 
 FORMAT = 1
@@ -141,7 +142,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Return the content of ``index.json``.
 
     Raises:
-        ValueError: it is missing or damaged, or of a later format.
+        UserError: it is missing or damaged, or of a later format.
     """
     path = folder / INDEX
     try:
@@ -149,15 +150,15 @@ def read_index(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = whole["content"]
         intact = whole["digest"] == _digest(json.dumps(content))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"{folder} is no complete checkpoint: it has no {INDEX}; expected a folder like runs/x/checkpoints/step-000010000"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
     if not intact:
-        raise ValueError(f"{path} is damaged: its digest does not match its content")
+        raise UserError(f"{path} is damaged: its digest does not match its content")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}, this version reads {FORMAT}")
+        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}")
     return content
 
 
@@ -165,21 +166,21 @@ def check_file(path: Path, *, size_bytes: int, digest: str | None) -> None:
     """Compare a file with what the index says; ``digest=None`` compares the size only.
 
     Raises:
-        ValueError: it is missing, shorter or longer, or other bytes are in it.
+        UserError: it is missing, shorter or longer, or other bytes are in it.
     """
     try:
         actual_bytes = path.stat().st_size
         if actual_bytes != size_bytes:
-            raise ValueError(f"{path} is truncated or damaged: {actual_bytes} bytes, expected {size_bytes}")
+            raise UserError(f"{path} is truncated or damaged: {actual_bytes} bytes, expected {size_bytes}")
         if digest is not None:
             with path.open("rb") as file:
                 actual = blake2b(digest_size=32)
                 while block := file.read(1 << 22):
                     actual.update(block)
             if actual.hexdigest() != digest:
-                raise ValueError(f"{path} is damaged: its digest does not match the index")
+                raise UserError(f"{path} is damaged: its digest does not match the index")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _digest(text: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from engine.checkpoint.format import DTYPES, check_file, checkpoint_steps, read_index, slice_key, step_folder
 from engine.checkpoint.slices import Kind, Slice
 from engine.checkpoint.writing import Write
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Checkpoint:
         size = math.prod(entry["shape"])
         end = size if length is None else offset + length
         if not 0 <= offset <= end <= size:
-            raise ValueError(f"{kind} {name} in {self.path} has {size} elements, asked for {offset} to {end}")
+            raise UserError(f"{kind} {name} in {self.path} has {size} elements, asked for {offset} to {end}")
         flat = torch.empty(end - offset, dtype=DTYPES[entry["dtype"]])
         for number, begin, count in entry["slices"]:
             first, last = max(offset, begin), min(end, begin + count)
@@ -75,7 +76,7 @@ class Checkpoint:
         """Check every file's size, and its digest, against the index.
 
         Raises:
-            ValueError: a file is missing, truncated or changed; the message names it.
+            UserError: a file is missing, truncated or changed; the message names it.
         """
         for file in self._files:
             check_file(
@@ -87,7 +88,7 @@ class Checkpoint:
         """Copy weights and buffers into ``module``; ``kind="ema"`` takes the averaged weights.
 
         Raises:
-            ValueError: names or shapes differ; the message says which, and names both architectures.
+            UserError: names or shapes differ; the message says which, and names both architectures.
         """
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         persistent = module.state_dict().keys() & buffers.keys()
@@ -108,7 +109,7 @@ class Checkpoint:
         if any(faults.values()):
             theirs = self.state.get("architecture", "an unnamed architecture")
             ours = architecture or getattr(module, "architecture", type(module).__name__)
-            raise ValueError(
+            raise UserError(
                 f"{self.path} holds weights of {theirs}, which do not fit {ours}: {_summary(faults)}; "
                 f"use the checkpoint's own architecture, or another checkpoint"
             )
@@ -121,7 +122,7 @@ class Checkpoint:
 
     def _entry(self, kind: Kind, name: str) -> dict[str, Any]:
         if not self.has(kind, name):
-            raise ValueError(f"{self.path} holds no {kind} {name!r}; it holds {len(self.names(kind))} of that kind")
+            raise UserError(f"{self.path} holds no {kind} {name!r}; it holds {len(self.names(kind))} of that kind")
         return self._tensors[kind][name]
 
     def _file(self, number: int) -> Any:
@@ -134,10 +135,10 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     """Open a checkpoint folder; ``verify=False`` compares the sizes of its files only, not their digests.
 
     Raises:
-        ValueError: it is missing, partial, truncated or damaged.
+        UserError: it is missing, partial, truncated or damaged.
     """
     if not path.is_dir():
-        raise ValueError(f"checkpoint {path} is no folder; expected something like runs/x/checkpoints/step-000010000")
+        raise UserError(f"checkpoint {path} is no folder; expected something like runs/x/checkpoints/step-000010000")
     content = read_index(path)
     checkpoint = Checkpoint(
         path=path,
@@ -154,7 +155,7 @@ def newest_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint | None
     """Return the newest undamaged checkpoint in ``folder``, with a warning that names those passed over.
 
     Raises:
-        ValueError: there are checkpoints and all of them are damaged.
+        UserError: there are checkpoints and all of them are damaged.
     """
     partial = [path.name for path in folder.glob("step-*.partial")]
     faults = [f"{name} was not finished" for name in partial]
@@ -162,14 +163,14 @@ def newest_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint | None
     for step in reversed(steps):
         try:
             checkpoint = open_checkpoint(step_folder(folder, step), verify=verify)
-        except ValueError as error:
+        except UserError as error:
             faults.append(str(error))
             continue
         if faults:
             logger.warning("passed over: %s; using %s", "; ".join(faults), checkpoint.path)
         return checkpoint
     if steps:
-        raise ValueError(
+        raise UserError(
             f"every checkpoint is damaged: {'; '.join(faults)}; remove {folder} to start from the beginning"
         )
     if faults:

@@ -22,7 +22,7 @@ from engine.checkpoint.format import (
     write_slices,
 )
 from engine.checkpoint.slices import Slice
-from engine.errors import NO_SPACE
+from engine.errors import NO_SPACE, UserError
 from engine.run.durable import fsync_folder
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ VISIBLE_WITHIN_S = 30.0
 """How long a shared file system may take to show another node's rename."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint could not be written; the message says where, how much was needed, and what is still intact."""
 
 

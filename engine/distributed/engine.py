@@ -29,6 +29,7 @@ from engine.distributed.cpu import capabilities, keep_freed_memory, precision_ad
 from engine.distributed.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
 from engine.distributed.float8 import check_float8, use_float8
 from engine.distributed.ownership import Layout, OwnedRun, Replicated, clip_gradients
+from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -324,12 +325,12 @@ def _kind(config: DistributedConfig, *, world_size: int) -> EngineKind:
         asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
         kind = "deepspeed" if asked else "ddp" if world_size > 1 else "single"
     if kind == "single" and world_size > 1:
-        raise ValueError(
+        raise UserError(
             f"distributed.engine single is for one process, but {world_size} were started; use auto, ddp or deepspeed, "
             "or start one process"
         )
     if kind == "deepspeed" and config.precision == "fp64":
-        raise ValueError(
+        raise UserError(
             "distributed.precision fp64 does not work under DeepSpeed, which keeps fp32 weights; use "
             "--distributed.engine ddp (or single), or precision bf16 or fp32"
         )

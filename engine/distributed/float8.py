@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from engine.config import DistributedConfig
+from engine.errors import UserError
 
 PROJECTIONS = ("qkv", "q", "kv", "proj", "out_proj", "fc1", "fc2")
 """What the linear layers of blocks are called, before and after attention and in the MLP."""
@@ -27,24 +28,24 @@ def check_float8(config: DistributedConfig, *, is_in_pieces: bool, device: torch
     """Refuse fp8 where it cannot be.
 
     Raises:
-        ValueError: the weights are in pieces, the device has no such products, or torchao is not installed.
+        UserError: the weights are in pieces, the device has no such products, or torchao is not installed.
     """
     if not config.fp8:
         return
     if is_in_pieces:
-        raise ValueError(
+        raise UserError(
             "distributed.fp8 does not work under ZeRO 3: its layers keep their whole weights for the backward pass; use "
             "--distributed.zero-stage 1 or 2"
         )
     if device.type != "cuda":
-        raise ValueError(f"distributed.fp8 needs a GPU, and this process runs on {device}; leave it out for bf16")
+        raise UserError(f"distributed.fp8 needs a GPU, and this process runs on {device}; leave it out for bf16")
     if (found := torch.cuda.get_device_capability(device)) < CAPABILITY:
-        raise ValueError(
+        raise UserError(
             f"distributed.fp8 needs a GPU of compute capability {_dotted(CAPABILITY)} (Ada, Hopper) or newer, and "
             f"{torch.cuda.get_device_name(device)} has {_dotted(found)}; leave it out for bf16"
         )
     if importlib.util.find_spec("torchao") is None:
-        raise ValueError(
+        raise UserError(
             "distributed.fp8 needs the torchao package, which is not installed; run `pip install 'torchao>=0.18'` or leave "
             "the option out"
         )
@@ -58,11 +59,11 @@ def use_float8(model: nn.Module, *, emulate: bool = False) -> list[str]:
         emulate: compute what fp8 gives in fp32, on any device.
 
     Raises:
-        ValueError: no layer can.
+        UserError: no layer can.
     """
     names = [name for name, module in model.named_modules() if _is_projection(name, module)]
     if not names:
-        raise ValueError(
+        raise UserError(
             f"distributed.fp8 found no linear layer of a transformer block in {type(model).__name__} whose input and output "
             f"sizes are multiples of {MULTIPLE}; leave it out for bf16"
         )

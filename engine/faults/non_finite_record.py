@@ -16,6 +16,7 @@ from typing import Any, Self
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.errors import UserError
 from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ class FlightRecord:
         """Return a record and its tensors.
 
         Raises:
-            ValueError: it is none, or its tensors are missing.
+            UserError: it is none, or its tensors are missing.
         """
         try:
             record = cls(**json.loads(path.read_text()))
             return record, load_file(path.with_suffix(".safetensors"))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path} is no flight record: {' '.join(str(error).split())}; expected runs/x/{FOLDER}/step-.../"
                 f"micro-batch-....json with the .safetensors file beside it"
             ) from None

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.checkpoint.slices import Slice
 from engine.checkpoint.store import CheckpointStore
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from engine.faults.non_finite import Finding, NonFiniteSearch
 from engine.faults.non_finite_record import FlightRecord, recent_metrics, record_folder
 from engine.run.folder import RunFolder
@@ -99,12 +100,12 @@ class Recovery:
         """Look at the steps ``doubtful`` when they are repeated, after something in them was not finite.
 
         Raises:
-            ValueError: the run has gone back too often.
+            UserError: the run has gone back too often.
         """
         self.rewinds += 1
         what = f"loss {loss:.4g}, gradient norm {norm:.4g} in steps {doubtful.start} to {doubtful.stop - 1}"
         if self.rewinds > self.max_rewinds + 1:
-            raise ValueError(
+            raise UserError(
                 f"{what}, for the {self.rewinds}th time, more often than run.max-rewinds {self.max_rewinds} allows; "
                 f"nothing of them was saved; {self._advice()}"
             )
@@ -154,19 +155,19 @@ class Recovery:
         """Leave out what was found.
 
         Raises:
-            ValueError: the weights and not the data are at fault, or the run has gone back too often.
+            UserError: the weights and not the data are at fault, or the run has gone back too often.
         """
         culprits, self._culprits = self._culprits, []
         step = int(culprits[0]["step"])
         named = "; ".join(line["words"] for line in culprits[:MOST_RECORDS])
         where = record_folder(self.folder.path, step)
         if len(culprits) + len(self.skipped_in(step)) == self.num_micro_batches:
-            raise ValueError(
+            raise UserError(
                 f"every micro-batch of step {step} is not finite, so the weights have diverged and the data are not at fault "
                 f"({named}; records: {where}); nothing of them was saved; {self._advice()}"
             )
         if self.rewinds > self.max_rewinds:
-            raise ValueError(
+            raise UserError(
                 f"{named}; the run has gone back {self.rewinds - 1} times already, run.max-rewinds {self.max_rewinds} allows no "
                 f"more (records: {where}, `python pretrain/main.py replay` repeats them); nothing of them was saved; "
                 f"{self._advice()}"
@@ -215,5 +216,5 @@ class Recovery:
         try:
             store.save(step, [s for s in slices if s.kind in ("weight", "buffer")], {"step": step, **describe})
             store.wait()
-        except ValueError as error:
+        except UserError as error:
             logger.warning("the weights of step %d are not in its record: %s", step, error)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from engine.run.durable import write_durably
 from engine.run.folder import is_until
 
@@ -81,7 +82,7 @@ class BadSamples:
         """Write down what all processes found since the last time; return how many places were taken (collective).
 
         Raises:
-            ValueError: on all processes alike, more of the ``num_samples`` visited so far were bad than is allowed.
+            UserError: on all processes alike, more of the ``num_samples`` visited so far were bad than is allowed.
         """
         if not self._engine.any(bool(self._found)):
             return 0
@@ -92,7 +93,7 @@ class BadSamples:
         if self._engine.is_main:
             self._list(found)
         if self.total > self._max_share * max(num_samples, FEWEST_SAMPLES):
-            raise ValueError(
+            raise UserError(
                 f"{self.total} of the {num_samples} samples so far could not be decoded, more than data.max-bad-share "
                 f"{self._max_share:g} allows; {self._path} names them: look at the shards with `python data/main.py verify`, "
                 f"then write them again without what is broken, or go on with a higher --data.max-bad-share"

@@ -8,6 +8,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.checkpoint.slices import Slice
 from engine.distributed.engine import Engine, Read
+from engine.errors import UserError
 
 
 class SlicedEma:
@@ -23,7 +24,7 @@ class SlicedEma:
 
     def __init__(self, engine: Engine, *, decay: float, warmup: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"optimizer.ema-decay must lie in [0, 1), got {decay}; 0.9999 is usual for long runs")
+            raise UserError(f"optimizer.ema-decay must lie in [0, 1), got {decay}; 0.9999 is usual for long runs")
         self._engine, self._decay, self._warmup = engine, decay, warmup
         self._averages = [run.weight.detach().clone() for run in engine.owned_runs()]
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+from engine.errors import UserError
+
 Key = tuple[int, int]
 
 
@@ -69,4 +71,4 @@ class MicroBatchFeed:
             found = next(batches, None)
             if found is not None:
                 return found
-        raise ValueError(f"every micro-batch of this process up to step {step} is left out")
+        raise UserError(f"every micro-batch of this process up to step {step} is left out")

@@ -16,6 +16,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from engine.config import OptimizerConfig
+from engine.errors import UserError
 
 Group = dict[str, Any]
 
@@ -33,7 +34,7 @@ def find_backbone(model: nn.Module) -> str:
     """Return the prefix ("" or "encoder.") of the outermost part of ``model`` that has timm's ``group_matcher``.
 
     Raises:
-        ValueError: there is none, or there are several.
+        UserError: there is none, or there are several.
     """
     found: list[str] = []
     for name, module in model.named_modules():
@@ -41,7 +42,7 @@ def find_backbone(model: nn.Module) -> str:
         if not inside and hasattr(module, "group_matcher"):
             found.append(name)
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"layer decay needs one backbone with timm's group_matcher inside {type(model).__name__}, "
             f"found {found or 'none'}; set optimizer.layer-decay to 1 or name the backbone"
         )
@@ -84,7 +85,7 @@ def param_groups(
     head) gets ``head_lr_scale``. Frozen parameters are left out.
 
     Raises:
-        ValueError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is no one backbone with something outside it.
+        UserError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is no one backbone with something outside it.
     """
     scales, own_rule = _scales(
         model, layer_decay=layer_decay, head_lr_scale=head_lr_scale, backbone_prefix=backbone_prefix
@@ -127,7 +128,7 @@ def _scales(
     if as_one:
         return {}, own_rule
     if head_lr_scale != 1 and not prefix:
-        raise ValueError(
+        raise UserError(
             f"optimizer.head-lr-scale {head_lr_scale:g} is for heads outside the backbone, and {type(model).__name__} has "
             "none; set it to 1"
         )
@@ -181,9 +182,9 @@ class Schedule:
     def __init__(self, config: OptimizerConfig, *, batch_size: int, steps_per_epoch: int) -> None:
         self.config, self.batch_size, self.steps_per_epoch = config, batch_size, steps_per_epoch
         if self.total_steps < 1:
-            raise ValueError(f"the run has no steps: optimizer.epochs {config.epochs} of {steps_per_epoch} steps each")
+            raise UserError(f"the run has no steps: optimizer.epochs {config.epochs} of {steps_per_epoch} steps each")
         if not 0 <= self.warmup_steps <= self.total_steps:
-            raise ValueError(
+            raise UserError(
                 f"the warm-up of {self.warmup_steps} steps (optimizer.warmup-epochs {config.warmup_epochs}, {steps_per_epoch} "
                 f"steps each) does not fit in the run of {self.total_steps} steps; set optimizer.warmup-steps"
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 
 SAME_DATA = ("manifest_digest", "shards_per_folder")
 """What a checkpoint says of its data that may not change in a run."""
@@ -17,7 +18,7 @@ def find_checkpoint(
     """Return the checkpoint to go on from, None at the start; rank 0 chooses and checks it for all (collective).
 
     Raises:
-        ValueError: it is the run's own and was trained on other data than ``describe`` says.
+        UserError: it is the run's own and was trained on other data than ``describe`` says.
     """
     found: Path | None = None
     if engine.is_main:
@@ -40,7 +41,7 @@ def _check_same_data(checkpoint: Checkpoint, describe: Mapping[str, Any]) -> Non
     for name in SAME_DATA:
         stored, asked = checkpoint.state.get(name), describe.get(name)
         if stored is not None and stored != asked:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.path} was trained on other data than data.shards: {name.replace('_', ' ')} stored {stored}, "
                 f"asked {asked}; give the folders with the same content in the same order, another --run.folder, or "
                 f"start a new run from this checkpoint with --run.branch-from"

@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from engine.errors import NO_SPACE
+from engine.errors import NO_SPACE, UserError
 from engine.recipe import dump
 from engine.run.durable import write_durably
 from engine.run.environment import describe_environment
@@ -67,7 +67,7 @@ class RunFolder:
         those that made them.
 
         Raises:
-            ValueError: another run holds the folder, or the config differs; the message says who, or which values.
+            UserError: another run holds the folder, or the config differs; the message says who, or which values.
         """
         run = cls(path)
         if rank == 0:
@@ -81,7 +81,7 @@ class RunFolder:
             except OSError as error:
                 run.close()
                 advice = "free some space, then start again" if error.errno in NO_SPACE else "check --run.folder"
-                raise ValueError(f"run folder {path} cannot be used: {error.strerror}; {advice}") from None
+                raise UserError(f"run folder {path} cannot be used: {error.strerror}; {advice}") from None
             except BaseException:
                 run.close()
                 raise
@@ -114,10 +114,10 @@ class RunFolder:
         """Return whether the user asks for the end (the STOP file); it is removed when the folder is closed.
 
         Raises:
-            ValueError: another process has taken this folder over.
+            UserError: another process has taken this folder over.
         """
         if self._lock is not None and self._lock.lost:
-            raise ValueError(f"run folder {self.path} was taken over by another process; this one stops")
+            raise UserError(f"run folder {self.path} was taken over by another process; this one stops")
         if self._stop.exists():
             self._obeyed = True
         return self._obeyed
@@ -149,7 +149,7 @@ class RunFolder:
         if self.config.exists() and any(self.checkpoints.glob("step-*[0-9]")):
             changes = changed_fields(config, stored=_read_yaml(self.config))
             if changes:
-                raise ValueError(
+                raise UserError(
                     f"{self.config} made the checkpoints in this folder and differs from what is asked: {'; '.join(changes)}. "
                     f"Use the stored values, another --run.folder, or start a new run from a checkpoint of this one with "
                     f"--run.branch-from"
@@ -213,7 +213,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read: {' '.join(str(error).split())}; restore it or choose another --run.folder"
         ) from None
     return tree if isinstance(tree, dict) else {}

@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 LOCK = "lock.json"
@@ -31,7 +33,7 @@ class RunLock:
     """The lock of one run folder, from ``acquire`` until ``release``.
 
     Raises:
-        ValueError: (``acquire``) another process holds it; the message names the holder.
+        UserError: (``acquire``) another process holds it; the message names the holder.
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S) -> None:
@@ -53,7 +55,7 @@ class RunLock:
             holder = read_holder(self._path)
             if holder is not None:
                 if is_alive(holder, heartbeat_age_s=self._age_s()):
-                    raise ValueError(self._refusal(holder))
+                    raise UserError(self._refusal(holder))
                 logger.warning("%s was held by %s, which is gone: taken over", self._path.parent, describe(holder))
             beside = self._path.with_name(f".lock.{self._token}")
             beside.write_text(json.dumps(self._content()))
@@ -200,7 +202,7 @@ def _guarded(path: Path, *, timeout_s: float = 30.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise ValueError(f"{path} has been held by another process for {timeout_s:.0f} s") from None
+                    raise UserError(f"{path} has been held by another process for {timeout_s:.0f} s") from None
                 time.sleep(0.01)
             except OSError as error:
                 logger.warning("%s: this file system has no flock (%s)", path, error.strerror)

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from engine.config import ReportConfig
+from engine.errors import UserError
 from engine.run.energy import EnergyMeter
 from engine.run.folder import RunFolder
 from engine.run.status import format_seconds
@@ -221,7 +222,7 @@ def peak_memory_bytes(device: torch.device | None) -> int:
 def _start_wandb(project: str, folder: RunFolder) -> Any:
     """Start or go on with this folder's run; its id is kept in the folder."""
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError(
+        raise UserError(
             f"report.wandb-project {project!r} needs the wandb package, which is not installed; "
             "run `pip install wandb` or leave the option out"
         )

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from engine.errors import UserError
+
 
 class SampleLog:
     """Appends to one process's record, or does nothing where none is asked for."""
@@ -60,7 +62,7 @@ def read_sample_logs(run_folder: Path) -> dict[tuple[int, int], str]:
     """Return the words of each (step, micro_batch) that the processes of a run noted; of one left out, its last.
 
     Raises:
-        ValueError: one that was done twice was made of other samples the second time.
+        UserError: one that was done twice was made of other samples the second time.
     """
     found: dict[tuple[int, int], str] = {}
     for path in sorted(run_folder.glob("samples-*.jsonl")):
@@ -70,7 +72,7 @@ def read_sample_logs(run_folder: Path) -> dict[tuple[int, int], str]:
             line = json.loads(text)
             key, words = (line["step"], line["micro_batch"]), json.dumps(line)
             if found.setdefault(key, words) != words and not line.get("skipped"):
-                raise ValueError(
+                raise UserError(
                     f"{path}: step {key[0]}, micro-batch {key[1]} was made of other samples the second time"
                 )
             found[key] = words

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from engine.errors import UserError
 from engine.run.lock import describe, find_holder
 
 _TAIL_BYTES = 1 << 18
@@ -41,12 +42,10 @@ def read_status(run_folder: Path) -> RunStatus:
     """Return how the run in ``run_folder`` stands.
 
     Raises:
-        ValueError: it is no run folder.
+        UserError: it is no run folder.
     """
     if not (run_folder / "config.yaml").exists():
-        raise ValueError(
-            f"{run_folder} is no run folder: expected config.yaml in it, which a run writes when it starts"
-        )
+        raise UserError(f"{run_folder} is no run folder: expected config.yaml in it, which a run writes when it starts")
     lines = _last_lines(run_folder / "metrics.jsonl")
     last: dict[str, Any] = lines[-1] if lines else {}
     checkpoints = sorted(path for path in (run_folder / "checkpoints").glob("step-*[0-9]") if path.is_dir())

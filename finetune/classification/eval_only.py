@@ -14,6 +14,7 @@ from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import load_backbone, read_backbone
 from data.loading.loader import ShardSet, open_shards
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from engine.pixels import Pixels, Statistics
 from finetune.classification.evaluate import evaluate, evaluation_images, forward_of
 from finetune.classification.labelled_shards import check_labels
@@ -81,7 +82,7 @@ def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> I
         img_size: for folders and timm's models, another input size than their own.
 
     Raises:
-        ValueError: there is no such thing, or it has no classifier.
+        UserError: there is no such thing, or it has no classifier.
     """
     path = Path(name)
     if (path / "config.json").is_file():
@@ -91,7 +92,7 @@ def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> I
     elif timm.is_model(name.partition(".")[0].removeprefix("timm/")):
         yield _from_timm(name, img_size=img_size)
     else:
-        raise ValueError(
+        raise UserError(
             f"eval-only: {name!r} is neither a folder (of a run, a checkpoint or a backbone with a classifier) nor a model "
             f"name of timm's{_similar(name)}"
         )
@@ -100,7 +101,7 @@ def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> I
 def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifier:
     info = read_backbone(folder)
     if info.num_classes == 0:
-        raise ValueError(f"{folder} has no classifier; fine-tune it first, or measure it with --task.method knn")
+        raise UserError(f"{folder} has no classifier; fine-tune it first, or measure it with --task.method knn")
     network = load_backbone(folder, img_size=img_size)
     return Classifier(
         name=str(info.provenance.get("weights", folder.name)),
@@ -143,10 +144,10 @@ def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
     try:
         network: Any = timm.create_model(name.removeprefix("timm/"), pretrained=True, **options)
     except Exception as error:
-        raise ValueError(f"eval-only: timm's weights of {name} cannot be had: {error}") from error
+        raise UserError(f"eval-only: timm's weights of {name} cannot be had: {error}") from error
     known = network.pretrained_cfg
     if network.num_classes == 0:
-        raise ValueError(f"eval-only: timm's {name} has no classifier; choose one that was fine-tuned")
+        raise UserError(f"eval-only: timm's {name} has no classifier; choose one that was fine-tuned")
     return Classifier(
         name="timm",
         network=use_exact_windows(network),
@@ -172,7 +173,7 @@ def _measure(config: FinetuneConfig, classifier: Classifier, *, val: ShardSet, e
 
 def _check_classes(classifier: Classifier, val: ShardSet) -> None:
     if val.classes is not None and len(val.classes) != classifier.num_classes:
-        raise ValueError(
+        raise UserError(
             f"eval-only: the {classifier.name} weights tell {classifier.num_classes} classes apart, but val-shards {val.folder} has {len(val.classes)}; "
             "measure it on the classes that it was trained on"
         )

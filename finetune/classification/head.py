@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from engine.errors import UserError
+
 PROBE_NORM_EPS = 1e-6
 
 
@@ -11,11 +13,11 @@ def classifier_name(network: nn.Module) -> str:
     """Return the name of the network's linear classifier, such as ``head.fc``.
 
     Raises:
-        ValueError: timm names none, or several.
+        UserError: timm names none, or several.
     """
     name = network.pretrained_cfg.get("classifier")  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     if not isinstance(name, str):
-        raise ValueError(f"{type(network).__name__} has no single classifier that could be trained (timm says {name})")
+        raise UserError(f"{type(network).__name__} has no single classifier that could be trained (timm says {name})")
     return name
 
 

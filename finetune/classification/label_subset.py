@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from engine.errors import UserError
 from engine.randomness import stream
 
 
@@ -20,14 +21,14 @@ def choose_labelled(
         per_class: samples of each class, instead of a share.
 
     Raises:
-        ValueError: a class has fewer samples than ``per_class``.
+        UserError: a class has fewer samples than ``per_class``.
     """
     chosen: list[npt.NDArray[np.int64]] = []
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
         wanted = max(1, round(fraction * len(members))) if per_class is None else per_class
         if wanted > len(members):
-            raise ValueError(
+            raise UserError(
                 f"task.labels-per-class asks for {wanted} samples of class {label}, which has {len(members)}; ask for fewer"
             )
         chosen.append(stream(seed, "labels", label).permutation(members)[:wanted])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.loading.loader import ShardSet, open_shards
+from engine.errors import UserError
 from finetune.classification.label_subset import choose_labelled
 from finetune.config import FinetuneConfig
 
@@ -36,7 +37,7 @@ def open_labelled(config: FinetuneConfig) -> LabelledShards:
     """Open both sets of shards.
 
     Raises:
-        ValueError: a sample has no label, or the classes do not fit; the message names the shards and both numbers.
+        UserError: a sample has no label, or the classes do not fit; the message names the shards and both numbers.
     """
     train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
     classes = train.classes or val.classes
@@ -44,7 +45,7 @@ def open_labelled(config: FinetuneConfig) -> LabelledShards:
     for option, shards in (("data.shards", train), ("val-shards", val)):
         check_labels(shards, num_classes=num_classes, option=option)
     if train.classes and val.classes and train.classes != val.classes:
-        raise ValueError(
+        raise UserError(
             f"the classes of data.shards ({len(train.classes)}: {_some(train.classes)}) are not those of val-shards "
             f"({len(val.classes)}: {_some(val.classes)}); write both with the same class folders"
         )
@@ -74,19 +75,19 @@ def check_labels(shards: ShardSet, *, num_classes: int, option: str) -> None:
     """Refuse shards in which a sample has no label, or one that is too large.
 
     Raises:
-        ValueError: says how many, and what to do.
+        UserError: says how many, and what to do.
     """
     labels = shards.labels()
     if not len(labels):
-        raise ValueError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
+        raise UserError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
     missing = int((labels < 0).sum())
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{option} {shards.folder}: {missing} of {len(labels)} samples have no label, and classification needs one for each "
             f"(the first: sample {int(np.argmax(labels < 0))}); write the shards from a folder with one subfolder per class"
         )
     if labels.max() >= num_classes:
-        raise ValueError(
+        raise UserError(
             f"{option} {shards.folder} has class {int(labels.max())}, but there are {num_classes} classes, 0 to "
             f"{num_classes - 1}; set task.num-classes to at least {int(labels.max()) + 1}"
         )
@@ -95,9 +96,9 @@ def check_labels(shards: ShardSet, *, num_classes: int, option: str) -> None:
 def _num_classes(config: FinetuneConfig, classes: tuple[str, ...] | None, *, folders: Path | str) -> int:
     asked = config.task.num_classes
     if classes is None and asked is None:
-        raise ValueError(f"the manifests of {folders} and {config.val_shards} name no classes; set task.num-classes")
+        raise UserError(f"the manifests of {folders} and {config.val_shards} name no classes; set task.num-classes")
     if classes is not None and asked is not None and asked != len(classes):
-        raise ValueError(
+        raise UserError(
             f"task.num-classes is {asked}, but the manifest of {folders} names {len(classes)} classes; "
             f"leave task.num-classes out or set it to {len(classes)}"
         )

@@ -20,7 +20,7 @@ def class_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a classification run or checkpoint.
 
     Raises:
-        ValueError: it has no such weights.
+        UserError: it has no such weights.
     """
     found = {classifier.name: classifier for classifier in find_classifiers(str(path))}
     classifier = pick_weights(found, asked=weights, where=path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.loading.loader import ShardSet, open_shards
+from engine.errors import UserError
 from finetune.detection.config import DetectConfig
 from finetune.detection.truth import Truth, read_truth, write_faults
 
@@ -27,20 +28,20 @@ def open_annotated(config: DetectConfig) -> AnnotatedShards:
     """Open both sets of shards.
 
     Raises:
-        ValueError: they hold no samples, name no classes, or other ones; the message says what to do.
+        UserError: they hold no samples, name no classes, or other ones; the message says what to do.
     """
     train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
     for option, shards in (("data.shards", train), ("val-shards", val)):
         if not shards.num_samples:
-            raise ValueError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
+            raise UserError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
         if not shards.classes:
-            raise ValueError(
+            raise UserError(
                 f"{option} {shards.folder} names no classes of objects; write the shards from COCO's layout with "
                 "`python data/main.py write`"
             )
     assert train.classes is not None
     if train.classes != val.classes:
-        raise ValueError(
+        raise UserError(
             f"the {len(train.classes)} classes of data.shards are not the {len(val.classes or ())} of val-shards; write both "
             "from annotations with the same categories"
         )
@@ -53,7 +54,7 @@ def check_annotations(config: DetectConfig, annotated: AnnotatedShards, *, folde
     Shards that lie elsewhere are not fetched for it: what is wrong with those to learn from is found while training.
 
     Raises:
-        ValueError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
+        UserError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
     """
     learnt = None if annotated.train.cached else read_truth(annotated.train, option="data.shards")
     val = read_truth(annotated.val, option="val-shards", like=() if learnt is None else learnt.category_ids)
@@ -62,10 +63,10 @@ def check_annotations(config: DetectConfig, annotated: AnnotatedShards, *, folde
     if faults:
         logger.warning("%s", write_faults(folder, faults))
     if learnt is not None and not learnt.dataset["annotations"]:
-        raise ValueError(f"data.shards {annotated.train.folder}: there is no usable object in any picture")
+        raise UserError(f"data.shards {annotated.train.folder}: there is no usable object in any picture")
     for option, truth in zip(("val-shards", "data.shards"), (val, learnt), strict=True):
         if truth is not None and config.detector.has_masks and truth.without_mask:
-            raise ValueError(
+            raise UserError(
                 f"{option}: {truth.without_mask} of {len(truth.dataset['annotations'])} objects have no mask, which "
                 f"detector.kind {config.detector.kind} needs; set --detector.masks False, or annotate masks"
             )

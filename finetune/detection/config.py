@@ -5,6 +5,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
+from engine.errors import UserError
 from finetune.config import StartConfig, check_evaluation
 
 DetectorKind = Literal["retinanet", "mask_rcnn", "cascade", "yolo"]
@@ -44,13 +45,13 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         counts = (self.box_width, self.anchor_samples, self.roi_samples, self.max_detections, *self.proposals)
         if min(counts) < 1 or (self.width is not None and self.width < 8):
-            raise ValueError("the detector's counts must be at least 1 and detector.width at least 8")
+            raise UserError("the detector's counts must be at least 1 and detector.width at least 8")
         if self.anchor_scale is not None and self.anchor_scale <= 0:
-            raise ValueError(f"detector.anchor-scale must be positive, got {self.anchor_scale}")
+            raise UserError(f"detector.anchor-scale must be positive, got {self.anchor_scale}")
         if self.nms_threshold is not None and not 0 < self.nms_threshold <= 1:
-            raise ValueError(f"detector.nms-threshold must lie in (0, 1], got {self.nms_threshold}")
+            raise UserError(f"detector.nms-threshold must lie in (0, 1], got {self.nms_threshold}")
         if not 0 <= self.score_threshold < 1:
-            raise ValueError(f"detector.score-threshold must lie in [0, 1), got {self.score_threshold}")
+            raise UserError(f"detector.score-threshold must lie in [0, 1), got {self.score_threshold}")
 
     @property
     def has_masks(self) -> bool:
@@ -83,13 +84,13 @@ class ResizeConfig:
 
     def __post_init__(self) -> None:
         if not self.short_sides or min(*self.short_sides, self.long_side, self.test_short_side, *self.canvas) < 1:
-            raise ValueError("resize.short-sides, long-side, test-short-side and canvas are positive numbers of pixels")
+            raise UserError("resize.short-sides, long-side, test-short-side and canvas are positive numbers of pixels")
         if self.min_side_px <= 0:
-            raise ValueError(f"resize.min-side-px must be positive, got {self.min_side_px}")
+            raise UserError(f"resize.min-side-px must be positive, got {self.min_side_px}")
         if not 0 < self.jitter[0] <= self.jitter[1]:
-            raise ValueError(f"resize.jitter takes two rising positive factors, got {self.jitter}")
+            raise UserError(f"resize.jitter takes two rising positive factors, got {self.jitter}")
         if not (0 <= self.flip <= 1 and 0 <= self.photometric <= 1):
-            raise ValueError(
+            raise UserError(
                 f"resize.flip and resize.photometric are probabilities, got {self.flip}, {self.photometric}"
             )
 
@@ -141,7 +142,7 @@ class DetectConfig:
 
     def __post_init__(self) -> None:
         if self.detector.kind == "yolo" and self.resize.mode != "letterbox":
-            raise ValueError("detector.kind yolo sees letterboxed images: set resize.mode letterbox and resize.canvas")
+            raise UserError("detector.kind yolo sees letterboxed images: set resize.mode letterbox and resize.canvas")
 
 
 def norm_is_frozen(config: DetectConfig) -> bool:

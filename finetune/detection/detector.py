@@ -42,7 +42,7 @@ def build_detector(config: DetectConfig, *, start: Start, num_classes: int) -> n
     """Return the detector of a run with its first weights.
 
     Raises:
-        ValueError: the weights do not fit, or the backbone lacks a map.
+        UserError: the weights do not fit, or the backbone lacks a map.
     """
     strides, make = MAKERS[config.detector.kind]
     pyramid = build_pyramid(

@@ -6,6 +6,7 @@ from typing import Any
 
 from data.loading.loader import open_shards
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from finetune.detection.config import DetectConfig
 from finetune.detection.evaluate import Examination
 from finetune.detection.trained import fill_detector
@@ -24,14 +25,14 @@ def measure(config: DetectConfig) -> list[dict[str, Any]]:
     results beside it.
 
     Raises:
-        ValueError: there are no such weights, or the shards have other classes than they were trained on.
+        UserError: there are no such weights, or the shards have other classes than they were trained on.
     """
     measured = Path(config.eval_only or "")
     val = open_shards(config.val_shards, cache=config.data.cache)
     detectors = [fill_detector(weights) for weights in find_weights(measured, program=PROGRAM).values()]
     for detector in detectors:
         if val.classes != detector.classes:
-            raise ValueError(
+            raise UserError(
                 f"eval-only: {measured} finds {len(detector.classes)} classes, val-shards {val.folder} has "
                 f"{len(val.classes or ())} or others; measure it on the classes that it was trained on"
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.pixels import Pixels
 from finetune.detection.anchors import anchors_on
 from finetune.detection.retinanet import RetinaNet
@@ -35,16 +36,16 @@ def export_detector(run: Path, file: Path, *, size: Size | None = None, weights:
         weights: one of :data:`finetune.trained.CHOICES`; None is raw, or the best where ``run`` holds those.
 
     Raises:
-        ValueError: it has two stages, no such weights, or the size or the file's name does not fit.
+        UserError: it has two stages, no such weights, or the size or the file's name does not fit.
     """
     trained = load_detector(*choose_weights(run, weights))
     resize = trained.config.resize
     side = -(-resize.test_short_side // MULTIPLE) * MULTIPLE
     height, width = size or (resize.canvas if resize.mode == "letterbox" else (side, side))
     if height % MULTIPLE or width % MULTIPLE:
-        raise ValueError(f"export: a detector takes sides that are multiples of {MULTIPLE} px, got {height}x{width}")
+        raise UserError(f"export: a detector takes sides that are multiples of {MULTIPLE} px, got {height}x{width}")
     if file.suffix != SUFFIX:
-        raise ValueError(f"export: a detector is written with torch.export, as a file ending in {SUFFIX}, got {file}")
+        raise UserError(f"export: a detector is written with torch.export, as a file ending in {SUFFIX}, got {file}")
     network = dense_boxes(trained.network, pixels=trained.pixels, size=(height, width)).eval()
     images = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
@@ -52,7 +53,7 @@ def export_detector(run: Path, file: Path, *, size: Size | None = None, weights:
         written = torch.export.load(file).module()(images)
         off = max(float((ours - theirs).abs().max()) for ours, theirs in zip(network(images), written, strict=True))
     if off > MOST_OFF:
-        raise ValueError(f"{file} differs by {off:.1e} from the detector, at most {MOST_OFF:.0e} is expected")
+        raise UserError(f"{file} differs by {off:.1e} from the detector, at most {MOST_OFF:.0e} is expected")
     return off
 
 
@@ -60,13 +61,13 @@ def dense_boxes(detector: nn.Module, *, pixels: Pixels, size: Size) -> nn.Module
     """Return a detector as a module from raw pixels to the boxes and scores of all anchors.
 
     Raises:
-        ValueError: it has two stages.
+        UserError: it has two stages.
     """
     if isinstance(detector, RetinaNet):
         return _RetinaNetBoxes(detector, pixels=pixels, size=size)
     if isinstance(detector, Yolo):
         return _YoloBoxes(detector, pixels=pixels)
-    raise ValueError(
+    raise UserError(
         f"export: {type(detector).__name__} suppresses boxes between its stages, so it cannot be written without that; "
         "export a retinanet or yolo"
     )

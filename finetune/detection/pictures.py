@@ -27,7 +27,7 @@ def object_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a detection run or checkpoint.
 
     Raises:
-        ValueError: it has no such weights.
+        UserError: it has no such weights.
     """
     trained = load_detector(path, weights)
 

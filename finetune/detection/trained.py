@@ -38,7 +38,7 @@ def load_detector(path: Path, weights: str | None) -> TrainedDetector:
     """Return a detector with weights that :func:`finetune.trained.find_weights` finds.
 
     Raises:
-        ValueError: there are no such weights, or they are of another program.
+        UserError: there are no such weights, or they are of another program.
     """
     found = find_weights(path, program=PROGRAM)
     return fill_detector(pick_weights(found, asked=weights, where=path))

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.images.annotations import fault_of_object
 from data.shards.shard_set import ShardSet
+from engine.errors import UserError
 
 FAULTS_NAME = "annotation_faults.jsonl"
 SHOWN = 3
@@ -62,10 +63,10 @@ def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Tr
         like: category ids of another set of the same classes, kept for classes that have no object here.
 
     Raises:
-        ValueError: there are no annotations or classes, an object has a class beyond the last, or two classes have one category id.
+        UserError: there are no annotations or classes, an object has a class beyond the last, or two classes have one category id.
     """
     if not shards.classes:
-        raise ValueError(
+        raise UserError(
             f"{option} {shards.folder} names no classes; write the shards from COCO's layout with "
             "`python data/main.py write`"
         )
@@ -73,10 +74,10 @@ def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Tr
     for sample, content in enumerate(_contents(shards)):
         reader.add(sample, content)
     if reader.beyond:
-        raise ValueError(reader.beyond)
+        raise UserError(reader.beyond)
     if twice := _shared_id(reader.category_ids):
         first, second, number = twice
-        raise ValueError(
+        raise UserError(
             f"{option} {shards.folder}: the classes {shards.classes[first]} and {shards.classes[second]} have the same "
             f"category_id {number}; give each class its own, and write the shards again"
         )
@@ -116,7 +117,7 @@ class _Reader:
     def add(self, sample: int, content: bytes | None) -> None:
         """Take a sample's `.json`."""
         if content is None:
-            raise ValueError(
+            raise UserError(
                 f"{self._option} {self._shards.folder}: sample {sample} has no .json with objects; write the shards from "
                 "COCO's layout with `python data/main.py write`"
             )

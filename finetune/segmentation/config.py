@@ -5,6 +5,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
+from engine.errors import UserError
 from finetune.config import StartConfig, check_evaluation
 
 
@@ -40,26 +41,26 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         others = [name for name in SEGVITS if getattr(self, name) != getattr(SegmenterConfig, name)]
         if self.head != "segvit" and others:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join('segmenter.' + name.replace('_', '-') for name in others)}: an option of SegViT's; leave it out "
                 f"for {self.head}, or set segmenter.head segvit"
             )
         if self.shrink_block is not None and self.shrink == "none":
-            raise ValueError("segmenter.shrink-block needs segmenter.shrink qd or qd+qu")
+            raise UserError("segmenter.shrink-block needs segmenter.shrink qd or qd+qu")
         if self.num_heads is not None and self.num_heads < 1:
-            raise ValueError(f"segmenter.num-heads must be at least 1, got {self.num_heads}")
+            raise UserError(f"segmenter.num-heads must be at least 1, got {self.num_heads}")
         if self.strides is not None and (not self.strides or list(self.strides) != sorted(set(self.strides))):
-            raise ValueError(f"segmenter.strides must be rising numbers of pixels, got {self.strides}")
+            raise UserError(f"segmenter.strides must be rising numbers of pixels, got {self.strides}")
         if self.dim is not None and (self.dim < 8 or self.dim % 8):
-            raise ValueError(f"segmenter.dim must be a positive multiple of 8, got {self.dim}")
+            raise UserError(f"segmenter.dim must be a positive multiple of 8, got {self.dim}")
         if self.dim is not None and self.num_heads is not None and self.dim % self.num_heads:
-            raise ValueError(f"segmenter.num-heads {self.num_heads} does not divide segmenter.dim {self.dim}")
+            raise UserError(f"segmenter.num-heads {self.num_heads} does not divide segmenter.dim {self.dim}")
         if self.shrink == "qd+qu" and not self.cascade:
-            raise ValueError(
+            raise UserError(
                 "segmenter.cascade false takes the deepest map alone, and shrink qd+qu gathers from all: leave one out"
             )
         if self.score_stride < 1:
-            raise ValueError(f"segmenter.score-stride must be at least 1, got {self.score_stride}")
+            raise UserError(f"segmenter.score-stride must be at least 1, got {self.score_stride}")
 
 
 SEGVITS = (
@@ -89,11 +90,11 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 2:
-            raise ValueError(f"labels.num-classes must be at least 2, got {self.num_classes}")
+            raise UserError(f"labels.num-classes must be at least 2, got {self.num_classes}")
         if any(not 0 <= value < 2**16 for value in self.void):
-            raise ValueError(f"labels.void takes values of label maps of up to 16 bits, 0 to 65535, got {self.void}")
+            raise UserError(f"labels.void takes values of label maps of up to 16 bits, 0 to 65535, got {self.void}")
         if self.values == "cityscapes" and self.num_classes not in (None, 19):
-            raise ValueError(
+            raise UserError(
                 f"labels.values cityscapes tells 19 classes apart, labels.num-classes asks for {self.num_classes}"
             )
 
@@ -119,12 +120,12 @@ class SegmentAugmentConfig:
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1 or (self.short_side or 1) < 1 or self.long_side < 1:
-            raise ValueError("augment.crop, augment.short-side and augment.long-side must be positive")
+            raise UserError("augment.crop, augment.short-side and augment.long-side must be positive")
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"augment.scale must be two rising positive factors, got {self.scale}")
+            raise UserError(f"augment.scale must be two rising positive factors, got {self.scale}")
         for name in ("flip", "photometric", "most_of_one_class"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name.replace('_', '-')} must lie in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"augment.{name.replace('_', '-')} must lie in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,20 +149,20 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"inference.scales must be positive factors, at least one, got {self.scales}")
+            raise UserError(f"inference.scales must be positive factors, at least one, got {self.scales}")
         if (self.short_side is not None and self.short_side < 1) or self.long_side < 1:
-            raise ValueError(
+            raise UserError(
                 f"inference.short-side and inference.long-side must be positive, got {self.short_side}, {self.long_side}"
             )
         for name in ("window", "step"):
             if min(getattr(self, name) or (1,)) < 1:
-                raise ValueError(f"inference.{name} must be two positive numbers, got {getattr(self, name)}")
+                raise UserError(f"inference.{name} must be two positive numbers, got {getattr(self, name)}")
         if self.window and self.step and any(s > w for s, w in zip(self.step, self.window, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"inference.step {self.step} is more than inference.window {self.window}: pixels would be left out"
             )
         if self.step and not self.window:
-            raise ValueError("inference.step needs inference.window")
+            raise UserError("inference.step needs inference.window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ class SegmentConfig:
 
     def __post_init__(self) -> None:
         if self.segmenter.head == "uper_net" and self.data.micro_batch_size < 2:
-            raise ValueError(
+            raise UserError(
                 "uper_net pools the whole image and normalises over the micro-batch: data.micro-batch-size must be at least 2, "
                 f"got {self.data.micro_batch_size}"
             )

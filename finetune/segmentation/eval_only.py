@@ -7,6 +7,7 @@ from typing import Any
 
 from data.loading.loader import ShardSet, open_shards
 from engine.distributed.engine import Engine
+from engine.errors import UserError
 from finetune.results import EVAL_ONLY_FILE_NAME, write_results
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.confusion import as_json
@@ -25,7 +26,7 @@ def measure(config: SegmentConfig) -> list[dict[str, Any]]:
     """
     measured = Path(config.eval_only or "")
     if not measured.is_dir():
-        raise ValueError(f"eval-only: {measured} is no folder; give that of a run or of one of its checkpoints")
+        raise UserError(f"eval-only: {measured} is no folder; give that of a run or of one of its checkpoints")
     stride = config.segmenter.score_stride
     weights = find_weights(measured, program=PROGRAM).values()
     found = [fill_segmenter(one, score_stride=stride) for one in weights]
@@ -48,14 +49,14 @@ def check_names(val: ShardSet, *, trained: TrainedSegmenter) -> None:
     """Refuse shards whose classes have other names than those that were learnt, where both have names.
 
     Raises:
-        ValueError: they have; says where they differ first.
+        UserError: they have; says where they differ first.
     """
     learnt = trained.classes
     if val.classes is None or learnt in (val.classes, tuple(map(str, range(len(learnt))))):
         return
     pairs = zip_longest(learnt, val.classes, fillvalue="nothing")
     first, (ours, theirs) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise ValueError(
+    raise UserError(
         f"eval-only: class {first} of the {trained.name} weights is {ours}, of val-shards {val.folder} it is {theirs}; measure "
         "them on the classes that they were trained on"
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from data.loading.loader import ShardSet, open_shards
+from engine.errors import UserError
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.labels import CITYSCAPES_IDS, check_label_maps
 
@@ -25,11 +26,11 @@ def open_labelled(config: SegmentConfig) -> LabelledShards:
     """Open both sets of shards and look at some of their label maps.
 
     Raises:
-        ValueError: a sample has no label map, a value is no class, or the classes do not fit.
+        UserError: a sample has no label map, a value is no class, or the classes do not fit.
     """
     train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
     if train.classes and val.classes and train.classes != val.classes:
-        raise ValueError(
+        raise UserError(
             f"the {len(train.classes)} classes of data.shards are not the {len(val.classes)} of val-shards; write both with the "
             "same class names in the same order"
         )
@@ -46,7 +47,7 @@ def _num_classes(config: SegmentConfig, classes: tuple[str, ...] | None) -> int:
         return len(CITYSCAPES_IDS)
     asked = config.labels.num_classes
     if asked is None and classes is None:
-        raise ValueError(
+        raise UserError(
             f"the manifests of {config.data.shards} and {config.val_shards} name no classes; set labels.num-classes"
         )
     return asked if asked is not None else len(classes or ())

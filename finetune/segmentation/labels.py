@@ -11,6 +11,7 @@ import numpy.typing as npt
 from data.images.annotations import read_label_map
 from data.images.decode import MAX_PIXELS, BadImage, read_header
 from data.loading.loader import Sample, ShardSet
+from engine.errors import UserError
 from finetune.segmentation.config import LabelConfig
 from finetune.segmentation.void import VOID
 
@@ -77,17 +78,17 @@ def check_label_maps(shards: ShardSet, *, labels: LabelConfig, num_classes: int,
     """Read some label maps, spread over all shards, before a run starts with values that mean something else.
 
     Raises:
-        ValueError: there are no samples, or one has no label map or a value that is no class; broken files are left to the
+        UserError: there are no samples, or one has no label map or a value that is no class; broken files are left to the
             ledger of bad samples.
     """
     if not shards.num_samples:
-        raise ValueError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
+        raise UserError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
     table = class_table(labels, num_classes=num_classes)
     for sample in _spread(shards):
         try:
             read_classes(sample, table)
         except ClassError as error:
-            raise ValueError(f"{option} {shards.folder}, sample {sample.key}: {error}") from None
+            raise UserError(f"{option} {shards.folder}, sample {sample.key}: {error}") from None
         except BadImage:
             continue
 

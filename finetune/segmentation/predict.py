@@ -19,7 +19,7 @@ def label_predictor(path: Path, weights: str | None) -> Predictor:
     """Return the predictor of a segmentation run or checkpoint.
 
     Raises:
-        ValueError: it has no such weights.
+        UserError: it has no such weights.
     """
     trained = load_trained(path, weights)
 

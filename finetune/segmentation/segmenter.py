@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.weights.handoff import skeleton
+from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from finetune.pyramid import MULTIPLE, Pyramid, build_pyramid, dense_start, freeze_batch_norm
@@ -86,7 +87,7 @@ def build_segmenter(config: SegmentConfig, *, start: Start, num_classes: int) ->
     """Return the network of a recipe with its first weights, a function of ``run.seed`` alone.
 
     Raises:
-        ValueError: the head cannot take what the backbone has; says which setting to change.
+        UserError: the head cannot take what the backbone has; says which setting to change.
     """
     features = build_features(config, start=start)
     if config.data.micro_batch_size < FEWEST_FOR_BATCH_NORM:
@@ -108,7 +109,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
     model: Any = skeleton(start.architecture, **start.model_args)
     if segmenter.head == "segvit" and isinstance(model, VisionTransformer):
         if segmenter.strides is not None:
-            raise ValueError(
+            raise UserError(
                 "segmenter.strides: SegViT takes layers of a plain ViT; leave it out, or use segmenter.layers"
             )
         network: Any = build_network(
@@ -124,7 +125,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
             shrink_of=segmenter.shrink_of,
         )
     if segmenter.layers is not None or segmenter.shrink != "none":
-        raise ValueError(
+        raise UserError(
             f"segmenter.layers and segmenter.shrink need a plain ViT, and {start.architecture} is none; use segmenter.strides"
         )
     strides = segmenter.strides or ((8, 16, 32) if segmenter.head == "segvit" else (4, 8, 16, 32))
@@ -143,20 +144,18 @@ def build_head(
     """Return the head for the maps of ``features``.
 
     Raises:
-        ValueError: its heads do not divide its width, or it needs four maps.
+        UserError: its heads do not divide its width, or it needs four maps.
     """
     channels = features.channels
     if config.head != "segvit":
         make, published = PIXEL_HEADS[config.head]
         if len(channels) != 4:
-            raise ValueError(f"{config.head} takes four maps, segmenter.strides asks for {len(channels)}")
+            raise UserError(f"{config.head} takes four maps, segmenter.strides asks for {len(channels)}")
         return make(channels, dim=config.dim or published, num_classes=num_classes)
     dim = config.dim or max(channels) // 2
     num_heads = config.num_heads or max(1, dim // HEAD_WIDTH)
     if dim % num_heads:
-        raise ValueError(
-            f"segmenter.num-heads {num_heads} does not divide the head's {dim} channels; set segmenter.dim"
-        )
+        raise UserError(f"segmenter.num-heads {num_heads} does not divide the head's {dim} channels; set segmenter.dim")
     options: dict[str, Any] = {"dim": dim, "num_heads": num_heads, "num_classes": num_classes}
     options |= {"loss": config.loss, "score_stride": config.score_stride}
     if config.shrink == "qd+qu" and isinstance(features, VitLayers):

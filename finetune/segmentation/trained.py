@@ -64,7 +64,7 @@ def load_trained(path: Path, weights: str | None) -> TrainedSegmenter:
     """Return a segmenter with weights that :func:`finetune.trained.find_weights` finds.
 
     Raises:
-        ValueError: there are no such weights, or they are of another program.
+        UserError: there are no such weights, or they are of another program.
     """
     found = find_weights(path, program=PROGRAM)
     return fill_segmenter(pick_weights(found, asked=weights, where=path))

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from engine.errors import UserError
+
 Grid = tuple[int, int]
 
 
@@ -31,7 +33,7 @@ class VitLayers(nn.Module):
         shrink_of: q: only this block's queries are fewer, keys and values are all; qkv: the block itself sees the fewer tokens.
 
     Raises:
-        ValueError: the network is no plain ViT, or has fewer blocks.
+        UserError: the network is no plain ViT, or has fewer blocks.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class VitLayers(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(network, VisionTransformer):
-            raise ValueError(f"taking layers and shrinking need a plain ViT of timm's, got a {type(network).__name__}")
+            raise UserError(f"taking layers and shrinking need a plain ViT of timm's, got a {type(network).__name__}")
         depth = len(network.blocks)
         if list(layers) != sorted(set(layers)) or not all(0 <= layer < depth for layer in layers):
-            raise ValueError(f"segmenter.layers must be rising numbers of blocks from 0 to {depth - 1}, got {layers}")
+            raise UserError(f"segmenter.layers must be rising numbers of blocks from 0 to {depth - 1}, got {layers}")
         if shrink_block is not None and not 0 <= shrink_block < depth:
-            raise ValueError(f"segmenter.shrink-block must lie in 0 to {depth - 1}, got {shrink_block}")
+            raise UserError(f"segmenter.shrink-block must lie in 0 to {depth - 1}, got {shrink_block}")
         self.network: Any = network
         self.layers, self.class_token = tuple(layers), class_token
         self.shrink_block, self.shrink_of = shrink_block, shrink_of

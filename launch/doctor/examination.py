@@ -20,7 +20,7 @@ import torch.distributed as dist
 import tyro
 from rich.console import Console
 
-from engine.errors import one_line_errors
+from engine.errors import UserError, one_line_errors
 from engine.recipe import parse
 from launch.doctor.disk import check_shared, check_space, check_write_speed, leave_mark, remove_mark
 from launch.doctor.findings import Finding, findings_table, judged, write_findings
@@ -103,7 +103,7 @@ def _from_first(check: Callable[[], list[Finding]]) -> list[Finding]:
     if dist.get_rank() == 0:
         try:
             found = check()
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, UserError, RuntimeError) as error:
             found = [judged("disk and data", " ".join(str(error).split()), fail=True, advice="see the message")]
     return everyone(found)[0]
 

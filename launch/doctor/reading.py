@@ -4,6 +4,7 @@ import os
 
 from data.commands.bench import measure
 from data.shards.shard_set import open_shards
+from engine.errors import UserError
 from launch.doctor.findings import Finding, judged
 from pretrain.config import PretrainConfig
 
@@ -15,7 +16,7 @@ def check_reading(config: PretrainConfig, *, processes_per_node: int, gpu_images
     try:
         shards = open_shards(config.data.shards[0], cache=config.data.cache)
         figures = measure(shards, num_images=IMAGES, size=config.backbone.img_size[0], decode=config.data.decode)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         advice = "check --data.shards, and that every node mounts it"
         return [judged("shards", " ".join(str(error).split()), fail=True, advice=advice)]
     cores = len(os.sched_getaffinity(0))

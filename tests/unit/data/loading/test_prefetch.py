@@ -82,9 +82,7 @@ def test_evaluation_reads_remote_sets_too_and_in_few_requests(tmp_path, server, 
 
 def test_a_missing_shard_stops_the_run_with_the_reason(tmp_path, server, local):
     (server.folder / "shard-000003.tar").unlink()
-    with pytest.raises(
-        LoadingError, match=r"micro-batch \d of step \d: ValueError: .*shard-000003.tar cannot be read: 404"
-    ):
+    with pytest.raises(LoadingError, match=r"micro-batch \d of step \d: .*shard-000003.tar cannot be read: 404"):
         list(train(open_shards(server.url, cache=cache_in(tmp_path)), steps=20, workers=1))
 
 
@@ -93,7 +91,7 @@ def test_a_server_that_goes_away_stops_the_run_in_time(tmp_path, server, local):
     next(batches)
     server.busy = 1.0
     start = time.monotonic()
-    with pytest.raises(LoadingError, match=r"GaveUpError: http.* answered 503 .*gave up after \d+ attempts"):
+    with pytest.raises(LoadingError, match=r"http.* answered 503 .*gave up after \d+ attempts"):
         list(batches)
     assert time.monotonic() - start < 3
 

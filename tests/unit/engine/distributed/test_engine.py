@@ -171,7 +171,7 @@ def test_bare_start_is_one_process_and_says_how_to_get_more(monkeypatch, caplog)
     for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)
     with caplog.at_level(logging.INFO):
-        engine = Engine(DistributedConfig())
+        engine = Engine(DistributedConfig(precision="fp32"))
     assert engine.kind == "single"
     assert len(caplog.messages) == 1
     assert "--config_file pretrain/cpu_two_processes.yaml" in caplog.messages[0]
