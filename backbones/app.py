@@ -17,6 +17,7 @@ from backbones.weights.handoff import CONFIG, read_backbone
 from backbones.weights.importing import Imported, import_backbone
 from backbones.weights.key_names import MergeOrder, to_timm
 from engine.errors import one_line_errors
+from engine.terms import Size
 
 _SHOWN_NAMES = 5
 
@@ -44,7 +45,7 @@ def list_backbones(pattern: Annotated[str | None, tyro.conf.Positional] = None) 
     print_list(pattern)
 
 
-def show(what: Annotated[str, tyro.conf.Positional], img_size: tuple[int, int] | None = None) -> None:
+def show(what: Annotated[str, tyro.conf.Positional], img_size: Size | None = None) -> None:
     """Describe a timm architecture, a backbone folder or a checkpoint file.
 
     Args:
@@ -64,7 +65,7 @@ def clusters(
     image: Annotated[Path, tyro.conf.Positional],
     backbone: str = "secvit_tiny",
     swin: str = "swin_tiny_patch4_window7_224",
-    img_size: tuple[int, int] = (224, 224),
+    img_size: Size = (224, 224),
     mask_ratio: float = 0.75,
     seed: int = 0,
     out: Path = Path("clusters.png"),
@@ -94,7 +95,7 @@ def import_weights(
     source: Annotated[Path, tyro.conf.Positional],
     out: Annotated[Path, tyro.conf.Positional],
     architecture: str | None = None,
-    img_size: tuple[int, int] | None = None,
+    img_size: Size | None = None,
     window: int | None = None,
     greenmim_merge_order: MergeOrder = "swin",
     mean: tuple[float, float, float] | None = None,

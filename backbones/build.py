@@ -30,6 +30,7 @@ from backbones.xformer.visible import XFORMER
 from backbones.xformer.xformer import XFormer
 from engine.backbone_config import BackboneConfig
 from engine.errors import UserError
+from engine.terms import Size
 
 REGISTRY: dict[type[nn.Module], Pretrainable] = {
     SwinTransformer: SWIN,
@@ -185,7 +186,7 @@ def _check_images(images: Tensor, spec: LayoutSpec) -> None:
         )
 
 
-def _check_img_size(img_size: tuple[int, int], unit: tuple[int, int]) -> None:
+def _check_img_size(img_size: Size, unit: Size) -> None:
     if any(size % side for size, side in zip(img_size, unit, strict=True)):
         fits = [sorted({max(s // u, 1) * u, -(-s // u) * u}) for s, u in zip(img_size, unit, strict=True)]
         heights, widths = (" or ".join(map(str, sizes)) for sizes in fits)

@@ -13,6 +13,7 @@ from backbones.visible.layout import LayoutSpec
 from backbones.weights.handoff import skeleton
 from backbones.weights.model_size import ModelSize, made_for, measure
 from engine.errors import UserError
+from engine.terms import Size
 
 SHOWN = (
     "swin_*_patch4_window7_224",
@@ -58,7 +59,7 @@ def print_list(pattern: str | None) -> None:
     )
 
 
-def print_architecture(name: str, img_size: tuple[int, int] | None = None, **model_args: Any) -> None:
+def print_architecture(name: str, img_size: Size | None = None, **model_args: Any) -> None:
     """Print the counted size of an architecture, its maps, and how it can be pretrained, or why not.
 
     Raises:
@@ -82,7 +83,7 @@ def print_architecture(name: str, img_size: tuple[int, int] | None = None, **mod
     Console().print(_stage_table(spec))
 
 
-def sides(pair: tuple[int, int]) -> str:
+def sides(pair: Size) -> str:
     """Return a height and width, or one number where they are the same."""
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 

@@ -22,6 +22,7 @@ from backbones.visible.layout import VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
 from backbones.weights.handoff import skeleton
 from engine.errors import UserError
+from engine.terms import Size
 
 Photograph = UInt8[np.ndarray, "p q 3"]
 HEADS = 2
@@ -47,7 +48,7 @@ def picture_file(out: Path) -> Path:
     return file
 
 
-def read_photograph(path: Path, size: tuple[int, int]) -> Photograph:
+def read_photograph(path: Path, size: Size) -> Photograph:
     """Return the middle of an image file in ``size`` (height, width), upright as its EXIF data say.
 
     Raises:
@@ -61,7 +62,7 @@ def read_photograph(path: Path, size: tuple[int, int]) -> Photograph:
         raise UserError(f"{path}: expected a photograph that Pillow reads, {error}") from None
 
 
-def random_layout(name: str, *, img_size: tuple[int, int], mask_ratio: float, seed: int) -> VisibleLayout:
+def random_layout(name: str, *, img_size: Size, mask_ratio: float, seed: int) -> VisibleLayout:
     """Return the layout of a random mask for timm's Swin ``name``.
 
     Raises:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import UserError
+from engine.terms import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class BackboneConfig:
 
     name: str = "swin_base_patch4_window7_224"
     """timm architecture name; `python backbones/main.py list` shows those that pretrain on visible tokens."""
-    img_size: tuple[int, int] = (224, 224)
+    img_size: Size = (224, 224)
     """Input height and width in pixels."""
     window: int | None = None
     """Attention window side in tokens; None keeps the architecture's own."""

@@ -8,6 +8,7 @@ from data.config import DataConfig
 from engine.backbone_config import SecConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
+from engine.terms import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class StartConfig:
     """`backbone/` folder of a pretraining (or fine-tuning) run, or an imported one; None starts from random weights."""
     name: str | None = None
     """timm architecture name; with `init` it must be the folder's own."""
-    img_size: tuple[int, int] | None = None
+    img_size: Size | None = None
     """Input height and width in pixels; tables and position embeddings are resized where it differs from the folder's."""
     window: int | None = None
     """Attention window side in tokens; bias tables are resized where it differs from the folder's."""

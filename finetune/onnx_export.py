@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.pixels import Pixels
+from engine.terms import Size
 from finetune.classification.eval_only import find_classifiers
 from finetune.detection.exporting import SUFFIX, export_detector
 from finetune.prediction import pick_weights
@@ -41,7 +42,7 @@ class Exportable:
 
     network: nn.Module
     """uint8 [b, 3, h, w] to one float tensor; in evaluation mode."""
-    size: tuple[int, int]
+    size: Size
     """Height and width that it is exported for, in pixels."""
     output: str
     """Name of the output."""
@@ -97,7 +98,7 @@ def export_command(words: Sequence[str]) -> None:
     logger.info("%s: %d bytes, at most %.1e from torch", options.file, options.file.stat().st_size, off)
 
 
-def exportable(run: Path, *, size: tuple[int, int] | None = None, weights: str | None = None) -> Exportable:
+def exportable(run: Path, *, size: Size | None = None, weights: str | None = None) -> Exportable:
     """Return the network of a run, a checkpoint or best weights.
 
     Raises:
@@ -194,7 +195,7 @@ def _dynamic(*, batch: bool, size: bool) -> dict[int, Any]:
     return dims | ({2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if size else {})
 
 
-def _images(number: int, size: tuple[int, int]) -> Tensor:
+def _images(number: int, size: Size) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (number, 3, *size), generator=generator, dtype=torch.uint8)
 

@@ -27,6 +27,7 @@ from backbones.weights.handoff import skeleton
 from engine.distributed.batch_norm import join_records
 from engine.errors import UserError
 from engine.randomness import torch_seed
+from engine.terms import Size
 from finetune.start import Start, build_network
 
 STRIDES = (4, 8, 16, 32)
@@ -34,8 +35,6 @@ MULTIPLE = 32
 PROBE_SIDE = 64
 UNNORMED = (SwinTransformer, SwinTransformerV2, Twins, ConvNeXt, SecNetwork)
 """Networks whose stages end in a residual sum, which gets a norm of its own, as in Swin's and ConvNeXt's dense tasks."""
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)

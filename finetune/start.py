@@ -18,6 +18,7 @@ from engine.backbone_config import BackboneConfig
 from engine.errors import UserError
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
+from engine.terms import Size
 from finetune.config import StartConfig
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Start:
     """timm's name."""
     model_args: dict[str, Any]
     """What timm makes it with, without the classifier."""
-    img_size: tuple[int, int]
+    img_size: Size
     """Input height and width in pixels."""
     mean: Statistics
     """Channel means of its pixels in [0, 1]."""
@@ -126,7 +127,7 @@ def _from_scratch(config: StartConfig) -> Start:
     )
 
 
-def default_img_size(name: str) -> tuple[int, int]:
+def default_img_size(name: str) -> Size:
     """Return the input height and width that timm's architecture ``name`` is made for."""
     config = get_pretrained_cfg(name)
     height, width = (224, 224) if config is None else config.input_size[-2:]

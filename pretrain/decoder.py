@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbones.ops.positions import sine_cosine_position
 from backbones.recompute.blocks import run_block
+from engine.terms import Size
 
 LAYER_NORM_EPS = 1e-6
 
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         *,
-        grid: tuple[int, int],
+        grid: Size,
         in_dim: int,
         out_dim: int,
         dim: int,

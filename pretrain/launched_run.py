@@ -22,6 +22,7 @@ from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import open_checkpoint
 from engine.errors import UserError
 from engine.run.sample_log import read_sample_logs
+from engine.terms import MicroBatchKey
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "pretrain" / "main.py"
@@ -243,7 +244,7 @@ def final_tensors(run_folder: Path, *, step: int) -> dict[tuple[Kind, str], Tens
     return {(kind, name): checkpoint.read_full(kind, name) for kind in TENSORS for name in checkpoint.names(kind)}
 
 
-def noted_micro_batches(run_folder: Path) -> dict[tuple[int, int], str]:
+def noted_micro_batches(run_folder: Path) -> dict[MicroBatchKey, str]:
     """Return what each (step, micro_batch) was made of.
 
     Raises:

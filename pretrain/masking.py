@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from engine.randomness import stream
+from engine.terms import Size
 from pretrain.config import num_visible
 
 
@@ -31,7 +32,7 @@ class UnitMask:
         return masked if len(masked) else np.arange(self.visible.size)
 
 
-def unit_mask(grid: tuple[int, int], *, mask_ratio: float, seed: int, step: int, micro_batch: int) -> UnitMask:
+def unit_mask(grid: Size, *, mask_ratio: float, seed: int, step: int, micro_batch: int) -> UnitMask:
     """Return the mask that belongs to ``(seed, step, micro_batch)`` on a grid of ``(rows, cols)`` units."""
     num_units = grid[0] * grid[1]
     order = stream(seed, "mask", step, micro_batch).permutation(num_units)

@@ -7,17 +7,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from engine.terms import Size
+
 EPS = 1e-6
 
 
-def unit_pixels(images: Float[Tensor, "*s b 3 h w"], unit: tuple[int, int]) -> Float[Tensor, "*s b l d"]:
+def unit_pixels(images: Float[Tensor, "*s b 3 h w"], unit: Size) -> Float[Tensor, "*s b l d"]:
     """Cut images into units in raster order, each flattened as (row, column, channel)."""
     return rearrange(images, "... c (r p) (s q) -> ... (r s) (p q c)", p=unit[0], q=unit[1])
 
 
-def pixels_to_images(
-    units: Float[Tensor, "b l d"], unit: tuple[int, int], grid: tuple[int, int]
-) -> Float[Tensor, "b 3 h w"]:
+def pixels_to_images(units: Float[Tensor, "b l d"], unit: Size, grid: Size) -> Float[Tensor, "b 3 h w"]:
     """Put units back together: the inverse of :func:`unit_pixels`."""
     return rearrange(units, "b (r s) (p q c) -> b c (r p) (s q)", p=unit[0], q=unit[1], r=grid[0], s=grid[1], c=3)
 

@@ -16,6 +16,7 @@ from engine.distributed.engine import Engine
 from engine.loop.training import Training
 from engine.run.folder import RunFolder
 from engine.run.sample_log import SampleLog
+from engine.terms import MicroBatchKey
 
 KINDS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 MICRO_BATCHES, MICRO_BATCH_SIZE, WIDTH, STEPS = 4, 3, 5, 8
@@ -53,7 +54,7 @@ class TinyNet(nn.Module):
         return torch.stack([self.head(self.body(x)).square().mean() for x in micro_batches])
 
 
-def numbers(key: tuple[int, int]) -> Tensor:
+def numbers(key: MicroBatchKey) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * key[0] + key[1])
     return torch.randn(MICRO_BATCH_SIZE, WIDTH, generator=generator)
 
@@ -61,7 +62,7 @@ def numbers(key: tuple[int, int]) -> Tensor:
 class TinyBatches:
     """Micro-batches that can begin again; those in ``poisoned`` hold numbers that no network stands."""
 
-    def __init__(self, training: Training, *, poisoned: frozenset[tuple[int, int]] = frozenset()) -> None:
+    def __init__(self, training: Training, *, poisoned: frozenset[MicroBatchKey] = frozenset()) -> None:
         self._training, self._poisoned = training, poisoned
         self.restart(first_step=training.step, skip=())
 

@@ -19,6 +19,8 @@ from timm.models import swin_transformer, swin_transformer_v2, twins
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
+from engine.terms import Size
+
 
 class ExactSwinBlock(swin_transformer.SwinTransformerBlock):
     """timm's Swin block with exact windows."""
@@ -41,7 +43,7 @@ class ExactSwinV2Block(swin_transformer_v2.SwinTransformerV2Block):
 class ExactLocallyGroupedAttn(twins.LocallyGroupedAttn):
     """timm's attention inside the windows of Twins, with exact windows."""
 
-    def forward(self, x: Float[Tensor, "b n c"], size: tuple[int, int]) -> Float[Tensor, "b n c"]:
+    def forward(self, x: Float[Tensor, "b n c"], size: Size) -> Float[Tensor, "b n c"]:
         """Return what the tokens of a grid of ``size`` gather."""
         attn: Any = self
         grid, window = x.unflatten(1, size), (attn.ws, attn.ws)
@@ -71,12 +73,12 @@ def use_exact_windows(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fits(x: Tensor, window: tuple[int, int]) -> bool:
+def _fits(x: Tensor, window: Size) -> bool:
     return x.shape[1] % window[0] == 0 and x.shape[2] % window[1] == 0
 
 
 def _exact_attention(
-    attention: Callable[..., Tensor], x: Float[Tensor, "b h w c"], *, window: tuple[int, int], shift: tuple[int, int]
+    attention: Callable[..., Tensor], x: Float[Tensor, "b h w c"], *, window: Size, shift: tuple[int, int]
 ) -> Float[Tensor, "b h w c"]:
     height, width = x.shape[1:3]
     bottom, right = -height % window[0], -width % window[1]
@@ -89,9 +91,7 @@ def _exact_attention(
     return rolled.roll(shift, dims=(1, 2))[:, :height, :width]
 
 
-def _mask(
-    size: tuple[int, int], *, window: tuple[int, int], shift: tuple[int, int], like: Tensor
-) -> Float[Tensor, "w t t"]:
+def _mask(size: Size, *, window: Size, shift: tuple[int, int], like: Tensor) -> Float[Tensor, "w t t"]:
     """Return 0 where a token (of the padded, rolled grid) sees another and minus infinity elsewhere."""
     row_region, row_real = _axis(size[0], window=window[0], shift=shift[0], device=like.device)
     col_region, col_real = _axis(size[1], window=window[1], shift=shift[1], device=like.device)
@@ -110,11 +110,11 @@ def _axis(size: int, *, window: int, shift: int, device: torch.device) -> tuple[
     return (rolled >= total - shift).long(), original < size
 
 
-def _windows_of(grid: Tensor, window: tuple[int, int]) -> Tensor:
+def _windows_of(grid: Tensor, window: Size) -> Tensor:
     return window_partition(grid[None, :, :, None], window).flatten(1)
 
 
-def _reverse(windows: Float[Tensor, "bw t c"], window: tuple[int, int], *, like: Tensor) -> Float[Tensor, "b h w c"]:
+def _reverse(windows: Float[Tensor, "bw t c"], window: Size, *, like: Tensor) -> Float[Tensor, "b h w c"]:
     batch, height, width, channels = like.shape
     rows, cols = height // window[0], width // window[1]
     x = windows.view(batch, rows, cols, *window, channels)  # b (rows cols) (wh ww) c -> b (rows wh) (cols ww) c

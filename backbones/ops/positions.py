@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from engine.terms import Size
 
-def sine_cosine_position(grid: tuple[int, int], dim: int) -> Float[Tensor, "1 l c"]:
+
+def sine_cosine_position(grid: Size, dim: int) -> Float[Tensor, "1 l c"]:
     """Return the fixed 2-D embedding: the first half of the channels codes the column, the second the row."""
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     rows, cols = torch.meshgrid(

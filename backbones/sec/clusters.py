@@ -20,6 +20,7 @@ from backbones.sec.network import SecNetwork
 from backbones.visible.token_grid import TokenGrid
 from backbones.weights.handoff import CONFIG, load_backbone, skeleton
 from engine.errors import UserError
+from engine.terms import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Clusters:
     """How many there are."""
 
 
-def load_network(backbone: str, *, img_size: tuple[int, int], seed: int) -> nn.Module:
+def load_network(backbone: str, *, img_size: Size, seed: int) -> nn.Module:
     """Return the network of a backbone folder, or one by timm's name with random weights.
 
     Raises:

@@ -16,10 +16,11 @@ from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation
 from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
-from backbones.visible.layout import LayoutSpec, Pair, VisibleLayout
+from backbones.visible.layout import LayoutSpec, VisibleLayout
 from backbones.visible.token_grid import GridSpec, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
 from engine.errors import UserError
+from engine.terms import Size
 
 
 def forward_visible_convnext(
@@ -76,7 +77,7 @@ def _spec(model: Any) -> LayoutSpec:
     patch, strides = _patch(model), [info["reduction"] for info in model.feature_info]
     if any(stride != patch[0] * 2**i for i, stride in enumerate(strides)):
         raise UserError(f"{type(model).__name__}: expected strides that double from stage to stage, got {strides}")
-    img_size: Pair = tuple(getattr(model, "img_size", model.pretrained_cfg["input_size"][1:]))
+    img_size: Size = tuple(getattr(model, "img_size", model.pretrained_cfg["input_size"][1:]))
     return LayoutSpec(
         img_size=img_size,
         patch=patch,
@@ -93,7 +94,7 @@ def _spec(model: Any) -> LayoutSpec:
     )
 
 
-def _patch(model: Any) -> Pair:
+def _patch(model: Any) -> Size:
     stem = model.stem[0]
     if stem.kernel_size != stem.stride:
         raise UserError(

@@ -25,20 +25,21 @@ from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation, window_attention
 from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
-from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, VisibleLayout
+from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout
 from backbones.visible.token_grid import TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
 from backbones.visible.window_layout import GroupPlan, group_plan
 from engine.errors import UserError
+from engine.terms import Size
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwinsSpec:
     """What a layout needs to know about one stage."""
 
-    grid: Pair
+    grid: Size
     """Rows and columns of tokens."""
-    window: Pair | None
+    window: Size | None
     """Rows and columns of an attention window; None without windows (PCPVT)."""
     channels: int
     """Width."""
@@ -139,9 +140,9 @@ def _forward_masked(
 
 
 def _spec(model: Any) -> LayoutSpec:
-    patch: Pair = tuple(model.patch_embeds[0].patch_size)
+    patch: Size = tuple(model.patch_embeds[0].patch_size)
     stride = 2 ** (len(model.blocks) - 1)
-    img_size: Pair = tuple(model.patch_embeds[0].img_size)
+    img_size: Size = tuple(model.patch_embeds[0].img_size)
     return LayoutSpec(
         img_size=img_size,
         patch=patch,
@@ -151,7 +152,7 @@ def _spec(model: Any) -> LayoutSpec:
     )
 
 
-def _stage_spec(model: Any, stage: int, img_size: Pair, *, tile: int) -> TwinsSpec:
+def _stage_spec(model: Any, stage: int, img_size: Size, *, tile: int) -> TwinsSpec:
     attentions = [block.attn for block in model.blocks[stage]]
     for ratio in {getattr(attn, "sr_ratio", 1) for attn in attentions}:
         if tile % ratio:

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from backbones.ops.window_attention import Implementation
 from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
-from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, VisibleLayout, compact
+from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout, compact
 from backbones.visible.tokens import embed_visible
 from engine.errors import UserError
+from engine.terms import Size
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitStage:
     """What a layout needs to know about a ViT."""
 
-    grid: Pair
+    grid: Size
     """Rows and columns of patches."""
     channels: int
     """Width."""
@@ -84,7 +85,7 @@ def _forward_masked(
 def _spec(model: Any) -> LayoutSpec:
     _check_plain(model)
     embed = model.patch_embed
-    patch: Pair = tuple(embed.patch_size)
+    patch: Size = tuple(embed.patch_size)
     stage = VitStage(grid=tuple(embed.grid_size), channels=model.embed_dim)
     return LayoutSpec(img_size=tuple(embed.img_size), patch=patch, unit=patch, stages=(stage,), build=_stages)
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.terms import Size
 
-Pair = tuple[int, int]
 Rule = Literal["optimal", "greedy", "largest_window", "tiles"]
 Indices = Any
 """Integer indices: numpy arrays as built, tensors once moved; int16 where they fit on the way from worker to device, int64 (as torch wants them) there."""
@@ -34,11 +34,11 @@ StageBuilder = Callable[..., tuple[Any, ...]]
 class LayoutSpec:
     """The sizes of a backbone that its layouts follow from: plain numbers, so loader workers can have it."""
 
-    img_size: Pair
+    img_size: Size
     """Height and width in pixels."""
-    patch: Pair
+    patch: Size
     """Height and width of a first-stage token in pixels."""
-    unit: Pair
+    unit: Size
     """Height and width of a mask unit in pixels: the stride of the last stage."""
     stages: tuple[Any, ...]
     """What `build` needs to know about each stage, with the stage's `grid` (rows and columns of tokens) and `channels`."""
@@ -46,7 +46,7 @@ class LayoutSpec:
     """Makes the stages of a layout."""
 
     @property
-    def units(self) -> Pair:
+    def units(self) -> Size:
         """Rows and columns of mask units."""
         return self.img_size[0] // self.unit[0], self.img_size[1] // self.unit[1]
 

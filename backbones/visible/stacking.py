@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from backbones.visible.layout import LayoutSpec, Pair, VisibleLayout, joined
+from backbones.visible.layout import LayoutSpec, VisibleLayout, joined
 from backbones.visible.window_layout import GroupPlan
 from engine.errors import UserError
 
@@ -60,7 +60,7 @@ class StageStack:
     joint: Any | None
     """The stage with a first axis of s in all of its arrays, where these have the same shapes."""
 
-    def plan(self, shift: Pair) -> "PlanStack":
+    def plan(self, shift: tuple[int, int]) -> "PlanStack":
         """Return the layouts' plans for blocks whose windows are shifted by ``shift``."""
         joint = None if self.joint is None else self.joint.plan(shift)
         return PlanStack(parts=tuple(part.plan(shift) for part in self.parts), joint=joint)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, compact
+from backbones.visible.layout import Indices, LayoutSpec, Rule, compact
+from engine.terms import Size
 
 UNIT = 32
 """Side of a mask unit in pixels, for networks that end at stride 32."""
@@ -27,7 +28,7 @@ UNIT = 32
 class GridSpec:
     """What a layout needs to know about one level of resolution."""
 
-    grid: Pair
+    grid: Size
     """Rows and columns of tokens."""
     channels: int
     """Width."""
@@ -39,7 +40,7 @@ class GridSpec:
 class TokenGrid:
     """The tokens of one level: numpy arrays from the loader's workers, tensors in the forward pass."""
 
-    tile: Pair
+    tile: Size
     """Rows and columns of a tile."""
     coords: Indices
     """[n, 2] row and column of each token in the whole grid."""
@@ -92,5 +93,5 @@ def _tiles(spec: LayoutSpec, level: Any, units: Int[np.ndarray, "k 2"]) -> Token
     return TokenGrid(tile=tile, coords=compact(coords), windows=compact(windows), num_units=len(units))
 
 
-def _offsets(sides: Pair) -> Int[np.ndarray, "hw 2"]:
+def _offsets(sides: Size) -> Int[np.ndarray, "hw 2"]:
     return np.argwhere(np.ones(sides, dtype=bool))

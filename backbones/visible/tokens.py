@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backbones.visible.layout import LayoutSpec, VisibleLayout
 from backbones.visible.stacking import Layout, VisibleStack
+from engine.terms import Size
 
 
 def embed_visible(embed: PatchEmbed, images: Float[Tensor, "*s b 3 h w"], layout: Layout) -> Float[Tensor, "sb n c"]:
@@ -50,7 +51,7 @@ def unit_maps(images: Float[Tensor, "b c h w"], layout: VisibleLayout) -> Float[
     return maps.transpose(0, 1).flatten(0, 1)
 
 
-def token_map(visible: Bool[Tensor, "rows cols"], grid: tuple[int, int]) -> Bool[Tensor, "height width"]:
+def token_map(visible: Bool[Tensor, "rows cols"], grid: Size) -> Bool[Tensor, "height width"]:
     """Return, for every token of a grid, whether its unit is visible."""
     rows, cols = visible.shape
     return visible.repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)

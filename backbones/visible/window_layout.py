@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Int
 
 from backbones.visible.grouping import Grouping, group_windows
-from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, compact
+from backbones.visible.layout import Indices, LayoutSpec, Rule, compact
 from backbones.visible.window_slots import slots_in_groups, slots_in_tiles
+from engine.terms import Size
 
 CHILDREN = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Row and column of the children of a 2x2 cell, in the order in which timm's PatchMerging concatenates them."""
@@ -26,11 +27,11 @@ CHILDREN = ((0, 0), (1, 0), (0, 1), (1, 1))
 class StageSpec:
     """What a layout needs to know about one stage of a backbone."""
 
-    grid: Pair
+    grid: Size
     """Rows and columns of tokens."""
-    window: Pair
+    window: Size
     """Rows and columns of an attention window."""
-    shifts: tuple[Pair, ...]
+    shifts: tuple[tuple[int, int], ...]
     """The different window shifts of the stage's blocks."""
     channels: int
     """Width."""
@@ -43,7 +44,7 @@ class GroupPlan:
     A padding slot holds a copy of token 0, attends to itself only and is seen by no other slot.
     """
 
-    shift: Pair
+    shift: tuple[int, int]
     num_groups: int
     group_size: int
     token: Indices
@@ -66,7 +67,7 @@ class GroupPlan:
     """[T, 4] first slot and end of each tile, and of the keys that it meets: none where no token is in it."""
     first_key: Indices
     """[G*g] the first of the keys that each slot's tile meets."""
-    window_size: Pair
+    window_size: Size
     """Rows and columns of a window."""
     bias_index: Indices
     """[G, g, g] row of the relative position bias table per pair of slots; `masked` where there is no attention. Empty by
@@ -88,7 +89,7 @@ class StageLayout:
     plans: tuple[GroupPlan, ...]
     """One plan per shift."""
 
-    def plan(self, shift: Pair) -> GroupPlan:
+    def plan(self, shift: tuple[int, int]) -> GroupPlan:
         """Return the plan for blocks whose windows are shifted by ``shift``."""
         return next(plan for plan in self.plans if plan.shift == tuple(shift))
 
@@ -106,7 +107,7 @@ def nested_offsets(side: int) -> Int[np.ndarray, "_ 2"]:
     return (np.array(CHILDREN)[:, None] * (side // 2) + inner).reshape(-1, 2)
 
 
-def window_ids(coords: Int[np.ndarray, "n 2"], *, window: Pair, shift: Pair) -> Int[np.ndarray, "n 2"]:
+def window_ids(coords: Int[np.ndarray, "n 2"], *, window: Size, shift: tuple[int, int]) -> Int[np.ndarray, "n 2"]:
     """Return the row and column of the window of each token; with a shift the first windows are cut short."""
     before = (np.array(window) - np.array(shift)) % np.array(window)
     return (coords + before) // np.array(window)
@@ -120,7 +121,9 @@ def _stage_layout(spec: LayoutSpec, stage: StageSpec, units: Int[np.ndarray, "k 
     return StageLayout(coords=compact(coords), plans=tuple(plans))
 
 
-def group_plan(coords: Int[np.ndarray, "n 2"], *, grid: Pair, window: Pair, shift: Pair, rule: Rule) -> GroupPlan:
+def group_plan(
+    coords: Int[np.ndarray, "n 2"], *, grid: Size, window: Size, shift: tuple[int, int], rule: Rule
+) -> GroupPlan:
     """Return the plan for tokens with these rows and columns in a grid, in any order."""
     ids = window_ids(coords, window=window, shift=shift) @ (1 << 20, 1)
     _, window_of_token, counts = np.unique(ids, return_inverse=True, return_counts=True)

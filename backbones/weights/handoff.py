@@ -29,6 +29,7 @@ from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.resizing import fit_state
 from engine.errors import UserError
 from engine.run.durable import fsync_folder
+from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class BackboneInfo:
     """Arguments with which timm makes it in this size."""
     num_classes: int
     """Classes of the head; 0 is none."""
-    img_size: tuple[int, int]
+    img_size: Size
     """Height and width in pixels of the images that the weights were made with."""
     mean: tuple[float, ...]
     """Channel means to normalise with, of pixels in [0, 1]."""
@@ -69,7 +70,7 @@ def write_backbone(
     provenance: Mapping[str, Any],
     interpolation: str = "bicubic",
     num_classes: int = 0,
-    img_size: tuple[int, int] | None = None,
+    img_size: Size | None = None,
 ) -> None:
     """Write a backbone folder beside ``folder`` and rename it there, in the place of an older one.
 
@@ -233,7 +234,7 @@ def _config(
     model: nn.Module,
     *,
     model_args: Mapping[str, Any],
-    img_size: tuple[int, int],
+    img_size: Size,
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
@@ -259,7 +260,7 @@ def _config(
     }
 
 
-def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> tuple[int, int]:
+def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> Size:
     known: Any = model.pretrained_cfg
     size: Any = model_args.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = size or known["input_size"][1:]

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.weights.handoff import skeleton
 from engine.errors import UserError
+from engine.terms import Size
 
 _ATTENTION = ("bmm", "baddbmm", "attention")
 """Words in the names of operators that multiply activations with each other."""
@@ -22,7 +23,7 @@ _ATTENTION = ("bmm", "baddbmm", "attention")
 class ModelSize:
     """What was counted of one forward of one image."""
 
-    img_size: tuple[int, int]
+    img_size: Size
     """Height and width in pixels."""
     parameters: int
     """Trained numbers, with the classifier if there is one."""
@@ -36,7 +37,7 @@ class ModelSize:
     """Pixels per place of the maps, finest first."""
 
 
-def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **model_args: Any) -> ModelSize:
+def measure(architecture: str, *, img_size: Size | None = None, **model_args: Any) -> ModelSize:
     """Return the size of timm's ``architecture``, made with ``model_args``, for an image of ``img_size`` or its own size.
 
     Raises:
@@ -62,7 +63,7 @@ def measure(architecture: str, *, img_size: tuple[int, int] | None = None, **mod
     )
 
 
-def made_for(architecture: str, img_size: tuple[int, int] | None, model_args: dict[str, Any]) -> nn.Module:
+def made_for(architecture: str, img_size: Size | None, model_args: dict[str, Any]) -> nn.Module:
     """Return the model without memory for its weights, made for ``img_size``.
 
     Raises:

@@ -17,8 +17,8 @@ from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateI
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.terms import Size
 
-Pair = tuple[int, int]
 TABLE = "relative_position_bias_table"
 POSITIONS = "pos_embed"
 
@@ -28,8 +28,8 @@ class Resized:
     """A tensor that was resized: window sides of a bias table, grid sides of a position embedding."""
 
     name: str
-    before: Pair
-    after: Pair
+    before: Size
+    after: Size
 
     def __str__(self) -> str:
         return f"{self.name} {self.before[0]}x{self.before[1]} -> {self.after[0]}x{self.after[1]}"
@@ -64,7 +64,7 @@ def fit_state(
 
 
 def resize_bias_table(
-    table: Float[Tensor, "rows heads"], *, before: Pair, after: Pair
+    table: Float[Tensor, "rows heads"], *, before: Size, after: Size
 ) -> Float[Tensor, "new_rows heads"]:
     """Return a bias table of a window of ``before`` tokens for one of ``after`` tokens."""
     old, new = ((2 * h - 1, 2 * w - 1) for h, w in (before, after))
@@ -74,9 +74,9 @@ def resize_bias_table(
 
 
 def _fit_table(name: str, table: Tensor, module: Any, source: Any | None) -> tuple[Tensor, Resized | None]:
-    after: Pair = tuple(module.window_size)
+    after: Size = tuple(module.window_size)
     wanted: Tensor = module.relative_position_bias_table
-    before: Pair = tuple(source.window_size) if source is not None else _square_window(name, table, after)
+    before: Size = tuple(source.window_size) if source is not None else _square_window(name, table, after)
     if before == after:
         return table, None
     if table.shape[-1] != wanted.shape[-1]:
@@ -84,7 +84,7 @@ def _fit_table(name: str, table: Tensor, module: Any, source: Any | None) -> tup
     return resize_bias_table(table, before=before, after=after), Resized(name=name, before=before, after=after)
 
 
-def _square_window(name: str, table: Tensor, after: Pair) -> Pair:
+def _square_window(name: str, table: Tensor, after: Size) -> Size:
     rows = len(table)
     if rows == (2 * after[0] - 1) * (2 * after[1] - 1):
         return after
@@ -96,9 +96,9 @@ def _square_window(name: str, table: Tensor, after: Pair) -> Pair:
 
 def _fit_positions(positions: Tensor, model: Any, source: Any | None) -> tuple[Tensor, Resized | None]:
     prefix: int = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
-    after: Pair = tuple(model.patch_embed.grid_size)
+    after: Size = tuple(model.patch_embed.grid_size)
     side = round((positions.shape[1] - prefix) ** 0.5)
-    before: Pair = tuple(source.patch_embed.grid_size) if source is not None else (side, side)
+    before: Size = tuple(source.patch_embed.grid_size) if source is not None else (side, side)
     if positions.shape[1] - prefix == after[0] * after[1] and (source is None or before == after):
         return positions, None
     if before[0] * before[1] != positions.shape[1] - prefix:

@@ -20,10 +20,11 @@ from torch import Tensor
 from backbones.ops.submanifold import check_places, convolution
 from backbones.ops.window_attention import Implementation
 from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.visible.layout import Indices, LayoutSpec, Pair, Rule, VisibleLayout, compact
+from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout, compact
 from backbones.visible.token_grid import UNIT, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
 from backbones.xformer.xformer import PATCH, XFormer, XfUnit
+from engine.terms import Size
 
 Tokens = Float[Tensor, "b n c"]
 NextTokens = Float[Tensor, "b o d"]
@@ -33,7 +34,7 @@ NextTokens = Float[Tensor, "b o d"]
 class LevelSpec:
     """What a layout needs to know about one level of resolution."""
 
-    grid: Pair
+    grid: Size
     """Rows and columns of tokens."""
     channels: int
     """Width."""

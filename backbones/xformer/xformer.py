@@ -33,6 +33,7 @@ from backbones.recompute.blocks import run_block
 from backbones.sec.network import check_choice
 from backbones.xformer.xfa import FORMULAS, Formula
 from engine.errors import UserError
+from engine.terms import Size
 
 WIDTHS = (32, 64, 96, 128, 160)
 EMBED_DIMS = (144, 192, 240)
@@ -296,7 +297,7 @@ def unfold(x: Map) -> tuple[Float[Tensor, "s n c"], Bool[Tensor, "#s n"] | None]
     return tokens, _sequences(real).squeeze(-1).bool().repeat(len(x), 1)
 
 
-def fold(tokens: Float[Tensor, "s n c"], size: tuple[int, int]) -> Map:
+def fold(tokens: Float[Tensor, "s n c"], size: Size) -> Map:
     """Return the map of ``size`` that ``unfold`` made these sequences of."""
     rows, cols = -(-size[0] // PATCH), -(-size[1] // PATCH)
     x = tokens.unflatten(1, (rows, cols)).unflatten(0, (-1, PATCH, PATCH))  # b ph pw rows cols c

@@ -38,6 +38,7 @@ from data.loading.order import TrainingOrder
 from data.shards.shard_set import open_shards
 from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
+from engine.terms import MicroBatchKey
 from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
 from pretrain.config import MimConfig, PretrainConfig
 
@@ -184,20 +185,20 @@ class Notes:
     """What the processes of a run noted of its micro-batches, over all starts."""
 
     def __init__(self, folder: Path) -> None:
-        self.visits: dict[tuple[int, int], list[int]] = {}
+        self.visits: dict[MicroBatchKey, list[int]] = {}
         """Samples whose turn it was, broken ones included, by (step, micro_batch)."""
-        self.bad: dict[tuple[int, int], list[int]] = {}
+        self.bad: dict[MicroBatchKey, list[int]] = {}
         """Those of them that were replaced."""
         self.unnoticed = 0
         """Places of which the notes do not say whose turn it was."""
         self.done_again = 0
-        lines: dict[tuple[int, int], str] = {}
+        lines: dict[MicroBatchKey, str] = {}
         for path in sorted(folder.glob("samples-*.jsonl")):
             for text in path.read_text().splitlines():
                 if text.endswith("}"):  # else cut off by a kill
                     self._read(text, lines)
 
-    def _read(self, text: str, lines: dict[tuple[int, int], str]) -> None:
+    def _read(self, text: str, lines: dict[MicroBatchKey, str]) -> None:
         line = json.loads(text)
         key = (line["step"], line["micro_batch"])
         if key in lines:
@@ -211,7 +212,7 @@ class Notes:
         self.visits[key] = [number if repeat >= 0 else next(replaced) for number, repeat in places]
 
 
-def count_epochs(run: Audited, notes: Notes, keys: Sequence[tuple[int, int]]) -> dict[str, int]:
+def count_epochs(run: Audited, notes: Notes, keys: Sequence[MicroBatchKey]) -> dict[str, int]:
     """Count each epoch's visits to each sample against what one data set's epochs promise."""
     sizes = open_shards(*run.folders).sizes
     per_epoch = len(keys) // EPOCHS
@@ -230,7 +231,7 @@ def count_epochs(run: Audited, notes: Notes, keys: Sequence[tuple[int, int]]) ->
     return {**found, "miscounted": miscounted}
 
 
-def count_sources(run: Audited, notes: Notes, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def count_sources(run: Audited, notes: Notes, keys: Sequence[MicroBatchKey]) -> dict[str, Any]:
     """Count each source's visits against its share and its passes, over the whole run.
 
     Where two passes meet, a micro-batch holds samples of both, so what exactly a pass left out cannot be counted.

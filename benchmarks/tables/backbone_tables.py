@@ -15,6 +15,7 @@ from rich.table import Table
 
 from backbones.weights.model_size import ModelSize, measure
 from benchmarks.goals import Goal, finish
+from engine.terms import Size
 
 ENCODER = {"num_classes": 0}
 PATCHES_ONLY = {"num_classes": 0, "class_token": False, "global_pool": "avg"}
@@ -28,7 +29,7 @@ class Row:
     """timm's name."""
     args: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of the architecture."""
-    img_size: tuple[int, int] | None = None
+    img_size: Size | None = None
     """Height and width in pixels; None is the architecture's own."""
     parameters: str | None = None
     """Parameters, in full or in millions with as many digits as are known."""

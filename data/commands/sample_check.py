@@ -7,6 +7,7 @@ from data.images.decode import BadImage, decode_rgb, read_header
 from data.images.preparation import MAX_FILE_BYTES, Preparation
 from data.shards.shard_set import ShardSet
 from data.sources.label_maps import check_label_map
+from engine.terms import Size
 
 SAMPLES_PER_TASK = 32
 JSON_EXTENSIONS = ("json", "boxes.json")
@@ -43,7 +44,7 @@ def _problem(check: SampleCheck, *, shard: int, position: int) -> str | None:
     return None
 
 
-def _check_member(check: SampleCheck, *, shard: int, position: int, extension: str, size: tuple[int, int]) -> None:
+def _check_member(check: SampleCheck, *, shard: int, position: int, extension: str, size: Size) -> None:
     if extension not in ("seg.png", *JSON_EXTENSIONS):
         return
     content = check.shards.read_member(shard, position, extension=extension) or b""

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 
 from data.images.decode import BadImage
 from engine.errors import UserError
+from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Objects:
     """[n, h, w]; None where an object has none, or none are asked for."""
 
 
-def read_objects(content: bytes, *, size: tuple[int, int], masks: bool = True) -> Objects:
+def read_objects(content: bytes, *, size: Size, masks: bool = True) -> Objects:
     """Read a sample's `.json`; an object that :func:`fault_of_object` finds fault with is left out.
 
     Raises:
@@ -77,7 +78,7 @@ def read_objects(content: bytes, *, size: tuple[int, int], masks: bool = True) -
         raise BadImage(f"its annotations are not as expected: {type(error).__name__}: {error}") from error
 
 
-def read_label_map(content: bytes, *, size: tuple[int, int]) -> npt.NDArray[np.integer[Any]]:
+def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]]:
     """Return a sample's `.seg.png` as [h, w], uint8 or (of 16 bits) int32.
 
     Raises:
@@ -95,7 +96,7 @@ def read_label_map(content: bytes, *, size: tuple[int, int]) -> npt.NDArray[np.i
     return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
 
 
-def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
+def mask_of(segmentation: Any, *, size: Size) -> Mask:
     """Return polygons or an RLE as [h, w].
 
     Raises:
@@ -113,7 +114,7 @@ def mask_of(segmentation: Any, *, size: tuple[int, int]) -> Mask:
     return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
 
 
-def fault_of_object(item: Any, *, size: tuple[int, int]) -> str:
+def fault_of_object(item: Any, *, size: Size) -> str:
     """Return why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
     try:
         int(item["category"])
@@ -126,13 +127,13 @@ def fault_of_object(item: Any, *, size: tuple[int, int]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _is_usable(item: Any, *, size: tuple[int, int]) -> bool:
+def _is_usable(item: Any, *, size: Size) -> bool:
     if reason := fault_of_object(item, size=size):
         logger.warning("an object is left out: %s", reason)
     return not reason
 
 
-def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
+def _fault_of_box(box: list[float], *, size: Size) -> str:
     left, top, width, height = box
     if not all(map(math.isfinite, box)):
         return f"its box {box} is not finite"
@@ -143,7 +144,7 @@ def _fault_of_box(box: list[float], *, size: tuple[int, int]) -> str:
     return ""
 
 
-def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
+def _fault_of_mask(segmentation: Any, *, size: Size) -> str:
     if not segmentation:
         return ""
     if isinstance(segmentation, dict):  # the runs tell without being filled
@@ -153,7 +154,7 @@ def _fault_of_mask(segmentation: Any, *, size: tuple[int, int]) -> str:
     return "" if found else "its mask is empty"
 
 
-def _has_corner_inside(polygons: list[list[float]], *, size: tuple[int, int]) -> bool:
+def _has_corner_inside(polygons: list[list[float]], *, size: Size) -> bool:
     """Return whether the corners alone tell that there is a pixel, which is many times faster than to fill the polygons."""
     shapes = [_corners(polygon) for polygon in polygons]
     last = size[1] - 1, size[0] - 1
@@ -168,7 +169,7 @@ def _corners(polygon: list[float]) -> npt.NDArray[np.float64]:
     return corners
 
 
-def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None:
+def _masks(items: list[dict[str, Any]], *, size: Size) -> Mask | None:
     if not all(item.get("segmentation") for item in items):
         return None
     if len(items) * size[0] * size[1] > MAX_MASK_PIXELS:
@@ -179,7 +180,7 @@ def _masks(items: list[dict[str, Any]], *, size: tuple[int, int]) -> Mask | None
     return masks
 
 
-def _runs(rle: dict[str, Any], *, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+def _runs(rle: dict[str, Any], *, size: Size) -> npt.NDArray[np.int64]:
     """Return the lengths of the false, true, false, ... runs of an RLE, column by column."""
     if tuple(rle["size"]) != size:
         raise UserError(f"a mask of {rle['size']} in an image of {list(size)}")

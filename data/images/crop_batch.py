@@ -12,6 +12,7 @@ from data.config import DecodeMode
 from data.images.decode import MAX_PIXELS, BadImage, Header, Pixels, decode_part, read_header
 from data.images.transforms import Crop, Interpolation, cut, resize, shrink_of
 from data.shards.shard_set import Sample
+from engine.terms import Size
 
 GROUP_PIXELS = 2**24
 """Most pixels that wait decoded: 50 MB."""
@@ -40,7 +41,7 @@ def crop_batch(
     samples: Sequence[Sample],
     draw: Draw,
     *,
-    size: tuple[int, int],
+    size: Size,
     interpolation: Interpolation = "bicubic",
     decode: DecodeMode = "exact",
     max_pixels: int = MAX_PIXELS,
@@ -77,9 +78,7 @@ def groups(plans: Sequence[PlannedCrop | BadImage]) -> Iterator[list[PlannedCrop
         yield group
 
 
-def decode_parts(
-    plans: Sequence[PlannedCrop | BadImage], *, size: tuple[int, int], decode: DecodeMode
-) -> list[Part | BadImage]:
+def decode_parts(plans: Sequence[PlannedCrop | BadImage], *, size: Size, decode: DecodeMode) -> list[Part | BadImage]:
     """Decode what each crop needs."""
 
     def part(plan: PlannedCrop) -> Part:
@@ -92,7 +91,7 @@ def decode_parts(
 
 
 def resize_parts(
-    parts: Sequence[Part | BadImage], *, size: tuple[int, int], interpolation: Interpolation = "bicubic"
+    parts: Sequence[Part | BadImage], *, size: Size, interpolation: Interpolation = "bicubic"
 ) -> list[tuple[Pixels, Crop] | BadImage]:
     """Resize and flip the crops."""
 

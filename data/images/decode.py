@@ -20,6 +20,7 @@ from PIL import Image
 from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards.shard_set import Sample
 from engine.errors import UserError
+from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def decode_rgb(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: tuple[int, int] = (0, 0), header: Header | None = None
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: Size = (0, 0), header: Header | None = None
 ) -> Pixels:
     """Return the upright image as [height, width, 3].
 
@@ -163,7 +164,7 @@ def _jpeg_header(data: bytes) -> Header:
     return Header(height=height, width=width, format="JPEG", orientation=orientation, frame=frame)
 
 
-def _decoders_size(data: bytes) -> tuple[int, int]:
+def _decoders_size(data: bytes) -> Size:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except KeyError as error:
@@ -218,7 +219,7 @@ def _as_rgb(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
-def _decode_jpeg(data: bytes, *, min_size: tuple[int, int], header: Header) -> Pixels:
+def _decode_jpeg(data: bytes, *, min_size: Size, header: Header) -> Pixels:
     height, width = min_size if header.orientation < 5 else min_size[::-1]
     try:
         scaled = height > 0 and width > 0

@@ -20,6 +20,7 @@ from data.images.decode import MAX_PIXELS, decode_rgb, decode_samples, read_head
 from data.shards.shard_set import Sample
 from engine.errors import UserError
 from engine.randomness import torch_seed
+from engine.terms import Size
 
 VOID = 255
 GREY = 127
@@ -31,7 +32,7 @@ Annotated = dict[str, Any]
 class JointAugmentation:
     """How annotated training images are changed."""
 
-    size: tuple[int, int]
+    size: Size
     """Height and width of the result in pixels."""
     scale: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest factor on the size at which the image just fits into the result; then it is cropped or padded."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from data.config import DecodeMode
 from data.images.decode import MAX_PIXELS, Header, Pixels, decode_part, read_header
+from engine.terms import Size
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -59,7 +60,7 @@ def crop_resize(
     data: bytes,
     crop: Crop,
     *,
-    size: tuple[int, int],
+    size: Size,
     interpolation: Interpolation = "bicubic",
     decode: DecodeMode = "exact",
     max_pixels: int = MAX_PIXELS,
@@ -74,7 +75,7 @@ def crops_resize(
     data: bytes,
     crops: Sequence[Crop],
     *,
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     header: Header,
     interpolation: Interpolation = "bicubic",
     decode: DecodeMode = "exact",
@@ -92,7 +93,7 @@ def crops_resize(
 def resize_center_crop(
     data: bytes,
     *,
-    size: tuple[int, int],
+    size: Size,
     crop_ratio: float = 0.875,
     interpolation: Interpolation = "bicubic",
     max_pixels: int = MAX_PIXELS,
@@ -108,9 +109,7 @@ def resize_center_crop(
     return crop_resize(data, crop, size=size, interpolation=interpolation, header=header)
 
 
-def resize(
-    pixels: Pixels, *, size: tuple[int, int], interpolation: Interpolation = "bicubic", flip: bool = False
-) -> Pixels:
+def resize(pixels: Pixels, *, size: Size, interpolation: Interpolation = "bicubic", flip: bool = False) -> Pixels:
     """Resize [h, w, 3] to ``size`` (height, width), antialiased, mirror it if asked to, and return [3, height, width]."""
     if not pixels.flags.writeable:  # torch warns of arrays that it could write to by mistake
         pixels = pixels.copy()
@@ -120,7 +119,7 @@ def resize(
     return (image.flip(-1) if flip else image).contiguous().numpy()
 
 
-def shrink_of(crop: Crop, size: tuple[int, int]) -> int:
+def shrink_of(crop: Crop, size: Size) -> int:
     """Return how many times smaller than stored an image may be decoded for this crop."""
     excess = min(crop.height / size[0], crop.width / size[1]) / SCALE_MARGIN
     return next((shrink for shrink in (8, 4, 2) if shrink <= excess), 1)

@@ -9,6 +9,7 @@ import torch
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
 from data.loading.loader import Sample
+from engine.terms import Size
 
 NO_LABEL = -1
 
@@ -20,7 +21,7 @@ class EvaluationBuilder:
     An image that cannot be decoded is grey, keeps its place and is listed in ``bad``: an evaluation leaves none out.
     """
 
-    size: tuple[int, int]
+    size: Size
     """Height and width of the result in pixels."""
     crop_ratio: float = 0.875
     """Side of the centre crop over the resized image's side."""

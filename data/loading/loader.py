@@ -24,6 +24,7 @@ from data.loading.prefetch import prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet, open_shards
 from engine.errors import UserError
+from engine.terms import MicroBatchKey
 
 __all__ = [
     "Builder",
@@ -39,8 +40,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PREFETCHED_PER_WORKER = 2
-
-Key = tuple[int, int]
 
 
 class Builder(Protocol):
@@ -63,14 +62,14 @@ class TrainingBatches(Iterator[dict[str, Any]]):
 
     def __init__(
         self,
-        begin: Callable[[int, frozenset[Key]], Iterator[dict[str, Any]]],
+        begin: Callable[[int, frozenset[MicroBatchKey]], Iterator[dict[str, Any]]],
         *,
         first_step: int,
-        skip: frozenset[Key],
+        skip: frozenset[MicroBatchKey],
     ) -> None:
         self._begin, self._iterator = begin, begin(first_step, skip)
 
-    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+    def restart(self, *, first_step: int, skip: Collection[MicroBatchKey]) -> None:
         """Go on with ``first_step``, leaving out the micro-batches (step, number) of ``skip``."""
         self.close()
         self._iterator = self._begin(first_step, frozenset(skip))
@@ -93,7 +92,7 @@ def training_batches(
     last_step: int,
     workers: int,
     pin: bool = False,
-    skip: Collection[Key] = (),
+    skip: Collection[MicroBatchKey] = (),
 ) -> TrainingBatches:
     """Yield ``micro_batches`` of each step from ``first_step`` up to, without, ``last_step``, but for those to skip.
 
@@ -106,7 +105,7 @@ def training_batches(
     dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
     ahead = shards.cache.config.prefetch_steps * len(micro_batches)
 
-    def begin(first_step: int, skip: frozenset[Key]) -> Iterator[dict[str, Any]]:
+    def begin(first_step: int, skip: frozenset[MicroBatchKey]) -> Iterator[dict[str, Any]]:
         keys = _Keys(first_step=first_step, last_step=last_step, micro_batches=micro_batches, skip=skip)
         return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=ahead)
 
@@ -158,13 +157,13 @@ class _EvaluationPicks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Keys(Sampler[Key]):
+class _Keys(Sampler[MicroBatchKey]):
     first_step: int
     last_step: int
     micro_batches: range
-    skip: frozenset[Key]
+    skip: frozenset[MicroBatchKey]
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[MicroBatchKey]:
         for step in range(self.first_step, self.last_step):
             for micro_batch in self.micro_batches:
                 if (step, micro_batch) not in self.skip:
@@ -205,7 +204,7 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
     picks: _Picks
     builder: Builder
 
-    def __getitem__(self, key: Key) -> _Batch | _Failure:
+    def __getitem__(self, key: MicroBatchKey) -> _Batch | _Failure:
         step, micro_batch = key
         try:
             before = self.shards.counters

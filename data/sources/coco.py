@@ -25,6 +25,7 @@ from data.images.preparation import Preparation, prepare_image, read_limited
 from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES
 from data.writing.new_sample import NewSample, Rejected
 from engine.errors import UserError
+from engine.terms import Size
 
 PREFIX = "instances_"
 
@@ -35,7 +36,7 @@ class AnnotatedImages:
 
     paths: tuple[str, ...]
     """The pictures."""
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[Size, ...]
     """Height and width that the annotations were made for."""
     annotations: tuple[bytes, ...]
     """The `.json` of each."""

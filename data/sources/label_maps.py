@@ -21,6 +21,7 @@ from data.images.preparation import Preparation, prepare_image, read_limited
 from data.sources.image_folder import images_of, split_folders
 from data.writing.new_sample import NewSample, Rejected
 from engine.errors import UserError
+from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class MappedImages:
         return (f"{path} {label_map}" for path, label_map in zip(self.paths, self.maps, strict=True))
 
 
-def check_label_map(content: bytes, *, size: tuple[int, int], preparation: Preparation) -> None:
+def check_label_map(content: bytes, *, size: Size, preparation: Preparation) -> None:
     """Refuse what is no PNG of one channel of the picture's (height, width), or does not decode.
 
     Raises:

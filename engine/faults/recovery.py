@@ -23,11 +23,11 @@ from engine.errors import UserError
 from engine.faults.non_finite import Finding, NonFiniteSearch
 from engine.faults.non_finite_record import FlightRecord, recent_metrics, record_folder
 from engine.run.folder import RunFolder
+from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[int, int]
-NO_SKIPS: frozenset[Key] = frozenset()
+NO_SKIPS: frozenset[MicroBatchKey] = frozenset()
 MOST_RECORDS = 2
 """Micro-batches of one step and process that are written down whole."""
 
@@ -36,7 +36,7 @@ MOST_RECORDS = 2
 class _Found:
     """A micro-batch of this process that was not finite."""
 
-    key: Key
+    key: MicroBatchKey
     finding: Finding
     batch: Mapping[str, Any]
 
@@ -57,7 +57,7 @@ class Recovery:
     """How often a run may go back."""
     precision: str
     """For the records."""
-    skipped: frozenset[Key] = NO_SKIPS
+    skipped: frozenset[MicroBatchKey] = NO_SKIPS
     """(step, micro-batch) that have weight zero."""
     rewinds: int = 0
     """How often the run went back to look."""
@@ -79,7 +79,7 @@ class Recovery:
         """Return the numbers of the micro-batches that are left out of a step."""
         return sorted(number for other, number in self.skipped if other == step)
 
-    def weight(self, key: Key) -> float:
+    def weight(self, key: MicroBatchKey) -> float:
         """Return the factor on a micro-batch's loss that makes the step's mean one over those that count."""
         if not self.skipped:
             return 1.0
@@ -127,7 +127,7 @@ class Recovery:
             return True
         return False
 
-    def examine(self, key: Key, loss: Tensor, batch: Mapping[str, Any]) -> None:
+    def examine(self, key: MicroBatchKey, loss: Tensor, batch: Mapping[str, Any]) -> None:
         """Look at a micro-batch after its backward pass."""
         if self._search is None:
             return

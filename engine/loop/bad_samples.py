@@ -18,6 +18,7 @@ from engine.distributed.engine import Engine
 from engine.errors import UserError
 from engine.run.durable import write_durably
 from engine.run.folder import is_until
+from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class BadSamples:
         self._found: list[BadSample] = []
         self._listed = self._read(steps_done) if engine.is_main else set[int]()
 
-    def note(self, bad: Sequence[tuple[int, str, str]], *, key: tuple[int, int]) -> None:
+    def note(self, bad: Sequence[tuple[int, str, str]], *, key: MicroBatchKey) -> None:
         """Keep the (id, name, reason) of what was replaced in the micro-batch ``key`` = (step, micro_batch)."""
         for number, name, reason in bad:
             where = {"step": key[0], "micro_batch": key[1], "shard": self._shard_of(number)}

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.loop.micro_batch_feed import Key, MicroBatchFeed
+from engine.loop.micro_batch_feed import MicroBatchFeed
 from engine.run.reporting import Phase
+from engine.terms import MicroBatchKey
 
 Timed = Callable[[Phase], AbstractContextManager[None]]
 
@@ -78,14 +79,14 @@ class DeviceFeed:
     def __init__(self, device: torch.device, *, micro_batches: range, last_step: int) -> None:
         self._device, self._micro_batches, self._last_step = device, micro_batches, last_step
         self._feed, self._stream = MicroBatchFeed(), side_stream(device)
-        self._ahead: tuple[Key, Copy | Exception] | None = None
+        self._ahead: tuple[MicroBatchKey, Copy | Exception] | None = None
 
-    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+    def restart(self, *, first_step: int, skip: Collection[MicroBatchKey]) -> None:
         """Let the next ``take`` begin at ``first_step``, without what is to skip; what was read ahead is forgotten."""
         self._feed.restart(first_step=first_step, skip=skip)
         self._ahead = None
 
-    def take(self, batches: Iterator[dict[str, Any]], *, key: Key, timed: Timed) -> dict[str, Any]:
+    def take(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey, timed: Timed) -> dict[str, Any]:
         """Return the micro-batch ``key`` on the device (``MicroBatchFeed.take``); ``timed`` measures waiting and copying.
 
         An error of one that was read ahead is raised when its turn comes: the steps before it are still done and saved.
@@ -106,8 +107,8 @@ class DeviceFeed:
             return self._stream.hand_over(copy)
 
     def _start(
-        self, stream: SideStream, batches: Iterator[dict[str, Any]], *, key: Key, timed: Timed
-    ) -> tuple[Key, Copy | Exception]:
+        self, stream: SideStream, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey, timed: Timed
+    ) -> tuple[MicroBatchKey, Copy | Exception]:
         """Wait for a micro-batch and start its copy, or return the error of reading it."""
         try:
             with timed("data"):
@@ -117,7 +118,7 @@ class DeviceFeed:
         with timed("transfer"):
             return key, stream.copy(batch)
 
-    def _following(self, key: Key) -> Key | None:
+    def _following(self, key: MicroBatchKey) -> MicroBatchKey | None:
         """Return the key after ``key``, None after the last one of the run."""
         step, number = key
         if number != self._micro_batches[-1]:

@@ -4,15 +4,14 @@ from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from engine.errors import UserError
-
-Key = tuple[int, int]
+from engine.terms import MicroBatchKey
 
 
 @runtime_checkable
 class Restartable(Protocol):
     """An iterator over micro-batches that can begin again at any step (``data.loading.loader.training_batches``)."""
 
-    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+    def restart(self, *, first_step: int, skip: Collection[MicroBatchKey]) -> None:
         """Go on with ``first_step``, leaving out the micro-batches (step, number) of ``skip``."""
         ...
 
@@ -26,16 +25,16 @@ class MicroBatchFeed:
 
     def __init__(self) -> None:
         self._restart_at: int | None = None
-        self._skip: frozenset[Key] = frozenset()
+        self._skip: frozenset[MicroBatchKey] = frozenset()
         self._before: dict[str, Any] | None = None
         self._ahead: dict[str, Any] | None = None
 
-    def restart(self, *, first_step: int, skip: Collection[Key]) -> None:
+    def restart(self, *, first_step: int, skip: Collection[MicroBatchKey]) -> None:
         """Let the next ``take`` begin at ``first_step``, without what is to skip."""
         self._restart_at, self._skip = first_step, frozenset(skip)
         self._before, self._ahead = None, None
 
-    def take(self, batches: Iterator[dict[str, Any]], *, key: Key) -> dict[str, Any]:
+    def take(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey) -> dict[str, Any]:
         """Return the micro-batch ``key`` = (step, micro_batch); ``batches`` yields those to come, without skipped ones.
 
         The dict is the caller's to change. One in place of a skipped micro-batch holds ``skipped``: True.

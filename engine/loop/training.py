@@ -34,6 +34,7 @@ from engine.randomness import torch_seed
 from engine.run.folder import RunFolder, stop_reason
 from engine.run.reporting import Reporter, straggler_metrics
 from engine.run.stop_signals import stop_signals
+from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Training:
         self.step = 0
         self._shard_of, self._per_forward = shard_of, per_forward
         self._feed = DeviceFeed(engine.device, micro_batches=self.micro_batches, last_step=self.last_step)
-        self._fetched: list[tuple[tuple[int, int], dict[str, Any]]] = []
+        self._fetched: list[tuple[MicroBatchKey, dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
         self._first_state: FirstState | None = None
         self._restore(model)
@@ -231,7 +232,7 @@ class Training:
             if self.stopped and self.engine.is_main:
                 self.folder.note_stopped(self._saved_step, reason=self._stop_reason, asked=self._stop_asked)
 
-    def fetch(self, batches: Iterator[dict[str, Any]], *, key: tuple[int, int]) -> dict[str, Any]:
+    def fetch(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey) -> dict[str, Any]:
         """Return the next micro-batch of this process, ``key`` = (step, micro_batch), on the device.
 
         For one that is left out another comes, whose loss has weight zero.

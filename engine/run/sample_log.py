@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from engine.errors import UserError
+from engine.terms import MicroBatchKey
 
 
 class SampleLog:
@@ -58,13 +59,13 @@ def _ends_whole(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def read_sample_logs(run_folder: Path) -> dict[tuple[int, int], str]:
+def read_sample_logs(run_folder: Path) -> dict[MicroBatchKey, str]:
     """Return the words of each (step, micro_batch) that the processes of a run noted; of one left out, its last.
 
     Raises:
         UserError: one that was done twice was made of other samples the second time.
     """
-    found: dict[tuple[int, int], str] = {}
+    found: dict[MicroBatchKey, str] = {}
     for path in sorted(run_folder.glob("samples-*.jsonl")):
         for text in path.read_text().splitlines():
             if not text.endswith("}"):

@@ -26,6 +26,7 @@ from torchvision.transforms import ColorJitter
 
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
+from engine.terms import Size
 from finetune.config import AugmentConfig
 
 TRANSLATE_SHARE = 0.45
@@ -49,7 +50,7 @@ def seeded(seed: int, *key: int | str) -> Iterator[None]:
 
 
 @functools.cache
-def image_transform(augment: AugmentConfig, *, img_size: tuple[int, int], mean: Statistics) -> Any:
+def image_transform(augment: AugmentConfig, *, img_size: Size, mean: Statistics) -> Any:
     """Return what is done to one cropped PIL image: RandAugment, else colour jitter, else None."""
     if augment.rand_augment is not None:
         fill = tuple(min(255, round(255 * channel)) for channel in mean)

@@ -16,6 +16,7 @@ from data.loading.loader import ShardSet, open_shards
 from engine.distributed.engine import Engine
 from engine.errors import UserError
 from engine.pixels import Pixels, Statistics
+from engine.terms import Size
 from finetune.classification.evaluate import evaluate, evaluation_images, forward_of
 from finetune.classification.labelled_shards import check_labels
 from finetune.classification.network import build_plain
@@ -38,7 +39,7 @@ class Classifier:
     """The network itself."""
     num_classes: int
     """Classes that it tells apart."""
-    img_size: tuple[int, int]
+    img_size: Size
     """Input height and width in pixels."""
     mean: Statistics
     """Channel means of its pixels in [0, 1]."""
@@ -74,7 +75,7 @@ def measure(config: FinetuneConfig) -> list[dict[str, Any]]:
         engine.close()
 
 
-def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> Iterator[Classifier]:
+def find_classifiers(name: str, *, img_size: Size | None = None) -> Iterator[Classifier]:
     """Yield the classifiers that ``name`` stands for: raw and averaged weights of a checkpoint, else one.
 
     Args:
@@ -98,7 +99,7 @@ def find_classifiers(name: str, *, img_size: tuple[int, int] | None = None) -> I
         )
 
 
-def _from_folder(folder: Path, *, img_size: tuple[int, int] | None) -> Classifier:
+def _from_folder(folder: Path, *, img_size: Size | None) -> Classifier:
     info = read_backbone(folder)
     if info.num_classes == 0:
         raise UserError(f"{folder} has no classifier; fine-tune it first, or measure it with --task.method knn")
@@ -139,7 +140,7 @@ def _crop_ratio(described: Mapping[str, Any]) -> float:
     return float(evaluation.get("crop_ratio", EvaluationConfig.crop_ratio))
 
 
-def _from_timm(name: str, *, img_size: tuple[int, int] | None) -> Classifier:
+def _from_timm(name: str, *, img_size: Size | None) -> Classifier:
     options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     try:
         network: Any = timm.create_model(name.removeprefix("timm/"), pretrained=True, **options)

@@ -14,12 +14,13 @@ from data.loading.evaluation import EvaluationBuilder
 from data.loading.loader import ShardSet, evaluation_batches
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
+from engine.terms import Size
 from finetune.classification.scores import TOP_K, Scores, score
 from finetune.config import FinetuneConfig
 
 
 def evaluation_images(
-    config: FinetuneConfig, shards: ShardSet, *, img_size: tuple[int, int], engine: Engine
+    config: FinetuneConfig, shards: ShardSet, *, img_size: Size, engine: Engine
 ) -> Iterator[dict[str, Any]]:
     """Return this process's share of the images: resized, cut at their centres, with labels and numbers."""
     return evaluation_batches(

@@ -14,6 +14,7 @@ from data.images.transforms import Crop, random_crop
 from data.loading.loader import Sample
 from engine.pixels import Statistics
 from engine.randomness import stream
+from engine.terms import Size
 from finetune.classification.augmentation import augment_image, image_transform
 from finetune.config import AugmentConfig
 
@@ -23,7 +24,7 @@ class TrainingBuilder:
     """Makes the micro-batch that ``(seed, step, micro_batch)`` names; the same in any process."""
 
     seed: int
-    img_size: tuple[int, int]
+    img_size: Size
     mean: Statistics
     augment: AugmentConfig
     max_pixels: int

@@ -16,11 +16,12 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
+from engine.terms import Size
 from finetune.detection.config import DetectorConfig
 from finetune.detection.feature_maps import FeatureMaps, RegionPool, in_full
 from finetune.detection.mask_rcnn import BOX_SIDE, POSITIVE_SHARE, mask_parts
 from finetune.detection.proposals import Proposals
-from finetune.pyramid import MapGroup, Pyramid, Size
+from finetune.pyramid import MapGroup, Pyramid
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
 STAGE_BOX_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))

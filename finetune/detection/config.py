@@ -6,6 +6,7 @@ from typing import Literal
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
+from engine.terms import Size
 from finetune.config import StartConfig, check_evaluation
 
 DetectorKind = Literal["retinanet", "mask_rcnn", "cascade", "yolo"]
@@ -71,7 +72,7 @@ class ResizeConfig:
     """short_side: largest length of the long side in pixels."""
     test_short_side: int = 800
     """short_side, jitter: short side in evaluations, in pixels."""
-    canvas: tuple[int, int] = (1024, 1024)
+    canvas: Size = (1024, 1024)
     """letterbox, jitter: height and width in pixels of what the network sees."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """jitter: smallest and largest factor on the size at which the image just fits into the canvas."""
@@ -153,7 +154,7 @@ def norm_is_frozen(config: DetectConfig) -> bool:
     return config.resize.mode == "short_side" or config.data.micro_batch_size < FULL_BATCH
 
 
-def largest_size(resize: ResizeConfig) -> tuple[int, int]:
+def largest_size(resize: ResizeConfig) -> Size:
     """Return height and width of the largest square that an image may need, in pixels."""
     if resize.mode != "short_side":
         return resize.canvas

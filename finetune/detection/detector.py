@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from engine.distributed.batch_norm import step_batch_norm
 from engine.randomness import torch_seed
+from engine.terms import Size
 from finetune.detection.cascade import CascadeRCNN
 from finetune.detection.config import DetectConfig, largest_size, norm_is_frozen
 from finetune.detection.mask_rcnn import MaskRCNN
@@ -15,7 +16,7 @@ from finetune.detection.retinanet import STRIDES as RETINANET_STRIDES
 from finetune.detection.retinanet import RetinaNet
 from finetune.detection.yolo import STRIDES as YOLO_STRIDES
 from finetune.detection.yolo import Yolo
-from finetune.pyramid import STRIDES, Size, build_pyramid, freeze_batch_norm
+from finetune.pyramid import STRIDES, build_pyramid, freeze_batch_norm
 from finetune.start import Start
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.pixels import Pixels
+from engine.terms import Size
 from finetune.detection.anchors import anchors_on
 from finetune.detection.retinanet import RetinaNet
 from finetune.detection.trained import load_detector
 from finetune.detection.yolo import Yolo
-from finetune.pyramid import MULTIPLE, Size
+from finetune.pyramid import MULTIPLE
 from finetune.trained import choose_weights
 
 SUFFIX = ".pt2"

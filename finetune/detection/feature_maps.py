@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from finetune.pyramid import MapGroup, Pyramid, Size
+from engine.terms import Size
+from finetune.pyramid import MapGroup, Pyramid
 
 ROI_LEVELS = 4
 SAMPLING_RATIO = 2

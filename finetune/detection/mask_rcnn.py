@@ -13,10 +13,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 
+from engine.terms import Size
 from finetune.detection.config import DetectorConfig
 from finetune.detection.feature_maps import FeatureMaps, RegionPool, in_full
 from finetune.detection.proposals import Proposals
-from finetune.pyramid import Pyramid, Size
+from finetune.pyramid import Pyramid
 
 BOX_SIDE, MASK_SIDE = 7, 14
 MASK_LAYERS = 4

@@ -26,6 +26,7 @@ from data.images.joint_transforms import (
     without_degenerate,
 )
 from data.shards.shard_set import Sample
+from engine.terms import Size
 from finetune.detection.config import ResizeConfig
 from finetune.detection.targets import Targets
 
@@ -83,7 +84,7 @@ class EvaluationBuilder:
         """Return one micro-batch; ``step`` and ``micro_batch`` change nothing."""
         change = evaluation_transform(self.resize)
         images: list[Tensor] = []
-        true_sizes: list[tuple[int, int]] = []
+        true_sizes: list[Size] = []
         bad: list[tuple[int, str, str]] = []
         for sample in samples:
             try:

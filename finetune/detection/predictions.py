@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from engine.distributed.engine import Engine
 from engine.run.durable import write_durably
-from finetune.pyramid import Size
+from engine.terms import Size
 
 MASK_SHARE = 0.5
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
+from engine.terms import Size
 from finetune.detection.anchors import RATIOS, anchors_on, make_anchors
 from finetune.detection.config import DetectorConfig
 from finetune.detection.feature_maps import in_full
-from finetune.pyramid import MapGroup, Size
+from finetune.pyramid import MapGroup
 
 ANCHOR_SCALE = 8.0
 POSITIVE_IOU, NEGATIVE_IOU, SUPPRESSION_IOU = 0.7, 0.3, 0.7

@@ -12,10 +12,11 @@ from torchvision.models.detection import retinanet as tv
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
+from engine.terms import Size
 from finetune.detection.anchors import RATIOS, anchors_on, make_anchors
 from finetune.detection.config import DetectorConfig
 from finetune.detection.feature_maps import FeatureMaps, in_full
-from finetune.pyramid import Pyramid, Size
+from finetune.pyramid import Pyramid
 
 STRIDES = (8, 16, 32)
 ANCHOR_SCALE, OCTAVES = 4.0, 3

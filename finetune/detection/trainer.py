@@ -16,6 +16,7 @@ from engine.loop.training import Training
 from engine.pixels import Pixels
 from engine.run.folder import RunFolder
 from engine.run.sample_log import SampleLog
+from engine.terms import Size
 from finetune.detection.annotated_shards import AnnotatedShards, check_annotations, open_annotated
 from finetune.detection.config import DetectConfig, largest_size
 from finetune.detection.detector import backbone_state, build_detector
@@ -25,7 +26,7 @@ from finetune.detection.precision import Precision
 from finetune.detection.truth import Truth
 from finetune.evaluations import Evaluations
 from finetune.freezing import set_training_mode
-from finetune.pyramid import Size, handed_off
+from finetune.pyramid import handed_off
 from finetune.start import Start, resolve_start
 from finetune.trained import describe
 

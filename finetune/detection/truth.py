@@ -14,6 +14,7 @@ from typing import Any
 from data.images.annotations import fault_of_object
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError
+from engine.terms import Size
 
 FAULTS_NAME = "annotation_faults.jsonl"
 SHOWN = 3
@@ -136,7 +137,7 @@ class _Reader:
         for item in objects:
             self._add_object(item, sample=sample, image=number, name=name, size=size)
 
-    def _add_object(self, item: Any, *, sample: int, image: int, name: str, size: tuple[int, int]) -> None:
+    def _add_object(self, item: Any, *, sample: int, image: int, name: str, size: Size) -> None:
         if reason := fault_of_object(item, size=size):
             self._fault(sample, name, item.get("id") if isinstance(item, dict) else None, reason)
             return

@@ -17,9 +17,10 @@ from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou, clip_boxes_to_image
 
+from engine.terms import Size
 from finetune.detection.config import DetectorConfig
 from finetune.detection.feature_maps import in_full
-from finetune.pyramid import Pyramid, Size
+from finetune.pyramid import Pyramid
 
 STRIDES = (8, 16, 32)
 ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))

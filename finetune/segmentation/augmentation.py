@@ -15,12 +15,11 @@ from torchvision.transforms.v2 import functional
 
 from data.images.joint_transforms import photometric
 from engine.pixels import Statistics
+from engine.terms import Size
 from finetune.segmentation.config import SegmentAugmentConfig
 from finetune.segmentation.void import VOID
 
 CROP_ATTEMPTS = 10
-
-Size = tuple[int, int]
 
 
 def fitting_size(size: Size, *, short_side: int, long_side: int, factor: float = 1.0) -> Size:

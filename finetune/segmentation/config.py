@@ -6,6 +6,7 @@ from typing import Literal
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
+from engine.terms import Size
 from finetune.config import StartConfig, check_evaluation
 
 
@@ -103,7 +104,7 @@ class LabelConfig:
 class SegmentAugmentConfig:
     """How training images and their label maps are changed; the defaults are the published recipes'."""
 
-    crop: tuple[int, int] = (512, 512)
+    crop: Size = (512, 512)
     """Height and width of training crops in pixels; smaller images are padded with the mean colour, void in the label map."""
     short_side: int | None = None
     """Shorter side that images are brought to before `scale`; None is the crop's shorter side."""
@@ -134,9 +135,9 @@ class InferenceConfig:
 
     mode: Literal["whole", "slide"] = may_change("whole")
     """whole: the image at once; slide: overlapping windows, whose scores are averaged where they overlap."""
-    window: tuple[int, int] | None = may_change(None)
+    window: Size | None = may_change(None)
     """slide: height and width of a window in pixels; None is the training crop."""
-    step: tuple[int, int] | None = may_change(None)
+    step: Size | None = may_change(None)
     """slide: rows and columns between windows in pixels; None is two thirds of a window."""
     short_side: int | None = may_change(None)
     """Shorter side that images are brought to; None keeps their size."""
@@ -222,6 +223,6 @@ class SegmentConfig:
             )
 
 
-def window_of(config: SegmentConfig) -> tuple[int, int]:
+def window_of(config: SegmentConfig) -> Size:
     """Return the height and width of a sliding window in pixels."""
     return config.inference.window or config.augment.crop

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from engine.terms import Size
 from finetune.segmentation.augmentation import fitting_size
 from finetune.segmentation.config import InferenceConfig
 
-Size = tuple[int, int]
 ScoreFunction = Callable[[Tensor], Tensor]
 """Normalised images [b, 3, h, w] of any size to scores [b, c, h, w]."""
 

@@ -17,6 +17,7 @@ from backbones.weights.handoff import skeleton
 from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
+from engine.terms import Size
 from finetune.pyramid import MULTIPLE, Pyramid, build_pyramid, dense_start, freeze_batch_norm
 from finetune.segmentation.config import SegmentConfig, SegmenterConfig
 from finetune.segmentation.heads.pixel_head import all_mlp, semantic_fpn, uper_net
@@ -38,7 +39,7 @@ class Head(Protocol):
         """Return ``loss`` and what else is worth a line in the report."""
         ...
 
-    def scores(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def scores(self, features: Sequence[Tensor], size: Size) -> Tensor:
         """Return each class's score at each pixel of images of ``size``."""
         ...
 
@@ -71,7 +72,7 @@ class Segmenter(nn.Module):
         assert isinstance(self.head, AtmHead)
         return self._at_own_size(images, self.head.masks)
 
-    def _at_own_size(self, images: Tensor, read: Callable[[Sequence[Tensor], tuple[int, int]], Tensor]) -> Tensor:
+    def _at_own_size(self, images: Tensor, read: Callable[[Sequence[Tensor], Size], Tensor]) -> Tensor:
         """Return what ``read`` makes of the maps of padded images, without the padding."""
         size = images.shape[2:]
         rows, columns = self.features.patch if isinstance(self.features, VitLayers) else (MULTIPLE, MULTIPLE)
@@ -138,9 +139,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
     )
 
 
-def build_head(
-    config: SegmenterConfig, *, features: VitLayers | Pyramid, crop: tuple[int, int], num_classes: int
-) -> nn.Module:
+def build_head(config: SegmenterConfig, *, features: VitLayers | Pyramid, crop: Size, num_classes: int) -> nn.Module:
     """Return the head for the maps of ``features``.
 
     Raises:

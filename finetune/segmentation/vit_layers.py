@@ -18,8 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from engine.errors import UserError
-
-Grid = tuple[int, int]
+from engine.terms import Size
 
 
 class VitLayers(nn.Module):
@@ -61,7 +60,7 @@ class VitLayers(nn.Module):
         self.channels = (network.embed_dim,) * len(layers)
 
     @property
-    def patch(self) -> Grid:
+    def patch(self) -> Size:
         """Height and width of a patch in pixels."""
         return self.network.patch_embed.patch_size
 
@@ -81,7 +80,7 @@ class VitLayers(nn.Module):
                 maps.append(rearrange(tokens[:, first:], "b (r c) d -> b d r c", r=grid[0]))
         return maps
 
-    def _embedded(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b t c"], Grid]:
+    def _embedded(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b t c"], Size]:
         """Return the patches with their positions, the tokens before them where they are kept, and the grid."""
         height, width = self.patch
         images = F.pad(images, (0, -images.shape[3] % width, 0, -images.shape[2] % height))
@@ -92,7 +91,7 @@ class VitLayers(nn.Module):
         return self.network.norm_pre(tokens), grid
 
 
-def _even_places(grid: Grid, *, first: int, device: torch.device) -> Tensor:
+def _even_places(grid: Size, *, first: int, device: torch.device) -> Tensor:
     """Return the numbers of the ``first`` tokens and of those at even rows and columns after them."""
     places = torch.arange(grid[0] * grid[1], device=device).view(grid)[::2, ::2].flatten() + first
     return torch.cat([torch.arange(first, device=device), places])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint.store import CheckpointStore
+from engine.terms import MicroBatchKey
 from tests.integration.launched import ROOT, difference, launch, start
 
 FP32_BOUND = 1e-5
@@ -46,7 +47,7 @@ def words(tmp_path_factory):
     )
 
 
-def notes(folder: Path) -> dict[tuple[int, int], str]:
+def notes(folder: Path) -> dict[MicroBatchKey, str]:
     lines = [line for path in folder.glob("samples-*.jsonl") for line in path.read_text().splitlines()]
     return {(json.loads(line)["step"], json.loads(line)["micro_batch"]): line for line in lines}
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.terms import Size
 from finetune.segmentation.heads.atm_loss import full_precision
 from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
 from finetune.segmentation.heads.semantic_fpn import SemanticFpn
@@ -38,7 +39,7 @@ class PixelHead(nn.Module):
         auxiliary = pixel_cross_entropy(self.auxiliary(list(features)), label_maps)
         return {"loss": loss + AUXILIARY_WEIGHT * auxiliary, "auxiliary_loss": auxiliary.detach()}
 
-    def scores(self, features: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    def scores(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b c h w"]:
         """Return each class's probability at each pixel of an image of ``size``."""
         logits = full_precision(self.decoder(list(features)))
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(dim=1)

@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.terms import Size
 from finetune.segmentation.heads.atm import AtmStage, PlainDecoder, Projection, init_decoder
 from finetune.segmentation.heads.atm_loss import Masks, atm_losses, full_precision
 from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
@@ -56,7 +57,7 @@ class AtmHead(nn.Module):
         last = stages[-1]
         return {"loss": pixel_cross_entropy(combined(last.classes, last.logits.sigmoid()), label_maps)}
 
-    def scores(self, features: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, "b q h w"]:
+    def scores(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b q h w"]:
         """Return each class's score at each pixel of an image of ``size``, the sum over queries of class and mask shares."""
         last = self.stages(features)[-1]
         grid = [-(-side // self.score_stride) for side in size]
@@ -64,7 +65,7 @@ class AtmHead(nn.Module):
         found = combined(full_precision(last.classes), masks.sigmoid())
         return found if self.score_stride == 1 else F.interpolate(found, size, mode="bilinear", align_corners=False)
 
-    def masks(self, features: Sequence[Tensor], size: tuple[int, int]) -> Float[Tensor, "b q h w"]:
+    def masks(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b q h w"]:
         """Return each query's mask in [0, 1] at each pixel of an image of ``size``: its similarity with the places."""
         logits = full_precision(self.stages(features)[-1].logits)
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
@@ -124,7 +125,7 @@ class ShrunkHead(AtmHead):
         self,
         channels: Sequence[int],
         *,
-        grid: tuple[int, int],
+        grid: Size,
         dim: int,
         num_heads: int,
         num_classes: int,
@@ -151,7 +152,7 @@ class ShrunkHead(AtmHead):
             for queries, similarities in layers
         ]
 
-    def _places(self, grid: tuple[int, int]) -> Float[Tensor, "1 l d"]:
+    def _places(self, grid: Size) -> Float[Tensor, "1 l d"]:
         """Return the learned queries for a map of ``grid``, resized where it is not the one they were made for."""
         places = rearrange(self.places.weight, "(r c) d -> 1 d r c", r=self.grid[0])
         if grid != self.grid:
