@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.studies.accuracy import top1
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ROOT / "benchmarks" / "demo"
+RECIPES = ROOT / "examples" / "demo"
 NUM_SCENES, SCENE_SIZE = 5000, 128
 MARKER = ".demo"
 console = Console(highlight=False)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "benchmarks" / "resume.yaml"
+RECIPE = ROOT / "benchmarks" / "drills" / "resume.yaml"
 NUM_SAMPLES, PER_SHARD, STEPS, BATCH = 320, 32, 10, 32
 LIMIT_S = 180.0
 GRACE_S = 5.0

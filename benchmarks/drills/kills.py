@@ -73,7 +73,7 @@ def main() -> None:
             figures["full_disk"] = drills.full_disk(num_fills=options.fills)
             say(f"full disk: {figures['full_disk']}")
         if options.slow_kills:
-            slow = ROOT / "benchmarks" / "slow_disk.py"
+            slow = ROOT / "benchmarks" / "drills" / "slow_disk.py"
             figures["slow_disk"] = drills.kills("slow", num_kills=options.slow_kills, program=slow)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,7 @@ def words(tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
     (shards / "manifest.json").write_text(json.dumps({}))
-    recipe = str(ROOT / "benchmarks" / "resume.yaml")
+    recipe = str(ROOT / "benchmarks" / "drills" / "resume.yaml")
     return ("--recipe", recipe, "--data.shards", str(shards), "--run.folder", str(tmp_path / "runs" / "x"))
 
 

@@ -11,7 +11,7 @@ from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = [p for p in sorted((ROOT / "pretrain" / "recipes").glob("*.yaml")) if p.name != "single_gpu.yaml"]
-RECIPES += [ROOT / "benchmarks" / name for name in ("demo/pretrain.yaml", "resume.yaml")]
+RECIPES += [ROOT / "examples/demo/pretrain.yaml", ROOT / "benchmarks/drills/resume.yaml"]
 OVERLAYS = [
     ROOT / "pretrain/recipes/single_gpu.yaml",
     *sorted((ROOT / "pretrain" / "recipes" / "sweeps").glob("*.yaml")),
