@@ -12,15 +12,15 @@ from rich.console import Console
 
 from engine.errors import UserError, one_line_errors
 from engine.recipe import parse
-from launch import proof
+from launch.attempt.job_end import settle
+from launch.commands import verify_resume as proof
+from launch.commands.doctor import consult, parse_options
+from launch.commands.monitor import LogOptions, cancel, check_not_queued, logs, status
+from launch.commands.preview import show_plan
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
-from launch.consult import consult, parse_options
 from launch.job_folder import Job, JobFolder
-from launch.preview import show_plan
-from launch.programs import PROOF, Call, check_call, check_write
-from launch.settle import settle
+from launch.program_calls import PROOF, Call, check_call, check_write
 from launch.submission import submit
-from launch.watch import LogOptions, cancel, check_not_queued, logs, status
 
 USAGE = """\
 usage: python launch/main.py COMMAND ...
@@ -190,5 +190,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "doctor": _doctor,
     "verify-resume": _verify_resume,
     "cluster-options": _cluster_options,
-    "settle": settle,
+    "settle": lambda words: settle(int(words[0]), [Path(word) for word in words[1:]]),
 }

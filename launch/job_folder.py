@@ -20,7 +20,7 @@ from engine.errors import UserError
 from engine.run.durable import write_durably
 from engine.run.folder import make_private
 from launch.config import ClusterConfig, RestartConfig
-from launch.programs import RECIPE, Call
+from launch.program_calls import RECIPE, Call
 
 NAME = "launch"
 ONLY_OWNER = 0o700

@@ -13,11 +13,18 @@ from types import FrameType
 from submitit import JobEnvironment
 
 from launch import slurm_queue
+from launch.attempt.job_end import FAILED, end_attempt, log_to_job
+from launch.attempt.process_tree import ProcessTree
+from launch.attempt.processes import (
+    SUPERVISOR,
+    master_host,
+    place_of,
+    process_environment,
+    python_command,
+    start_command,
+)
 from launch.job_folder import Job, JobFolder
-from launch.process_tree import ProcessTree
-from launch.processes import SUPERVISOR, master_host, place_of, process_environment, python_words, start_command
-from launch.programs import DOCTOR
-from launch.settle import FAILED, conclude, speak
+from launch.program_calls import DOCTOR
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +50,7 @@ class NodeJob:
         Raises:
             SystemExit: they failed, with their exit code; Slurm then ends those of the other nodes.
         """
-        speak()
+        log_to_job()
         code = 0
         with _Signals() as signals:
             for run in self.runs:
@@ -118,7 +125,7 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         starter=call.starter,
         zero_stage=call.zero_stage,
         place=place,
-        python=python_words(job.cluster),
+        python=python_command(job.cluster),
     )
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
     environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
@@ -189,7 +196,7 @@ def _on_this_machine(folder: JobFolder, job: Job, *, signals: _Signals) -> int:
     restarts = 0
     while True:
         code = _attempt(folder, job, signals=signals, restarts=restarts)
-        decision = conclude(folder, job, exit_code=code)
+        decision = end_attempt(folder, job, exit_code=code)
         if signals.first == signal.SIGUSR2 and decision.go_on:
             sys.exit(LOCAL_REQUEUE)
         if not decision.go_on or signals.first is not None:

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
-from launch.programs import ROOT
+from launch.program_calls import ROOT
 
 
 def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list[str]:

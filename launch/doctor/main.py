@@ -7,7 +7,7 @@ if not __package__:  # started as a script: search the repository root, not this
     _here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [os.path.dirname(os.path.dirname(_here)), *(entry for entry in sys.path if entry != _here)]
 
-from launch.doctor.examination import main
+from launch.doctor.checks import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from finetune.config import FinetuneConfig
 from launch.app import split_words
 from launch.config import read_cluster
 from launch.job_folder import Job, JobFolder
-from launch.programs import check_call
+from launch.program_calls import check_call
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).parents[3]

@@ -8,11 +8,11 @@ import time
 
 from rich.console import Console
 
+from launch.attempt.processes import SUPERVISOR
 from launch.doctor.disk import check_shared, check_space, check_write_speed, leave_mark, remove_mark
 from launch.doctor.findings import Finding, findings_table, judged, read_findings, write_findings
 from launch.doctor.software import check_builds, check_versions, versions
-from launch.doctor.warnings_sent import Mailbox, check_delivery, send_warning
-from launch.processes import SUPERVISOR
+from launch.doctor.stop_signal import Mailbox, check_delivery, send_warning
 
 
 def test_advice_stands_only_where_it_is_needed():

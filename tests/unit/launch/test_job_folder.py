@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.attempt.job_end import end_attempt, outcome_of
 from launch.config import ClusterConfig, RestartConfig
 from launch.job_folder import Job, JobFolder
-from launch.programs import Call
-from launch.settle import conclude, outcome_of
+from launch.program_calls import Call
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_conclusion_is_written_down_with_the_newest_checkpoint(folder):
     folder.note("start", step=0)
     (folder.run / "checkpoints" / "step-000000040").mkdir(parents=True)
     (folder.run / "checkpoints" / "step-000000050.partial").mkdir()
-    decision = conclude(folder, job_of(folder), exit_code=1)
+    decision = end_attempt(folder, job_of(folder), exit_code=1)
     assert decision.go_on
     end, decided = folder.events()[-2:]
     assert (end["outcome"], end["step"], end["code"]) == ("failed", 40, 1)

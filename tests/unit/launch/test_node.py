@@ -12,7 +12,7 @@ from launch import node
 from launch.config import ClusterConfig
 from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
-from launch.programs import DOCTOR, Call
+from launch.program_calls import DOCTOR, Call
 
 
 class Environment:
@@ -35,7 +35,7 @@ def started(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(node, "CANCEL_LOOK_S", 0.1)
     monkeypatch.setattr(node, "JobEnvironment", Environment)
-    monkeypatch.setattr(node, "speak", lambda: None)
+    monkeypatch.setattr(node, "log_to_job", lambda: None)
     monkeypatch.chdir(tmp_path)  # and back: the job goes to its own
     monkeypatch.setattr(node, "start_command", lambda *_, **__: [sys.executable, "-c", program])
 

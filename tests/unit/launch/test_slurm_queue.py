@@ -5,11 +5,13 @@ import os
 import pytest
 from rich.console import Console
 
-from launch import consult, settle, slurm_queue
+from launch import slurm_queue
+from launch.attempt import job_end
+from launch.commands import doctor
+from launch.commands.monitor import cancel, check_not_queued, status
 from launch.config import ClusterConfig
 from launch.job_folder import Job, JobFolder
-from launch.programs import Call
-from launch.watch import cancel, check_not_queued, status
+from launch.program_calls import Call
 
 DOWN = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
 RUNNING = 'echo "RUNNING|None|n0|2026-01-01T00:00:00"'
@@ -49,13 +51,13 @@ def failing(times, *, then, at):
 def settled(folder, monkeypatch):
     """Settle an attempt that was warned; return the exit code."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(settle, "PAUSE_S", 0)
-    monkeypatch.setattr(settle, "speak", lambda: None)
-    monkeypatch.setattr(settle.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(job_end, "PAUSE_S", 0)
+    monkeypatch.setattr(job_end, "log_to_job", lambda: None)
+    monkeypatch.setattr(job_end.signal, "signal", lambda *_: None)
     folder.note("start", step=0)
     folder.note("signal", name="SIGUSR2")
     with pytest.raises(SystemExit) as ended:
-        settle.settle(["1", str(folder.run)])
+        job_end.settle(1, [folder.run])
     return ended.value.code
 
 
@@ -103,8 +105,8 @@ def test_commands_say_that_slurm_does_not_answer(slurm, folder):
 
 
 def test_the_doctor_waits_for_a_slurm_that_does_not_answer(slurm, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(consult, "POLL_S", 0)
+    monkeypatch.setattr(doctor, "POLL_S", 0)
     slurm(squeue=failing(3, then=GONE, at=tmp_path / "a"))
     console = Console(width=400, record=True)
-    consult._wait(folder, console=console)
+    doctor._wait(folder, console=console)
     assert console.export_text().count("Slurm does not answer") == 1

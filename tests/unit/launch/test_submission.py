@@ -7,7 +7,7 @@ import pytest
 
 from launch.config import ClusterConfig
 from launch.job_folder import Job, JobFolder
-from launch.programs import Call
+from launch.program_calls import Call
 from launch.submission import submit
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from launch.attempt.restart import decide
 from launch.config import RestartConfig
-from launch.restart import decide
 
 LIMITS = RestartConfig(limit=5, limit_without_progress=2, backoff_s=10, longest_backoff_s=35)
 

@@ -22,10 +22,10 @@ class Decision:
 
 
 def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: RestartConfig) -> Decision:
-    """Return what follows the attempt that has just ended with ``outcome``.
+    """Decide what follows the attempt that has just ended with ``outcome``.
 
-    ``events`` hold one `start` with its newest checkpoint's `step` per attempt, and an `end` with `step` and `outcome` for
-    each that was not killed, the one just ended included.
+    ``events`` hold one `start` with its newest checkpoint's `step` per attempt, and an `end` with `step` and `outcome`
+    for each that was not killed, the one just ended included.
     """
     match outcome:
         case "finished":
@@ -34,7 +34,7 @@ def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: Restar
             return Decision(go_on=False, wait_s=0, reason="ended as asked; `resume` goes on")
         case "stopped":
             idle = _idle(_attempts(events))
-            return _gave_up(idle, limits=limits) or Decision(
+            return _give_up(idle, limits=limits) or Decision(
                 go_on=True, wait_s=0, reason="stopped by the scheduler, not finished"
             )
         case "failed":
@@ -52,24 +52,23 @@ class _Attempt:
 
 
 def _after_failure(attempts: Sequence[_Attempt], *, limits: RestartConfig) -> Decision:
-    failures = sum(attempt.outcome == "failed" for attempt in attempts)
     idle = _idle(attempts)
-    failed = sum(attempt.outcome == "failed" for attempt in idle)
+    failures, idle_failures = (sum(attempt.outcome == "failed" for attempt in some) for some in (attempts, idle))
     if failures > limits.limit:
         return Decision(go_on=False, wait_s=0, reason=f"failed {failures} times, restart.limit is {limits.limit}")
-    if failed > limits.limit_without_progress:
-        reason = f"failed {failed} times in a row without a newer checkpoint than that of step {idle[-1].last}"
+    if idle_failures > limits.limit_without_progress:
+        reason = f"failed {idle_failures} times in a row without a newer checkpoint than that of step {idle[-1].last}"
         return Decision(
             go_on=False, wait_s=0, reason=f"{reason}, restart.limit-without-progress is {limits.limit_without_progress}"
         )
-    wait_s = min(limits.backoff_s * 2 ** max(0, failed - 1), limits.longest_backoff_s)
-    return _gave_up(idle, limits=limits) or Decision(
+    wait_s = min(limits.backoff_s * 2 ** max(0, idle_failures - 1), limits.longest_backoff_s)
+    return _give_up(idle, limits=limits) or Decision(
         go_on=True, wait_s=wait_s, reason=f"failed, restart {failures} of at most {limits.limit} in {wait_s} s"
     )
 
 
-def _gave_up(idle: Sequence[_Attempt], *, limits: RestartConfig) -> Decision | None:
-    """Return the decision to end where attempts were stopped or killed too often without progress; else None."""
+def _give_up(idle: Sequence[_Attempt], *, limits: RestartConfig) -> Decision | None:
+    """The decision to end where attempts were stopped or killed too often without progress; else None."""
     stopped = sum(attempt.outcome != "failed" for attempt in idle)
     if stopped <= limits.limit_stopped_without_progress:
         return None
@@ -83,13 +82,13 @@ def _gave_up(idle: Sequence[_Attempt], *, limits: RestartConfig) -> Decision | N
 
 
 def _idle(attempts: Sequence[_Attempt]) -> Sequence[_Attempt]:
-    """Return the newest attempts, as many as brought no newer checkpoint."""
-    worked = [number for number, attempt in enumerate(attempts, start=1) if attempt.last > attempt.first]
-    return attempts[max(worked, default=0) :]
+    """The newest attempts, as many as brought no newer checkpoint."""
+    progress = [number for number, attempt in enumerate(attempts, start=1) if attempt.last > attempt.first]
+    return attempts[max(progress, default=0) :]
 
 
 def _attempts(events: Sequence[dict[str, Any]]) -> list[_Attempt]:
-    """Return the attempts since the last submission; one that was killed, as with its node, has no end but the next start."""
+    """The attempts since the last submission; one that was killed, as with its node, has no end but the next start."""
     attempts: list[_Attempt] = []
     start: dict[str, Any] | None = None
     for event in events:

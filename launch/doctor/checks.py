@@ -24,10 +24,10 @@ from engine.errors import UserError, one_line_errors
 from engine.recipe import parse
 from launch.doctor.disk import check_shared, check_space, check_write_speed, leave_mark, remove_mark
 from launch.doctor.findings import Finding, findings_table, judged, write_findings
+from launch.doctor.loader import check_reading
 from launch.doctor.network import check_all_reduce, check_clocks, everyone, join
-from launch.doctor.reading import check_reading
 from launch.doctor.software import build_tools, check_builds, check_versions, versions
-from launch.doctor.warnings_sent import Mailbox, check_delivery, send_warning
+from launch.doctor.stop_signal import Mailbox, check_delivery, send_warning
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 

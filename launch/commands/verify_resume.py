@@ -7,7 +7,7 @@ import tyro
 
 from engine.errors import UserError
 from launch.config import ClusterConfig, RestartConfig, SubmitOptions, processes_per_node
-from launch.programs import PROOF, Call, check_call
+from launch.program_calls import PROOF, Call, check_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

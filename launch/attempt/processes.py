@@ -1,4 +1,4 @@
-"""How the training processes of a node start, and where all of them meet. Pure: command lines from numbers."""
+"""How the training processes of a node start, and where they meet. Pure: command lines from numbers."""
 
 import shlex
 import socket
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.config import ClusterConfig, processes_per_node
-from launch.programs import Starter
+from launch.program_calls import Starter
 
 PORTS = 20_000
 SUPERVISOR = "LAUNCH_SUPERVISOR"
@@ -33,39 +33,40 @@ class Place:
 def start_command(
     program: Sequence[str], *, starter: Starter, zero_stage: int, place: Place, python: Sequence[str]
 ) -> list[str]:
-    """Return the command that starts one node's training processes; each node runs its own, none starts another's.
+    """Write the command that starts one node's training processes; each node runs its own, none starts another's.
 
     Args:
         program: script and its options.
         starter: accelerate (DeepSpeed), torchrun (DDP) or python (one process).
         zero_stage: DeepSpeed's ZeRO stage.
         place: this node's place.
-        python: the interpreter, after the words of a container if there is one.
+        python: the interpreter, after a container's command if there is one.
     """
     match starter:
         case "accelerate":
-            words = ["accelerate.commands.accelerate_cli", "launch", "--use_deepspeed", "--zero_stage", str(zero_stage)]
-            words += ["--deepspeed_multinode_launcher", "standard", "--rdzv_backend", "static"]
-            words += ["--num_machines", str(place.nodes), "--machine_rank", str(place.node)]
-            words += ["--num_processes", str(place.nodes * place.processes)]
-            words += ["--main_process_ip", place.master, "--main_process_port", str(place.port)]
-            words += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the recipe's precision is what runs
+            launcher = ["accelerate.commands.accelerate_cli", "launch", "--use_deepspeed"]
+            launcher += ["--zero_stage", str(zero_stage)]
+            launcher += ["--deepspeed_multinode_launcher", "standard", "--rdzv_backend", "static"]
+            launcher += ["--num_machines", str(place.nodes), "--machine_rank", str(place.node)]
+            launcher += ["--num_processes", str(place.nodes * place.processes)]
+            launcher += ["--main_process_ip", place.master, "--main_process_port", str(place.port)]
+            launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # the recipe's precision is what runs
         case "torchrun":
-            words = ["torch.distributed.run", "--nnodes", str(place.nodes), "--node-rank", str(place.node)]
-            words += ["--nproc-per-node", str(place.processes)]
-            words += ["--master-addr", place.master, "--master-port", str(place.port)]
+            launcher = ["torch.distributed.run", "--nnodes", str(place.nodes), "--node-rank", str(place.node)]
+            launcher += ["--nproc-per-node", str(place.processes)]
+            launcher += ["--master-addr", place.master, "--master-port", str(place.port)]
         case "python":
             return [*python, *program]
-    return [*python, "-m", *words, *program]
+    return [*python, "-m", *launcher, *program]
 
 
-def python_words(cluster: ClusterConfig) -> list[str]:
-    """Return the words that start Python on a node: that of the container, or this one."""
+def python_command(cluster: ClusterConfig) -> list[str]:
+    """The command that starts Python on a node: that of the container, or this one."""
     return [*shlex.split(cluster.container), "python"] if cluster.container else [sys.executable]
 
 
 def place_of(cluster: ClusterConfig, *, node: int, nodes: int, host: str, job_number: int, restarts: int) -> Place:
-    """Return a node's place; all nodes of a job find the same port, and another one after each restart."""
+    """Number a node within its job; all nodes of a job compute the same port, and another one after each restart."""
     return Place(
         node=node,
         nodes=nodes,
@@ -76,7 +77,7 @@ def place_of(cluster: ClusterConfig, *, node: int, nodes: int, host: str, job_nu
 
 
 def master_host(hosts: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return node 0's name, or where that does not resolve, the address that srun was called from, which is node 0's."""
+    """Node 0's name or, where that does not resolve, the address that srun was called from, which is node 0's."""
     if len(hosts) == 1:
         return "127.0.0.1"
     try:
@@ -87,7 +88,7 @@ def master_host(hosts: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def process_environment(cluster: ClusterConfig) -> dict[str, str]:
-    """Return what the cluster's file adds to every process's environment."""
+    """What the cluster's file adds to every process's environment."""
     on_cpu = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"} if not cluster.gpus_per_node else {}
     assignments = (assignment.partition("=") for assignment in cluster.environment)
     return {**on_cpu, **{name: value for name, _, value in assignments}}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.attempt.processes import Place, process_environment, python_command, start_command
 from launch.config import processes_per_node
 from launch.job_folder import Job, JobFolder
-from launch.processes import Place, process_environment, python_words, start_command
 from launch.submission import script
 
 
@@ -37,7 +37,7 @@ def _command(job: Job) -> str:
         starter=call.starter,
         zero_stage=call.zero_stage,
         place=place,
-        python=python_words(job.cluster),
+        python=python_command(job.cluster),
     )
     text = " ".join(f"{key}={shlex.quote(value)}" for key, value in process_environment(job.cluster).items())
     line = f"{text} {shlex.join(words)}".strip()

@@ -8,13 +8,13 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from launch.commands.monitor import log_file, state
 from launch.config import ClusterConfig, RestartConfig, SubmitOptions, processes_per_node
 from launch.doctor.findings import FILE, findings_table, read_findings
 from launch.job_folder import Job, JobFolder
-from launch.programs import DOCTOR, Call, check_call
+from launch.program_calls import DOCTOR, Call, check_call
 from launch.slurm_queue import SlurmError
 from launch.submission import submit
-from launch.watch import log_file, state
 
 TIME_LIMIT_MIN = 15
 POLL_S = 1.0

@@ -7,8 +7,8 @@ import subprocess
 import time
 from types import FrameType
 
+from launch.attempt.processes import SUPERVISOR
 from launch.doctor.findings import Finding, judged
-from launch.processes import SUPERVISOR
 
 WAIT_S = 30.0
 

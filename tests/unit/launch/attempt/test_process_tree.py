@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from launch.process_tree import ProcessTree
+from launch.attempt.process_tree import ProcessTree
 
 RANK = """
 import os, pathlib, signal, subprocess, sys, time

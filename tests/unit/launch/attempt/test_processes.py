@@ -1,7 +1,7 @@
 """Start commands: one launcher a node, which all agree on where they meet."""
 
+from launch.attempt.processes import Place, master_host, place_of, process_environment, start_command
 from launch.config import ClusterConfig
-from launch.processes import Place, master_host, place_of, process_environment, start_command
 
 PROGRAM = ["pretrain/main.py", "--recipe", "r.yaml"]
 

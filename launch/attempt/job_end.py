@@ -1,27 +1,28 @@
-"""What happens once the processes of a job have ended: judge how, write it down, and put the job back into the queue if it shall go on."""
+"""Once a job's processes have ended: judge how, write it down, and put the job back into the queue if it goes on."""
 
 import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch import slurm_queue
+from launch.attempt.restart import Decision, Outcome, decide
 from launch.job_folder import Job, JobFolder
-from launch.restart import Decision, Outcome, decide
 
 logger = logging.getLogger(__name__)
 
 BY_THE_USER = ("the STOP file", "SIGINT")
 FAILED = "failed by itself"
 """Event of a node whose processes ended with an error before any signal came."""
-TRIES = 20
+NUM_TRIES = 20
 PAUSE_S = 30
 """A controller of Slurm's that restarts or fails over is away for minutes."""
 
 
-def conclude(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
+def end_attempt(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
     """Write down how an attempt ended and what follows."""
     outcome = outcome_of(folder, exit_code=exit_code)
     stopped = folder.stopped() or {}
@@ -33,34 +34,33 @@ def conclude(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
 
 
 def outcome_of(folder: JobFolder, *, exit_code: int) -> Outcome:
-    """Return how the last attempt ended.
+    """Judge how the last attempt ended.
 
-    Exit code 0 is not enough: a run that was stopped ends with it, too, and says so in its folder. A launcher may end with
-    another one although the run was saved, when the scheduler's signals reached it first.
+    Exit code 0 is not enough: a run that was stopped ends with it, too, and says so in its folder. A launcher may end
+    with another one although the run was saved, when the scheduler's signals reached it first.
     """
-    started = _has_started(folder)
-    stopped = folder.stopped() if started else None  # else it speaks of an attempt before
+    has_started = _has_started(folder)
+    stopped = folder.stopped() if has_started else None  # else the file is from an attempt before
     if folder.cancelled.exists() or (stopped is not None and stopped["reason"] in BY_THE_USER):
         return "ended by the user"
     if stopped is not None:
         return "stopped"
     if exit_code == 0:
         return "finished"
-    return "stopped" if started and _was_warned(folder) else "failed"
+    return "stopped" if has_started and _had_warning(folder) else "failed"
 
 
-def settle(words: list[str]) -> None:
-    """``settle EXIT_CODE RUN...``: the last line of a job's script; of an array, the job's own RUN is chosen by its number.
+def settle(exit_code: int, runs: Sequence[Path]) -> None:
+    """End a Slurm job, as the last line of its script; an array's job finds its own run by its number.
 
     Raises:
         SystemExit: always, with the job's exit code.
     """
     for number in (signal.SIGTERM, signal.SIGUSR2):  # they come with the requeue below
         signal.signal(number, signal.SIG_IGN)
-    speak()
-    exit_code, runs = int(words[0]), words[1:]
-    folder = JobFolder(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0]))
-    decision = conclude(folder, folder.read(), exit_code=exit_code)
+    log_to_job()
+    folder = JobFolder(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0])
+    decision = end_attempt(folder, folder.read(), exit_code=exit_code)
     if not decision.go_on:
         gave_up = decision.reason.startswith(("failed", "stopped"))
         sys.exit((exit_code or 1) if gave_up else 0)
@@ -73,9 +73,20 @@ def settle(words: list[str]) -> None:
     sys.exit(0 if is_requeued else exit_code)
 
 
+def log_to_job() -> None:
+    """Let the launcher's own lines into the job's log, marked, and each once beside submitit's."""
+    launch_logger = logging.getLogger("launch")
+    if not launch_logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("launch: %(message)s"))
+        launch_logger.addHandler(handler)
+        launch_logger.setLevel(logging.INFO)
+        launch_logger.propagate = False
+
+
 def _requeue(job_id: str, *, wait_s: int) -> bool:
-    """Put this job back into the queue; return whether it was for us to do. A Slurm that does not answer is asked again."""
-    for tries_left in reversed(range(TRIES)):
+    """Put this job back into the queue; False where that is Slurm's own work. A Slurm without an answer is asked again."""
+    for tries_left in reversed(range(NUM_TRIES)):
         try:
             queued = slurm_queue.find(job_id)
             if queued is None or queued.state != "RUNNING":
@@ -92,31 +103,20 @@ def _requeue(job_id: str, *, wait_s: int) -> bool:
     raise AssertionError
 
 
-def speak() -> None:
-    """Let the launcher's own lines into the job's log, marked, and each once beside submitit's."""
-    ours = logging.getLogger("launch")
-    if not ours.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("launch: %(message)s"))
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False
-
-
 def _has_started(folder: JobFolder) -> bool:
-    """Return whether the attempt that is being judged came to its start; srun may fail before."""
+    """Whether the attempt that is judged came to its start; srun may fail before."""
     names = [event["event"] for event in folder.events() if event["event"] in ("submit", "start", "end")]
     return bool(names) and names[-1] == "start"
 
 
-def _was_warned(folder: JobFolder) -> bool:
-    """Return whether the time limit or a preemption came before the last attempt could save.
+def _had_warning(folder: JobFolder) -> bool:
+    """Whether the time limit or a preemption came before the last attempt could save.
 
-    SIGTERM comes from srun as well, to all nodes, when the processes of one have failed; that one says so first.
+    SIGTERM comes from srun as well, to all nodes, when the processes of one have failed; that one notes it first.
     """
-    named: set[str] = set()
+    names: set[str] = set()
     for event in reversed(folder.events()):
         if event["event"] == "start":
             break
-        named.add(event["name"] if event["event"] == "signal" else event["event"])
-    return "SIGUSR2" in named or ("SIGTERM" in named and FAILED not in named)
+        names.add(event["name"] if event["event"] == "signal" else event["event"])
+    return "SIGUSR2" in names or ("SIGTERM" in names and FAILED not in names)

@@ -1,0 +1,1 @@
+"""One attempt at a job on a node: its processes, how they ended, and whether the job starts again."""
