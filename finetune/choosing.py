@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from engine.errors import UserError
+from engine.recipe import RecipeError, find_recipe
 from finetune.config import FinetuneConfig
 from finetune.detection.config import DetectConfig
 from finetune.segmentation.config import SegmentConfig
@@ -60,8 +61,8 @@ def _sections(words: Sequence[str]) -> set[str]:
     sections = {word.removeprefix("--").partition(".")[0] for word in words if word.startswith("--")}
     for path in option_values(words, "--recipe"):
         try:
-            tree = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError):
+            tree = yaml.safe_load(find_recipe(Path(path)).read_text())
+        except (OSError, yaml.YAMLError, RecipeError):
             continue
         sections |= {str(key) for key in tree} if isinstance(tree, dict) else set()
     return sections

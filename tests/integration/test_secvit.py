@@ -27,7 +27,7 @@ def words(tmp_path_factory):
     command = ("index", "--source", str(IMAGENETTE), "--pattern", "train-*.tar", "--out", str(shards))
     indexed = start(sys.executable, "data/main.py", *command)
     assert indexed.returncode == 0, indexed.stderr
-    return ("--recipe", "pretrain/recipes/secvit_tiny_cpu.yaml", "--data.shards", str(shards))
+    return ("--recipe", "pretrain/recipes/secvit/secvit_tiny_cpu.yaml", "--data.shards", str(shards))
 
 
 def test_two_processes_under_deepspeed_learn_from_photographs(words, tmp_path):

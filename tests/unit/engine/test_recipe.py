@@ -118,3 +118,24 @@ def test_dump_round_trips(write):
     inner = Inner(sizes=(-1, 2), names=("y", "1e3", "null"), path=Path("/a"), text="--x", lr=1e-5)
     config = Outer(steps=5, inner=inner)
     assert parse(Outer, write(dump(config))) == config
+
+
+def test_a_recipe_in_one_sub_folder_is_found_by_its_place_before(tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "a.yaml").write_text("steps: 3")
+    assert parse(Outer, ["--recipe", str(tmp_path / "a.yaml")]).steps == 3
+    (tmp_path / "a.yaml").write_text("steps: 4")
+    assert parse(Outer, ["--recipe", str(tmp_path / "a.yaml")]).steps == 4
+
+
+def test_a_recipe_in_two_sub_folders_is_refused_with_both(tmp_path):
+    for name in ("large", "small"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.yaml").write_text("steps: 3")
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'large/a.yaml'}, {tmp_path / 'small/a.yaml'}; name one"):
+        parse(Outer, ["--recipe", str(tmp_path / "a.yaml")])
+
+
+def test_a_recipe_that_is_nowhere_is_named_as_it_was_given(tmp_path):
+    with pytest.raises(SystemExit, match=rf"{tmp_path / 'a.yaml'}: .* No such file"):
+        parse(Outer, ["--recipe", str(tmp_path / "a.yaml")])

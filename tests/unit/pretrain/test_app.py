@@ -10,12 +10,12 @@ from pretrain.app import main
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-RECIPES = [p for p in sorted((ROOT / "pretrain" / "recipes").glob("*.yaml")) if p.name != "single_gpu.yaml"]
-RECIPES += [ROOT / "examples/demo/pretrain.yaml", ROOT / "benchmarks/drills/resume.yaml"]
 OVERLAYS = [
     ROOT / "pretrain/recipes/single_gpu.yaml",
-    *sorted((ROOT / "pretrain" / "recipes" / "sweeps").glob("*.yaml")),
+    *sorted((ROOT / "pretrain" / "recipes" / "sweeps").rglob("*.yaml")),
 ]
+RECIPES = sorted({*(ROOT / "pretrain" / "recipes").rglob("*.yaml")} - {*OVERLAYS})
+RECIPES += [ROOT / "examples/demo/pretrain.yaml", ROOT / "benchmarks/drills/resume.yaml"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
