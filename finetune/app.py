@@ -18,11 +18,11 @@ from engine.errors import UserError, one_line_errors
 from engine.recipe import parse, plain
 from engine.run.status import status
 from finetune.choosing import CONFIGS, SECTIONS, choose_task, option_values
-from finetune.onnx_export import export_command
-from finetune.predict import predict
-from finetune.results import FILE_NAME
+from finetune.commands.export import export_command
+from finetune.commands.predict import predict
+from finetune.evaluation.results import FILE_NAME
+from finetune.network.weights import TASK_OF_PROGRAM, stored_description
 from finetune.tasks import TASKS, task_of_run
-from finetune.trained import TASK_OF_PROGRAM, stored_description
 
 APPLIED = ("score_stride",)
 """Options of a head that may be others where it is only measured."""

@@ -7,20 +7,21 @@ from typing import Any
 
 from rich.table import Table
 
-from finetune import results
 from finetune.choosing import choose_task
-from finetune.classification import eval_only, trainer
+from finetune.classification import classifiers as eval_only
+from finetune.classification import task as trainer
 from finetune.classification.predict import class_predictor
 from finetune.detection import eval_only as detect_eval_only
 from finetune.detection import results_table as detect_results
-from finetune.detection import trainer as detect_trainer
-from finetune.detection.pictures import object_predictor
+from finetune.detection import task as detect_trainer
+from finetune.detection.predict import object_predictor
+from finetune.evaluation import results
+from finetune.network.weights import TASK_OF_PROGRAM, stored_description
 from finetune.prediction import MakePredictor
 from finetune.segmentation import eval_only as segment_eval_only
 from finetune.segmentation import results as segment_results
-from finetune.segmentation import trainer as segment_trainer
+from finetune.segmentation import task as segment_trainer
 from finetune.segmentation.predict import label_predictor
-from finetune.trained import TASK_OF_PROGRAM, stored_description
 
 Results = list[dict[str, Any]]
 

@@ -144,7 +144,7 @@ def run_and_kill(
     run: Audited, config: PretrainConfig | FinetuneConfig, *, num_kills: int, rng: random.Random
 ) -> list[int]:
     """Train to the end through ``num_kills`` kills, each time on another layout; return the steps they came after."""
-    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.classification.trainer", config)
+    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.classification.task", config)
     last_step = EPOCHS * order_of(run, config).steps_per_epoch
     first = rng.randrange(len(LAYOUTS))
     killed_at: list[int] = []

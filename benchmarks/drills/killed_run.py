@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-PROGRAMS = ("pretrain.trainer", "finetune.classification.trainer")
+PROGRAMS = ("pretrain.trainer", "finetune.classification.task")
 TIME_LIMIT_S = 300
 
 

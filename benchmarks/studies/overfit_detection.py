@@ -25,11 +25,11 @@ from data.writing.new_sample import NewSample
 from data.writing.writer import ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
-from finetune.detection.average_precision import average_precision
 from finetune.detection.config import DetectConfig, DetectEvaluation, DetectorConfig, DetectorKind, ResizeConfig
+from finetune.detection.ground_truth import Truth, read_truth
+from finetune.detection.metrics import average_precision
 from finetune.detection.predictions import Found, as_coco, as_found, in_picture
-from finetune.detection.trainer import train
-from finetune.detection.truth import Truth, read_truth
+from finetune.detection.task import train
 
 SOURCE = "coco_instances"
 NUM_IMAGES, MOST_OBJECTS, SMALLEST_PX, SHORT_SIDE = 8, 4, 96, 256

@@ -35,9 +35,9 @@ from finetune.segmentation.config import (
     SegmenterConfig,
     SegmentEvaluationConfig,
 )
-from finetune.segmentation.confusion import confusion_matrix, segment_scores
 from finetune.segmentation.heads.segvit import SegViTHead
-from finetune.segmentation.trainer import train
+from finetune.segmentation.metrics import confusion_matrix, segment_scores
+from finetune.segmentation.task import train
 from finetune.segmentation.void import VOID
 
 NUM_IMAGES = 8

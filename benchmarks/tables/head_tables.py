@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.goals import Goal, finish
 from finetune.segmentation.config import SegmenterConfig
-from finetune.segmentation.segmenter import build_head
+from finetune.segmentation.model import build_head
 from finetune.segmentation.vit_layers import VitLayers
 
 MOST_OFF = 0.01

@@ -1,6 +1,6 @@
 """Everything around a training loop: resume, move, accumulate, update, report, save, stop.
 
-The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/classification/trainer.py``), where it reads like
+The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/classification/task.py``), where it reads like
 the algorithm. A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the
 averaged weights, one integer, and the list of micro-batches that are left out (``engine/faults/recovery.py``). The numbers of the
 steps may go back: what was not finite is done again without the micro-batch that was at fault.

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from finetune.classification.classifier_folder import write_classifier
+from finetune.classification.data import LabelledShards
 from finetune.classification.evaluate import evaluate, evaluation_images, forward_of
-from finetune.classification.labelled_shards import LabelledShards
-from finetune.classification.network import build_plain
-from finetune.classification.scores import as_json
+from finetune.classification.metrics import as_json
+from finetune.classification.model import build_plain
 from finetune.config import FinetuneConfig
-from finetune.evaluations import Measured
-from finetune.start import Start
+from finetune.evaluation.evaluations import Measured
+from finetune.network.start import Start
 
 
 class Accuracy:
-    """Top-1 accuracy; :class:`finetune.evaluations.Measure` says what is what."""
+    """Top-1 accuracy; :class:`finetune.evaluation.evaluations.Measure` says what is what."""
 
     best_by = "top1"
 

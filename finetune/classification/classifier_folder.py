@@ -16,7 +16,7 @@ def write_classifier(
 
     Args:
         folder: where to.
-        described: what :func:`finetune.trained.describe` said, and the method.
+        described: what :func:`finetune.network.weights.describe` said, and the method.
         state: all weights and buffers; a linear probe's BatchNorm becomes part of the classifier.
         step: optimizer steps the weights had.
         weights: which they are, such as "last raw".

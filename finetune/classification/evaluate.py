@@ -15,7 +15,7 @@ from data.loading.loader import ShardSet, evaluation_batches
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from engine.terms import Size
-from finetune.classification.scores import TOP_K, Scores, score
+from finetune.classification.metrics import TOP_K, Scores, score
 from finetune.config import FinetuneConfig
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from data.images.transforms import resize_center_crop
 from engine.pixels import Pixels
-from finetune.classification.eval_only import find_classifiers
+from finetune.classification.classifiers import find_classifiers
 from finetune.prediction import Picture, Prediction, Predictor, pick_weights
 
 SHOWN = 3

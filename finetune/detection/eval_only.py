@@ -9,11 +9,11 @@ from engine.distributed.engine import Engine
 from engine.errors import UserError
 from finetune.detection.config import DetectConfig
 from finetune.detection.evaluate import Examination
+from finetune.detection.ground_truth import read_truth
+from finetune.detection.task import PROGRAM
 from finetune.detection.trained import fill_detector
-from finetune.detection.trainer import PROGRAM
-from finetune.detection.truth import read_truth
-from finetune.results import EVAL_ONLY_FILE_NAME, write_results
-from finetune.trained import find_weights, results_folder
+from finetune.evaluation.results import EVAL_ONLY_FILE_NAME, write_results
+from finetune.network.weights import find_weights, results_folder
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from torch import nn
 from data.loading.loader import ShardSet, evaluation_batches
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
-from finetune.detection.average_precision import average_precision
+from finetune.detection.batches import EvaluationBuilder
 from finetune.detection.config import DetectConfig
-from finetune.detection.detector import run_detector
-from finetune.detection.micro_batch import EvaluationBuilder
+from finetune.detection.ground_truth import Truth
+from finetune.detection.metrics import average_precision
+from finetune.detection.model import run_detector
 from finetune.detection.predictions import Found, as_coco, as_found, gather, in_picture, write_predictions
-from finetune.detection.truth import Truth
 
 Scores = dict[str, Any]
 """``box`` and, where masks are found, ``mask`` (COCO's figures), ``num_images`` and ``num_unreadable``."""

@@ -6,15 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from finetune.detection.config import DetectConfig
-from finetune.detection.detector import build_plain
 from finetune.detection.evaluate import Examination, Scores
-from finetune.evaluations import Measured
-from finetune.start import Start
-from finetune.trained import write_best
+from finetune.detection.model import build_plain
+from finetune.evaluation.evaluations import Measured
+from finetune.network.start import Start
+from finetune.network.weights import write_best
 
 
 class Precision:
-    """COCO's average precision; :class:`finetune.evaluations.Measure` says what is what.
+    """COCO's average precision; :class:`finetune.evaluation.evaluations.Measure` says what is what.
 
     The last evaluation's detections stand in the run folder, as COCO's results: predictions-raw.json and predictions-ema.json.
     """

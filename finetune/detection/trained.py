@@ -8,10 +8,10 @@ from torch import nn
 from engine.pixels import Pixels
 from engine.recipe import restore
 from finetune.detection.config import DetectConfig
-from finetune.detection.detector import build_plain
-from finetune.detection.trainer import PROGRAM
+from finetune.detection.model import build_plain
+from finetune.detection.task import PROGRAM
+from finetune.network.weights import Weights, described_start, find_weights
 from finetune.prediction import pick_weights
-from finetune.trained import Weights, described_start, find_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class TrainedDetector:
 
 
 def load_detector(path: Path, weights: str | None) -> TrainedDetector:
-    """Return a detector with weights that :func:`finetune.trained.find_weights` finds.
+    """Return a detector with weights that :func:`finetune.network.weights.find_weights` finds.
 
     Raises:
         UserError: there are no such weights, or they are of another program.

@@ -8,13 +8,13 @@ from typing import Any
 from data.loading.loader import ShardSet, open_shards
 from engine.distributed.engine import Engine
 from engine.errors import UserError
-from finetune.results import EVAL_ONLY_FILE_NAME, write_results
+from finetune.evaluation.results import EVAL_ONLY_FILE_NAME, write_results
+from finetune.network.weights import find_weights, results_folder
 from finetune.segmentation.config import SegmentConfig
-from finetune.segmentation.confusion import as_json
-from finetune.segmentation.evaluation import evaluate
+from finetune.segmentation.evaluate import evaluate
 from finetune.segmentation.labels import check_label_maps
+from finetune.segmentation.metrics import as_json
 from finetune.segmentation.trained import PROGRAM, TrainedSegmenter, fill_segmenter
-from finetune.trained import find_weights, results_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.segmentation.config import window_of
 from finetune.segmentation.heads.segvit import AtmHead
 from finetune.segmentation.inference import infer
-from finetune.segmentation.segmenter import Segmenter
+from finetune.segmentation.model import Segmenter
 from finetune.segmentation.trained import TrainedSegmenter
 from finetune.segmentation.void import VOID
 

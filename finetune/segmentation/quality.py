@@ -6,18 +6,18 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from engine.distributed.engine import Engine
-from finetune.evaluations import Measured
+from finetune.evaluation.evaluations import Measured
+from finetune.network.start import Start
+from finetune.network.weights import write_best
 from finetune.segmentation.config import SegmentConfig
-from finetune.segmentation.confusion import as_json
-from finetune.segmentation.evaluation import evaluate
-from finetune.segmentation.labelled_shards import LabelledShards
-from finetune.segmentation.segmenter import Segmenter, bare_segmenter
-from finetune.start import Start
-from finetune.trained import write_best
+from finetune.segmentation.data import LabelledShards
+from finetune.segmentation.evaluate import evaluate
+from finetune.segmentation.metrics import as_json
+from finetune.segmentation.model import Segmenter, bare_segmenter
 
 
 class Quality:
-    """mIoU; :class:`finetune.evaluations.Measure` says what is what."""
+    """mIoU; :class:`finetune.evaluation.evaluations.Measure` says what is what."""
 
     best_by = "miou"
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from backbones.weights.handoff import write_backbone
 from engine.recipe import restore
+from finetune.network.pyramid import dense_start
+from finetune.network.start import Start
+from finetune.network.weights import Weights, describe, described_start, find_weights
 from finetune.prediction import pick_weights
-from finetune.pyramid import dense_start
 from finetune.segmentation.config import SegmentConfig
-from finetune.segmentation.labelled_shards import LabelledShards
-from finetune.segmentation.segmenter import Segmenter, bare_segmenter
-from finetune.start import Start
-from finetune.trained import Weights, describe, described_start, find_weights
+from finetune.segmentation.data import LabelledShards
+from finetune.segmentation.model import Segmenter, bare_segmenter
 
 PROGRAM = "segment"
 NETWORK = "features.network."
@@ -61,7 +61,7 @@ def hand_off_backbone(
 
 
 def load_trained(path: Path, weights: str | None) -> TrainedSegmenter:
-    """Return a segmenter with weights that :func:`finetune.trained.find_weights` finds.
+    """Return a segmenter with weights that :func:`finetune.network.weights.find_weights` finds.
 
     Raises:
         UserError: there are no such weights, or they are of another program.

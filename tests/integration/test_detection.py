@@ -8,7 +8,7 @@ from data.sources.scenes import CLASSES, scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
 from finetune.choosing import CONFIGS, choose_task
-from finetune.detection.trainer import train
+from finetune.detection.task import train
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 
 FP32_BOUND = 2e-5

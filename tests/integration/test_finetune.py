@@ -7,7 +7,7 @@ import pytest
 from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
-from finetune.classification.trainer import train
+from finetune.classification.task import train
 from finetune.config import FinetuneConfig
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from finetune.app import main, with_own_recipe, with_shards
-from finetune.classification.trainer import train
+from finetune.classification.task import train
 
 
 def test_measuring_only_needs_no_training_shards():

@@ -9,7 +9,7 @@ import torch
 from data.config import DataConfig
 from engine.checkpoint.store import CheckpointStore
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.classification.trainer import train as finetune
+from finetune.classification.task import train as finetune
 from finetune.config import EvaluationConfig, FinetuneConfig, StartConfig
 from pretrain.trainer import train
 

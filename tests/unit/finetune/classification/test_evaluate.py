@@ -8,7 +8,7 @@ import torch
 from data.loading.evaluation import EvaluationBuilder
 from data.loading.loader import evaluation_batches, open_shards
 from finetune.classification.evaluate import evaluate
-from finetune.classification.scores import score
+from finetune.classification.metrics import score
 
 
 class OneOf:

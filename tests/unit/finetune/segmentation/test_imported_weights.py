@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from backbones.weights.importing import import_backbone
 from finetune.config import StartConfig
+from finetune.network.start import resolve_start
 from finetune.segmentation.config import SegmenterConfig
-from finetune.segmentation.segmenter import build_segmenter
-from finetune.start import resolve_start
+from finetune.segmentation.model import build_segmenter
 
 
 def test_local_vit_weights_bring_their_statistics_and_positions_for_any_crop(micro, tmp_path):

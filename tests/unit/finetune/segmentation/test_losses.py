@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finetune.segmentation.batches import classes_shown
 from finetune.segmentation.heads.atm_loss import Masks, atm_losses
 from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
-from finetune.segmentation.micro_batch import classes_shown
 from finetune.segmentation.void import VOID
 
 NUM_CLASSES, SIDE = 4, 6

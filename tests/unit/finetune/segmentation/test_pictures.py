@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.network.start import resolve_start
 from finetune.segmentation.config import SegmenterConfig
+from finetune.segmentation.model import build_segmenter
 from finetune.segmentation.pictures import draw_label_map, draw_similarities, has_queries, palette, predict_label_map
-from finetune.segmentation.segmenter import build_segmenter
 from finetune.segmentation.trained import TrainedSegmenter
-from finetune.start import resolve_start
 
 CLASSES = ("sky", "wall", "road")
 

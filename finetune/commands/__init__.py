@@ -1,0 +1,1 @@
+"""The commands of finetune/main.py besides training."""

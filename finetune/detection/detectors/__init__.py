@@ -1,0 +1,1 @@
+"""The detectors that a recipe may name, and the parts they share."""

@@ -1,0 +1,1 @@
+"""Evaluations while a run trains: when, what is logged, which weights are kept."""

@@ -1,0 +1,133 @@
+"""The log of accuracy, mIoU or average precision while a run trains, and the best weights.
+
+    runs/x/
+    ├── accuracy.jsonl                   one line per evaluation and set of weights (raw, ema)
+    ├── best/raw-step-000000150/         best weights so far (finetune/network/weights.py)
+    └── best/raw-step-000000150.json     all scores of them
+
+Restarted from an older checkpoint, a run forgets what it measured after it. So the best weights up to each checkpoint on
+disk are kept, not only the best of all.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.run.durable import write_durably
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = ("raw", "ema")
+CHECKPOINTS_COVERED = 4
+"""Newest checkpoints that a run may restart from with its best weights known."""
+
+
+class AccuracyLog:
+    """The lines of ``accuracy.jsonl`` and the folders under ``best/``; only the main process has one.
+
+    Args:
+        folder: the run folder.
+        step: steps done so far; lines past them are forgotten.
+        figure: name of the figure that makes weights the best, such as top1, miou or mask_AP; higher is better.
+    """
+
+    def __init__(self, folder: Path, *, step: int, figure: str) -> None:
+        self._figure = figure
+        self._file = folder / "accuracy.jsonl"
+        self._best = folder / "best"
+        self._checkpoints = folder / "checkpoints"
+        self.lines = [line for line in _read_lines(self._file) if line["step"] <= step]
+        if self._file.exists():
+            self._write()
+        for weights in WEIGHTS:
+            self._drop_unfinished(weights)
+            self._drop_overtaken(weights)
+
+    def add(self, *, step: int, weights: str, figures: dict[str, float | None]) -> bool:
+        """Write one line; return whether these are the best weights of their kind so far (the first, if equal).
+
+        Those of a step that is measured again are other weights.
+        """
+        self.lines = [line for line in self.lines if (line["step"], line["weights"]) != (step, weights)]
+        self.lines.append({"step": step, "weights": weights, **figures})
+        self._write()
+        return self.best_step(weights) == step
+
+    def best_step(self, weights: str, *, until: int | None = None) -> int | None:
+        """Return the step of the best figure of one kind of weights, of those measured until a step."""
+        measured = [
+            (-_known(line[self._figure]), line["step"])
+            for line in self.lines
+            if line["weights"] == weights and (until is None or line["step"] <= until)
+        ]
+        return min(measured)[1] if measured else None
+
+    def best_folder(self, weights: str, step: int) -> Path:
+        """Return where the weights of a step are kept."""
+        return self._best / f"{weights}-step-{step:09d}"
+
+    def keep(self, weights: str, step: int, *, result: dict[str, Any]) -> None:
+        """Write the scores beside the best weights, whose folder is written already, and drop those overtaken."""
+        folder = self.best_folder(weights, step)
+        write_durably(folder.with_suffix(".json"), json.dumps(result).encode())
+        self._drop_overtaken(weights)
+
+    def _write(self) -> None:
+        write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def _drop_unfinished(self, weights: str) -> None:
+        """Delete the folders that a kill left without their scores."""
+        for folder in self._best.glob(f"{weights}-step-*"):
+            if folder.is_dir() and not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _drop_overtaken(self, weights: str) -> None:
+        kept = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}
+        for other in self._best.glob(f"{weights}-step-*.json"):
+            if int(other.stem.rpartition("-")[2]) not in kept:
+                shutil.rmtree(other.with_suffix(""), ignore_errors=True)
+                other.unlink()
+
+    def best_result(self, weights: str) -> dict[str, Any] | None:
+        """Return the scores of the best weights of one kind, if they are still there."""
+        step = self.best_step(weights)
+        if step is None:
+            return None
+        path = self.best_folder(weights, step).with_suffix(".json")
+        if not path.is_file():
+            logger.warning("%s is missing: the best %s weights are not listed", path, weights)
+            return None
+        return json.loads(path.read_text())
+
+    def _checkpoint_steps(self) -> list[int]:
+        found = [re.match(r"step-(\d+)", path.name) for path in self._checkpoints.glob("step-*")]
+        return sorted(int(match[1]) for match in found if match)[-CHECKPOINTS_COVERED:]
+
+
+def newest_best(run: Path, weights: str) -> Path | None:
+    """Return the folder of a run's best weights of one kind, if there are any; older ones are there for older checkpoints."""
+    found = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if _is_whole(path))
+    return found[-1] if found else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether best weights were written to the end: their scores come last."""
+    return folder.is_dir() and folder.with_suffix(".json").is_file()
+
+
+def _known(figure: float | None) -> float:
+    """Return a figure, or less than any where there was nothing to find."""
+    return -1.0 if figure is None else figure
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line cut short by a kill
+            yield json.loads(line)

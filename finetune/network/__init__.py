@@ -1,0 +1,1 @@
+"""Networks of every task: first weights, maps of several strides, what is frozen, trained weights."""

@@ -1,0 +1,76 @@
+"""Classifiers and segmenters as ONNX files: onnxruntime answers what torch does, for one image or any number."""
+
+import pytest
+import timm
+import torch
+
+import backbones  # noqa: F401  (registers SecViT)
+from engine.pixels import Pixels
+from finetune.commands.export import Exportable, FromPixels, Scores, export, export_command, exportable
+from finetune.segmentation.heads.segvit import SegViTHead
+from finetune.segmentation.model import Segmenter
+from finetune.segmentation.vit_layers import VitLayers
+
+pytest.importorskip("onnxruntime", reason="needs the extra export")
+pytest.importorskip("onnxscript", reason="needs the extra export")
+
+PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+
+
+def vit(**options):
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", **sizes, **options).eval()
+
+
+def classifier():
+    return Exportable(network=FromPixels(Pixels(*PIXELS), vit(num_classes=4)).eval(), size=(32, 32), output="logits")
+
+
+def segmenter():
+    features = VitLayers(vit(num_classes=0, dynamic_img_size=True), layers=(0, 1), class_token=False)
+    head = SegViTHead(features.channels, dim=16, num_heads=2, num_classes=3, loss="atm", score_stride=1)
+    network = Segmenter(features, head, pixels=Pixels(*PIXELS))
+    return Exportable(network=Scores(network).eval(), size=(32, 48), output="scores")
+
+
+def clustered():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)}
+    network = timm.create_model("secvit_tiny", num_classes=4, **sizes).eval()
+    return Exportable(network=FromPixels(Pixels(*PIXELS), network).eval(), size=(96, 64), output="logits")
+
+
+@pytest.mark.slow
+def test_clusters_and_rotary_positions_export_for_a_fixed_batch_and_a_free_one_is_refused(tmp_path):
+    assert 0 <= export(clustered(), tmp_path / "model.onnx") < 1e-4
+    with pytest.raises(ValueError, match=r"any number of images|does not take images"):
+        export(clustered(), tmp_path / "model.onnx", dynamic_batch=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [classifier, segmenter])
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_onnxruntime_answers_what_torch_does(tmp_path, make, dynamic_batch):
+    off = export(make(), tmp_path / "model.onnx", dynamic_batch=dynamic_batch)
+    assert 0 <= off < 1e-4
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"export takes a run folder with a config.yaml, a checkpoint or best weights, got"
+    ):
+        exportable(tmp_path)
+
+
+def test_options_that_a_detector_cannot_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a detector is written for one image of one size"):
+        export_command([str(tmp_path), str(tmp_path / "model.pt2"), "--dynamic-batch"])
+
+
+@pytest.mark.slow
+def test_a_file_that_differs_from_torch_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.commands.export.MOST_OFF", -1.0)
+    with pytest.raises(ValueError, match="from torch under onnxruntime"):
+        export(classifier(), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

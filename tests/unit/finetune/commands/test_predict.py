@@ -1,0 +1,111 @@
+"""What a trained classifier says about pictures, as files; unreadable pictures are named."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.sources.scenes import scene_members
+from finetune.classification import predict as predict_classes
+from finetune.classification.task import train
+from finetune.commands.predict import find_pictures, predict
+from finetune.segmentation.predict import as_written
+from finetune.tasks import TASKS, task_of_run
+
+
+def predictor_of(folder):
+    return TASKS[task_of_run(folder)].predictor
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "inner").mkdir(parents=True)
+    for name, number in (("b.jpg", 1), ("a.jpg", 2), ("inner/b.jpg", 3)):
+        (folder / name).write_bytes(scene_members(0, number=number, size=64)[1]["jpg"])
+    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture either")
+    return folder
+
+
+def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(micro, pictures, tmp_path):
+    config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"every_steps": 1})
+    train(config)
+    for run in (config.run.folder, config.run.folder / "checkpoints" / "step-000000001"):
+        predict([str(run), str(pictures), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+        records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert [record["file"].removeprefix(f"{pictures}/") for record in records] == [
+            "a.jpg",
+            "a.png",
+            "b.jpg",
+            "inner/b.jpg",
+        ]
+        assert "error" in records[1]
+        probabilities = records[0]["probabilities"]
+        assert set(probabilities) == {"ant", "bee", "cat", "dog"}
+        assert sum(probabilities.values()) == pytest.approx(1)
+        assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+        names = {path.name for path in (tmp_path / "out").iterdir()} - {"predictions.json"}
+        assert names == {"a.overlay.png", "b.overlay.png", "inner_b.overlay.png"}
+        with Image.open(tmp_path / "out" / "a.overlay.png") as overlay:
+            assert overlay.size == (64, 64)
+    best = [str(config.run.folder), str(pictures), "--out", str(tmp_path / "best"), "--weights", "best-raw"]
+    predict(best, predictor_of=predictor_of)
+    assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
+    kept = [shutil.copytree(config.run.folder / "best" / "raw-step-000000001", tmp_path / "copied"), *best[1:4]]
+    predict([*map(str, kept)], predictor_of=predictor_of)
+    assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
+    with pytest.raises(ValueError, match=r"copied has no raw weights, only best raw"):
+        predict([*map(str, kept), "--weights", "raw"], predictor_of=predictor_of)
+    with pytest.raises(ValueError, match="keeps no best ema weights"):
+        predict([*best[:-1], "best-ema"], predictor_of=predictor_of)
+    with pytest.raises(ValueError, match=r"has no ema weights, only raw; choose with --weights"):
+        predict(
+            [str(run), str(pictures), "--out", str(tmp_path / "out"), "--weights", "ema"], predictor_of=predictor_of
+        )
+
+
+def test_names_never_collide(pictures):
+    assert list(find_pictures(pictures)) == ["a", "a_png", "b", "inner_b"]
+    assert list(find_pictures(pictures / "b.jpg")) == ["b"]
+
+
+def test_names_that_fold_alike_keep_every_picture(tmp_path):
+    for name in ("a/b_c.jpg", "a_b/c.jpg", "a_b_c.jpg", "a_b_c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_pictures(tmp_path)) == ["a_b_c", "a_b_c_jpg", "a_b_c_jpg1", "a_b_c_png"]
+
+
+@pytest.mark.parametrize(("num_classes", "written"), [(256, [0, 255]), (300, [0, 299])])
+def test_label_maps_of_many_classes_do_not_wrap(tmp_path, num_classes, written):
+    labels = as_written(np.array([[0, num_classes - 1]]), num_classes=num_classes)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as read:
+        assert np.array(read).tolist() == [written]
+
+
+def test_pictures_are_cropped_as_the_run_measured(micro, pictures, tmp_path, monkeypatch):
+    config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"crop_ratio": 1.0})
+    train(config)
+    ratios = []
+    crop = predict_classes.resize_center_crop
+
+    def note(data, *, size, crop_ratio):
+        ratios.append(crop_ratio)
+        return crop(data, size=size, crop_ratio=crop_ratio)
+
+    monkeypatch.setattr(predict_classes, "resize_center_crop", note)
+    for run in (config.run.folder, config.run.folder / "backbone"):
+        predict([str(run), str(pictures / "b.jpg"), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+    assert ratios == [1.0, 1.0]
+
+
+def test_no_run_and_no_pictures_are_one_line(tmp_path):
+    words = ["--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"missing is no folder; give that of a run"):
+        predict(["missing", str(tmp_path), *words], predictor_of=predictor_of)
+    with pytest.raises(ValueError, match=r"no picture in .*; expected files ending in .jpg"):
+        predict([str(tmp_path), str(tmp_path), *words], predictor_of=predictor_of)
