@@ -63,7 +63,7 @@ class Probe:
 
     def _accuracies(self) -> dict[str, float]:
         engine = self._training.engine
-        state = engine.broadcast_object(engine.full_weights())
+        state = engine.broadcast_object(engine.full_state_dict())
         model_args = self._training.describe["model_args"]
         encoder = plain_encoder(self._config, model_args=model_args, state=state).to(engine.device)
         train, val = self._features(encoder, self._train), self._features(encoder, self._val)

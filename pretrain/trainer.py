@@ -117,7 +117,7 @@ def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> N
     if training.stopped:
         return
     hand_off(config, training=training, folder=training.folder.backbone)
-    state = training.engine.full_weights()
+    state = training.engine.full_state_dict()
     if training.engine.is_main:
         model = build_model(config, model_args=training.describe["model_args"])
         model.load_state_dict(state)
@@ -128,7 +128,7 @@ def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> N
 
 def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> None:
     """Write the encoder as a backbone folder that timm reads."""
-    state = training.engine.full_weights()
+    state = training.engine.full_state_dict()
     if not training.engine.is_main:
         return
     prefix = "encoder."

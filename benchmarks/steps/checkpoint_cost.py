@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.goals import Goal, finish, machine
 from engine.checkpoint.format import step_folder
-from engine.checkpoint.slices import Kind, Slice
+from engine.checkpoint.slices import Kind, TensorSlice
 from engine.checkpoint.store import CheckpointStore, open_checkpoint
 from engine.recipe import parse
 from pretrain.config import PretrainConfig
@@ -123,9 +123,9 @@ def measure(folder: Path, shapes: dict[str, tuple[int, ...]], *, repeats: int) -
     }
 
 
-def _slice(kind: Kind, name: str, shape: tuple[int, ...]) -> Slice:
+def _slice(kind: Kind, name: str, shape: tuple[int, ...]) -> TensorSlice:
     whole = torch.empty(shape).uniform_(-1, 1).flatten()
-    return Slice(kind=kind, name=name, shape=shape, offset=0, values=whole)
+    return TensorSlice(kind=kind, name=name, shape=shape, offset=0, values=whole)
 
 
 def _load(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -29,7 +29,7 @@ from backbones.visible.layout import build_layout
 from benchmarks.goals import Goal, finish, machine
 from data.loading.order import Order
 from engine.checkpoint.format import DTYPE_NAMES, make_index, write_index
-from engine.distributed.ownership import OwnedRun, share_evenly
+from engine.distributed.sharding import ParamSlice, share_evenly
 from engine.faults.recovery import Recovery
 from pretrain.masking import unit_mask
 
@@ -137,11 +137,11 @@ def milliseconds(work: Callable[[], Any], *, repeats: int) -> float:
     return statistics.median(found)
 
 
-def _runs(parameters: list[tuple[str, nn.Parameter]], *, rank: int, world_size: int) -> list[OwnedRun]:
+def _runs(parameters: list[tuple[str, nn.Parameter]], *, rank: int, world_size: int) -> list[ParamSlice]:
     return share_evenly(iter(parameters), {}, rank=rank, world_size=world_size)
 
 
-def _part(runs: list[OwnedRun], *, rank: int) -> str:
+def _part(runs: list[ParamSlice], *, rank: int) -> str:
     """Return a process's part of the index, as `write_slices` gives it, without writing the tensors."""
     file = {"name": f"rank-{rank:05d}.safetensors", "size_bytes": 0, "digest": "0" * 64}
     float32 = DTYPE_NAMES[torch.float32]

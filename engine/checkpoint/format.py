@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.errors import UserError
 from engine.run.durable import write_durably
 
@@ -59,7 +59,7 @@ def slice_key(kind: str, name: str, offset: int) -> str:
     return f"{kind}:{name}@{offset}"
 
 
-def write_slices(path: Path, slices: Sequence[Slice]) -> dict[str, Any]:
+def write_slices(path: Path, slices: Sequence[TensorSlice]) -> dict[str, Any]:
     """Write host slices as one fsynced safetensors file and return this file's part of the index.
 
     Written here and not by ``safetensors.torch.save_file``, which copies every tensor to bytes first, does not
@@ -84,7 +84,7 @@ def write_slices(path: Path, slices: Sequence[Slice]) -> dict[str, Any]:
     }
 
 
-def _header(slices: Sequence[Slice]) -> bytes:
+def _header(slices: Sequence[TensorSlice]) -> bytes:
     entries: dict[str, Any] = {}
     end = 0
     for s in slices:
@@ -97,7 +97,7 @@ def _header(slices: Sequence[Slice]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _blocks(slices: Sequence[Slice]) -> Iterator[memoryview]:
+def _blocks(slices: Sequence[TensorSlice]) -> Iterator[memoryview]:
     for s in slices:
         if s.values.numel():
             yield memoryview(cast(Any, s.values.view(torch.uint8).numpy()))

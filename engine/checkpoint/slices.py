@@ -9,7 +9,7 @@ Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema", "buffer"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice:
+class TensorSlice:
     """A run of elements of one flattened tensor."""
 
     kind: Kind

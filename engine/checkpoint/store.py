@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from engine.checkpoint.format import DTYPES, check_file, checkpoint_steps, read_index, slice_key, step_folder
-from engine.checkpoint.slices import Kind, Slice
+from engine.checkpoint.slices import Kind, TensorSlice
 from engine.checkpoint.writing import Write
 from engine.errors import UserError
 
@@ -221,7 +221,7 @@ class CheckpointStore:
         """Take the checkpoint of ``step`` for the newest: later ones, which process 0 found damaged, are written again."""
         self._newest = step
 
-    def save(self, step: int, slices: Iterable[Slice], state: dict[str, Any]) -> None:
+    def save(self, step: int, slices: Iterable[TensorSlice], state: dict[str, Any]) -> None:
         """Copy the slices to the host and write them in the background; ``state`` is JSON, the same on all processes.
 
         Waits for the write before it. A step that is already there is not written again.
@@ -293,9 +293,9 @@ class _HostCopies:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str, int], Tensor] = {}
 
-    def of(self, slices: Iterable[Slice]) -> list[Slice]:
+    def of(self, slices: Iterable[TensorSlice]) -> list[TensorSlice]:
         """Return the slices with copies of their values; they hold until the next call."""
-        copies: list[Slice] = []
+        copies: list[TensorSlice] = []
         kept, self._kept = self._kept, {}
         on_gpu = False
         for s in slices:

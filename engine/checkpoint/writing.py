@@ -21,7 +21,7 @@ from engine.checkpoint.format import (
     write_index,
     write_slices,
 )
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.errors import NO_SPACE, UserError
 from engine.run.durable import fsync_folder
 
@@ -47,7 +47,7 @@ class Write:
     """How many processes write."""
     attempt: int
     """Number of this save in the run, the same on all processes: tells its files from those of a failed one."""
-    slices: Sequence[Slice]
+    slices: Sequence[TensorSlice]
     """What this process owns, on the host."""
     state: str
     """The state that goes into the index, as JSON text."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.distributed.ownership import Layout, OwnedRun, Replicated, adam_state, share_evenly
+from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, adam_state, share_evenly
 
 MAX_BUCKET_ELEMENTS = 50_000_000
 PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps smaller parameters gathered
@@ -78,9 +78,9 @@ def start_deepspeed(
     return accelerator.prepare(module, optimizer)[0]
 
 
-def deepspeed_layout(
+def deepspeed_sharding(
     engine: Any, module: nn.Module, optimizer: torch.optim.Optimizer, *, stage: int, rank: int, world_size: int
-) -> Layout:
+) -> StateSharding:
     """Return where the state of ``module`` lies at this ZeRO stage."""
     if stage == 0:
         return Replicated(module, optimizer, rank=rank, world_size=world_size)
@@ -91,12 +91,12 @@ def deepspeed_layout(
 class Zero12:
     """Stages 1 and 2: each group's parameters lie one after another in a flat buffer, cut into one part per process."""
 
-    partitioned = True
+    shards_gradients = True
 
     def __init__(self, zero: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
         self._zero = zero
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        self.runs: list[OwnedRun] = []
+        self.owned: list[ParamSlice] = []
         self.steps: list[Tensor] = []
         for group, master in enumerate(zero.single_partition_of_fp32_groups):
             state = adam_state(zero.optimizer, master)
@@ -108,23 +108,23 @@ class Zero12:
                 begin = max(first - start, 0)
                 end = min(first + master.numel() - start, parameter.numel())
                 if begin < end:
-                    self.runs.append(
+                    self.owned.append(
                         _run(name, parameter.shape, begin, master, state, start + begin - first, end - begin)
                     )
-        self.held = list(self.runs)
+        self.held = list(self.owned)
         frozen = [(name, p) for name, p in module.named_parameters() if id(p) in names]
-        self.runs += share_evenly(iter(frozen), {}, rank=rank, world_size=world_size)
+        self.owned += share_evenly(iter(frozen), {}, rank=rank, world_size=world_size)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of this process's partitions."""
         return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Gather the partitions' master weights into every process's module."""
         self._zero.update_lp_params()
 
     @contextlib.contextmanager
-    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+    def gathered(self, parameter: nn.Parameter) -> Iterator[None]:
         """Do nothing: every parameter is whole everywhere."""
         yield
 
@@ -132,13 +132,13 @@ class Zero12:
 class Zero3:
     """Stage 3: each parameter is cut into one part per process; a process's parts lie one after another in flat buffers."""
 
-    partitioned = True
+    shards_gradients = True
 
     def __init__(self, zero: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
         self._zero = zero
         zero._get_norm_groups = lambda: [torch.zeros(())]  # the engine clips; DeepSpeed's own norm waits for the device
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        self.runs: list[OwnedRun] = []
+        self.owned: list[ParamSlice] = []
         self.steps: list[Tensor] = []
         for group, master in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
             state = adam_state(zero.optimizer, master)
@@ -147,21 +147,21 @@ class Zero3:
             for parameter in group:
                 name, first, length = names.pop(id(parameter)), *_part(parameter, rank=rank)
                 if length > 0:
-                    self.runs.append(_run(name, parameter.ds_shape, first, master, state, start, length))
+                    self.owned.append(_run(name, parameter.ds_shape, first, master, state, start, length))
                 start += parameter.partition_numel()
-        self.held = list(self.runs)
+        self.held = list(self.owned)
         parameters: Iterator[tuple[str, Any]] = module.named_parameters()
         for name, parameter in parameters:
             if id(parameter) in names:  # frozen
                 first, length = _part(parameter, rank=rank)
                 if length > 0:
-                    self.runs.append(_run(name, parameter.ds_shape, first, parameter.ds_tensor, {}, 0, length))
+                    self.owned.append(_run(name, parameter.ds_shape, first, parameter.ds_tensor, {}, 0, length))
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of this process's parts."""
         return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Copy the master weights into the parts that the module gathers from, and refresh what stays gathered."""
         for group in range(len(self._zero.fp16_groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(group)
@@ -170,7 +170,7 @@ class Zero3:
             self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
 
     @contextlib.contextmanager
-    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+    def gathered(self, parameter: nn.Parameter) -> Iterator[None]:
         """Gather ``parameter`` on every process for as long as the context lasts."""
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters  # noqa: PLC0415
 
@@ -186,8 +186,8 @@ def _part(parameter: Any, *, rank: int) -> tuple[int, int]:
 
 def _run(
     name: str, shape: tuple[int, ...], offset: int, master: Tensor, state: dict[str, Tensor], start: int, length: int
-) -> OwnedRun:
+) -> ParamSlice:
     """Return the run whose elements begin at ``start`` in the flat ``master`` partition."""
     views = {key: state[key].view(-1).narrow(0, start, length) for key in ("exp_avg", "exp_avg_sq") if key in state}
     weight = master.detach().view(-1).narrow(0, start, length)
-    return OwnedRun(name=name, shape=tuple(shape), offset=offset, weight=weight, **views)
+    return ParamSlice(name=name, shape=tuple(shape), offset=offset, weight=weight, **views)

@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.checkpoint.slices import Kind, Slice
+from engine.checkpoint.slices import Kind, TensorSlice
 from engine.config import DistributedConfig
 from engine.distributed.batch_norm import commit_step_statistics, step_batch_norm
 from engine.distributed.cpu import capabilities, keep_freed_memory, precision_advice
-from engine.distributed.deepspeed_zero import deepspeed_layout, start_deepspeed, zero_config
+from engine.distributed.deepspeed_zero import deepspeed_sharding, start_deepspeed, zero_config
 from engine.distributed.float8 import check_float8, use_float8
-from engine.distributed.ownership import Layout, OwnedRun, Replicated, clip_gradients
+from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, clip_gradients
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Engine:
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = _device()
         self.kind: EngineKind = _kind(config, world_size=self.world_size)
-        check_float8(config, is_in_pieces=self.is_in_pieces, device=self.device)
+        check_float8(config, is_sharded=self.is_sharded, device=self.device)
         _set_determinism(self.device, deterministic=config.deterministic)
         if (
             self.is_main
@@ -72,7 +72,7 @@ class Engine:
         return self.rank == 0
 
     @property
-    def is_in_pieces(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether no process holds the module's weights as a whole (ZeRO 3)."""
         return self.kind == "deepspeed" and self._config.zero_stage == 3
 
@@ -119,10 +119,10 @@ class Engine:
             zero = zero_config(stage=self._config.zero_stage, num_elements=num_elements, **sizes)
             self._wrapped: Any = start_deepspeed(wrapped, optimizer, config=zero, device=self.device)
             where = {"stage": self._config.zero_stage, "rank": self.rank, "world_size": self.world_size}
-            self._layout: Layout = deepspeed_layout(self._wrapped, model, optimizer, **where)
+            self._sharding: StateSharding = deepspeed_sharding(self._wrapped, model, optimizer, **where)
             return
         self._wrapped = _data_parallel(wrapped, self.device) if self.kind == "ddp" else wrapped
-        self._layout = Replicated(model, optimizer, rank=self.rank, world_size=self.world_size)
+        self._sharding = Replicated(model, optimizer, rank=self.rank, world_size=self.world_size)
 
     def forward(self, *args: Any, last: bool = True, **kwargs: Any) -> Any:
         """Run the model in the config's precision; floating-point outputs come back in the type of the weights.
@@ -152,7 +152,7 @@ class Engine:
         """
         for group, lr in zip(self._groups, lrs, strict=True):
             group["lr"] = lr
-        norm = clip_gradients(self._layout, max_norm=self._clip_grad_norm, device=self.device)
+        norm = clip_gradients(self._sharding, max_norm=self._clip_grad_norm, device=self.device)
         if self.kind == "deepspeed":
             self._wrapped.step()
         else:
@@ -161,49 +161,49 @@ class Engine:
         commit_step_statistics(self._module, world_size=self.world_size, skipped=skipped)
         return norm
 
-    def owned_runs(self) -> list[OwnedRun]:
+    def param_slices(self) -> list[ParamSlice]:
         """Return the runs of elements that this process owns; over all processes each element exactly once."""
-        return self._layout.runs
+        return self._sharding.owned
 
-    def publish(self) -> None:
-        """Make every process's module agree with the master weights in ``owned_runs`` (collective)."""
+    def sync_weights(self) -> None:
+        """Make every process's module agree with the master weights in ``param_slices`` (collective)."""
         with torch.no_grad():
-            self._layout.publish()
+            self._sharding.sync_weights()
 
-    def owned_slices(self) -> list[Slice]:
+    def state_slices(self) -> list[TensorSlice]:
         """Return what this process must save: its runs' weights and moments, and on rank 0 the buffers."""
-        slices: list[Slice] = []
-        for run in self._layout.runs:
+        slices: list[TensorSlice] = []
+        for run in self._sharding.owned:
             kinds: dict[Kind, Tensor | None] = {
                 "weight": run.weight,
                 "exp_avg": run.exp_avg,
                 "exp_avg_sq": run.exp_avg_sq,
             }
             where = {"name": run.name, "shape": run.shape, "offset": run.offset}
-            slices += [Slice(kind=kind, values=x, **where) for kind, x in kinds.items() if x is not None]
+            slices += [TensorSlice(kind=kind, values=x, **where) for kind, x in kinds.items() if x is not None]
         if self.is_main:
             for name, buffer in self.buffers().items():
                 values = buffer.detach().reshape(-1)
-                slices.append(Slice(kind="buffer", name=name, shape=tuple(buffer.shape), offset=0, values=values))
+                slices.append(TensorSlice(kind="buffer", name=name, shape=tuple(buffer.shape), offset=0, values=values))
         return slices
 
     @torch.no_grad()
     def load_optimizer(self, read: Read, *, optimizer_steps: int) -> None:
         """Fill the optimizer's moments and step counts; the weights were in the model before ``prepare``."""
-        for run in self._layout.held:
+        for run in self._sharding.held:
             if run.exp_avg is not None and run.exp_avg_sq is not None:
                 length = run.weight.numel()
                 run.exp_avg.copy_(read("exp_avg", run.name, run.offset, length))
                 run.exp_avg_sq.copy_(read("exp_avg_sq", run.name, run.offset, length))
-        for step in self._layout.steps:
+        for step in self._sharding.steps:
             step.fill_(optimizer_steps)
 
     @torch.no_grad()
     def load_state(self, read: Read, *, optimizer_steps: int) -> None:
         """Put weights, buffers and the optimizer of a prepared model back to what was saved (collective)."""
-        for run in self._layout.runs:
+        for run in self._sharding.owned:
             run.weight.copy_(read("weight", run.name, run.offset, run.weight.numel()))
-        self._layout.publish()
+        self._sharding.sync_weights()
         for name, buffer in self.buffers().items():
             buffer.copy_(read("buffer", name, 0, buffer.numel()).view(buffer.shape))
         self.load_optimizer(read, optimizer_steps=optimizer_steps)
@@ -213,11 +213,11 @@ class Engine:
         return _saved_buffers(self._module)
 
     @torch.no_grad()
-    def full_weights(self) -> dict[str, Tensor]:
+    def full_state_dict(self) -> dict[str, Tensor]:
         """Return CPU copies of all weights and buffers on rank 0 and nothing elsewhere, gathering one at a time (collective)."""
         weights: dict[str, Tensor] = {}
         for name, parameter in self._module.named_parameters():
-            with self._layout.whole(parameter):
+            with self._sharding.gathered(parameter):
                 if self.is_main:
                     weights[name] = parameter.detach().to("cpu", copy=True)
         if self.is_main:

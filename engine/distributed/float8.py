@@ -24,7 +24,7 @@ CAPABILITY = (8, 9)
 """Of the first GPUs that have them: Ada and Hopper."""
 
 
-def check_float8(config: DistributedConfig, *, is_in_pieces: bool, device: torch.device) -> None:
+def check_float8(config: DistributedConfig, *, is_sharded: bool, device: torch.device) -> None:
     """Refuse fp8 where it cannot be.
 
     Raises:
@@ -32,7 +32,7 @@ def check_float8(config: DistributedConfig, *, is_in_pieces: bool, device: torch
     """
     if not config.fp8:
         return
-    if is_in_pieces:
+    if is_sharded:
         raise UserError(
             "distributed.fp8 does not work under ZeRO 3: its layers keep their whole weights for the backward pass; use "
             "--distributed.zero-stage 1 or 2"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.distributed.engine import Engine, Read
 from engine.errors import UserError
 
@@ -26,7 +26,7 @@ class SlicedEma:
         if not 0 <= decay < 1:
             raise UserError(f"optimizer.ema-decay must lie in [0, 1), got {decay}; 0.9999 is usual for long runs")
         self._engine, self._decay, self._warmup = engine, decay, warmup
-        self._averages = [run.weight.detach().clone() for run in engine.owned_runs()]
+        self._averages = [run.weight.detach().clone() for run in engine.param_slices()]
 
     def decay(self, steps: int) -> float:
         """Return the decay of the update after ``steps`` earlier ones."""
@@ -35,26 +35,26 @@ class SlicedEma:
     @torch.no_grad()
     def update(self, steps: int = 0) -> None:
         """Move the average towards the present weights; ``steps`` counts the updates before, for the warm-up."""
-        weights = [run.weight for run in self._engine.owned_runs()]
+        weights = [run.weight for run in self._engine.param_slices()]
         if weights:
             get_ema_multi_avg_fn(self.decay(steps))(self._averages, weights, steps)
 
-    def slices(self) -> list[Slice]:
+    def slices(self) -> list[TensorSlice]:
         """Return what this process must save of the average."""
         return [
-            Slice(kind="ema", name=run.name, shape=run.shape, offset=run.offset, values=average)
-            for run, average in zip(self._engine.owned_runs(), self._averages, strict=True)
+            TensorSlice(kind="ema", name=run.name, shape=run.shape, offset=run.offset, values=average)
+            for run, average in zip(self._engine.param_slices(), self._averages, strict=True)
         ]
 
     def load(self, read: Read) -> None:
         """Replace the average by a saved one."""
-        for run, average in zip(self._engine.owned_runs(), self._averages, strict=True):
+        for run, average in zip(self._engine.param_slices(), self._averages, strict=True):
             average.copy_(read("ema", run.name, run.offset, average.numel()))
 
     @contextlib.contextmanager
     def swap(self) -> Iterator[None]:
         """Within it, the module of every process holds the averaged weights; afterwards exactly the former ones (collective)."""
-        runs = self._engine.owned_runs()
+        runs = self._engine.param_slices()
         kept = [run.weight.detach().clone() for run in runs]
         self._put(self._averages)
         try:
@@ -64,6 +64,6 @@ class SlicedEma:
 
     @torch.no_grad()
     def _put(self, values: list[torch.Tensor]) -> None:
-        for run, value in zip(self._engine.owned_runs(), values, strict=True):
+        for run, value in zip(self._engine.param_slices(), values, strict=True):
             run.weight.copy_(value)
-        self._engine.publish()
+        self._engine.sync_weights()

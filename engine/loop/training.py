@@ -283,7 +283,7 @@ class Training:
     def update(self) -> None:
         """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
         self._watch("update")
-        self.recovery.conclude(self.step, weights=self.engine.owned_slices, describe=self.describe)
+        self.recovery.conclude(self.step, weights=self.engine.state_slices, describe=self.describe)
         with self.reporter.timed("compute"):
             lrs, skipped = self.schedule.lrs(self.optimizer, self.step), self.recovery.skipped_in(self.step)
             self._grad_norm = self.engine.step(lrs, skipped=skipped)
@@ -329,7 +329,7 @@ class Training:
         if not self.check_finite():
             return False
         self._settle_bad()
-        slices = self.engine.owned_slices()
+        slices = self.engine.state_slices()
         if self.ema is not None:
             slices += self.ema.slices()
         bad = {"bad_samples": self._bad.total, "bad_samples_unreported": self._num_bad}

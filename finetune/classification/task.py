@@ -128,7 +128,7 @@ def hand_off(training: Training) -> None:
 
 
 def _hand_off(training: Training, *, weights: str) -> None:
-    state = training.engine.full_weights()
+    state = training.engine.full_state_dict()
     if not training.engine.is_main:
         return
     raw = training.folder.backbone

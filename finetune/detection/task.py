@@ -128,7 +128,7 @@ def describe_detector(
 
 def hand_off(config: DetectConfig, training: Training, *, start: Start) -> None:
     """Write the backbone alone, as the detector left it, as a folder that timm reads (collective)."""
-    state = training.engine.full_weights()
+    state = training.engine.full_state_dict()
     if not training.engine.is_main:
         return
     known = training.describe

@@ -99,7 +99,7 @@ class Evaluations:
         is_best = self._log is not None and self._log.add(step=step, weights=weights, figures=measured.figures)
         if not training.engine.any(is_best):
             return
-        state = training.engine.full_weights()
+        state = training.engine.full_state_dict()
         if self._log is not None:
             folder = self._log.best_folder(weights, step)
             self._of.keep(folder, described=training.describe, state=state, step=step, weights=weights)
@@ -120,8 +120,8 @@ class Evaluations:
     def _evaluated_module(self) -> Iterator[nn.Module]:
         """Yield a network in evaluation mode with the present weights: the trained one, or a copy where it is in pieces."""
         engine = self._training.engine
-        if engine.is_in_pieces:
-            state: dict[str, Tensor] = engine.broadcast_object(engine.full_weights())
+        if engine.is_sharded:
+            state: dict[str, Tensor] = engine.broadcast_object(engine.full_state_dict())
             network = self._of.rebuild()
             network.load_state_dict(state)
             yield network.to(engine.device).eval()

@@ -98,7 +98,7 @@ def micro_batches(
 
 def hand_off(training: Training) -> None:
     """Write the last weights of the backbone as a folder that timm reads (collective)."""
-    state = training.engine.full_weights()
+    state = training.engine.full_state_dict()
     if training.engine.is_main:
         folder = training.folder.backbone
         hand_off_backbone(folder, described=training.describe, state=state, step=training.step, weights="last raw")

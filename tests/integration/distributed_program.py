@@ -173,12 +173,12 @@ def evaluate(engine: Engine, ema: SlicedEma) -> None:
 
 def save(engine: Engine, ema: SlicedEma, norms: list[Tensor], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    slices = engine.owned_slices() + ema.slices()
+    slices = engine.state_slices() + ema.slices()
     rows = [(s.kind, s.name, list(s.shape), s.offset, s.values.detach().cpu().clone()) for s in slices]
     torch.save(rows, folder / f"rank-{engine.rank}.pt")
-    weights = engine.full_weights()
+    weights = engine.full_state_dict()
     with ema.swap():
-        averaged = engine.full_weights()
+        averaged = engine.full_state_dict()
     if engine.is_main:
         torch.save(weights, folder / "weights.pt")
         torch.save(averaged, folder / "averaged.pt")

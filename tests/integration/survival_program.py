@@ -58,7 +58,7 @@ def count(training, folder):
     store = CheckpointStore(folder / "other", rank=engine.rank, world_size=engine.world_size)
     engine.barrier()
     works = {
-        "writing": lambda: store.save(training.step, engine.owned_slices(), {}),
+        "writing": lambda: store.save(training.step, engine.state_slices(), {}),
         "saving": training.save,
         "averaging": lambda: engine.average({"x": 1.0}),
     }

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.checkpoint.store import CheckpointStore, checkpoint_steps, newest_checkpoint, open_checkpoint
 
 
 def slices_of(tensors, *, kind="weight"):
     return [
-        Slice(kind=kind, name=name, shape=tuple(t.shape), offset=0, values=t.detach().flatten())
+        TensorSlice(kind=kind, name=name, shape=tuple(t.shape), offset=0, values=t.detach().flatten())
         for name, t in tensors.items()
     ]
 
@@ -45,7 +45,7 @@ def cut_tensors(draw):
         tensors[kind, name] = flat.reshape(shape)
         places = sorted({0, len(flat), *draw(st.lists(st.integers(0, len(flat)), max_size=3))})
         for begin, end in itertools.pairwise(places) if len(places) > 1 else [(0, 0)]:
-            piece = Slice(kind=kind, name=name, shape=tuple(shape), offset=begin, values=flat[begin:end])
+            piece = TensorSlice(kind=kind, name=name, shape=tuple(shape), offset=begin, values=flat[begin:end])
             pieces[draw(st.integers(0, world_size - 1))].append(piece)
     return tensors, pieces
 
@@ -99,7 +99,7 @@ def test_reading_outside_a_tensor_is_refused(tmp_path):
 
 def test_elements_saved_twice_or_never_are_refused(tmp_path):
     store = CheckpointStore(tmp_path)
-    store.save(1, [Slice(kind="weight", name="w", shape=(4,), offset=0, values=torch.ones(3))], {})
+    store.save(1, [TensorSlice(kind="weight", name="w", shape=(4,), offset=0, values=torch.ones(3))], {})
     with pytest.raises(ValueError, match="3 of 4 elements are saved"):
         store.wait()
     assert store.latest() is None

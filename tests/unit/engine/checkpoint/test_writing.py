@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from engine.checkpoint.format import write_slices
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.checkpoint.store import CheckpointStore, checkpoint_steps, newest_checkpoint
 from engine.checkpoint.writing import CheckpointError
 
 
 def slices_of(tensors):
     return [
-        Slice(kind="weight", name=name, shape=tuple(t.shape), offset=0, values=t.flatten())
+        TensorSlice(kind="weight", name=name, shape=tuple(t.shape), offset=0, values=t.flatten())
         for name, t in tensors.items()
     ]
 

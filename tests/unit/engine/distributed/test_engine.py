@@ -13,7 +13,7 @@ from torch import nn
 from engine.config import DistributedConfig
 from engine.distributed.deepspeed_zero import zero_config
 from engine.distributed.engine import Engine
-from engine.distributed.ownership import share_evenly
+from engine.distributed.sharding import share_evenly
 
 EPS = 1e-3  # a bias before BatchNorm has no gradient but rounding, which a small epsilon would blow up to whole steps
 
@@ -85,7 +85,7 @@ def test_resumed_run_equals_uninterrupted_one():
     uninterrupted, first = prepared(clip=0.05), prepared(clip=0.05)
     run_steps(uninterrupted, range(4))
     run_steps(first, range(2))
-    slices = {(s.kind, s.name): s.values.clone().view(s.shape) for s in first.owned_slices()}
+    slices = {(s.kind, s.name): s.values.clone().view(s.shape) for s in first.state_slices()}
     model = Model(seed=9)
     model.load_state_dict({name: x for (kind, name), x in slices.items() if kind in ("weight", "buffer")})
     resumed = prepared(clip=0.05, model=model)
@@ -93,12 +93,12 @@ def test_resumed_run_equals_uninterrupted_one():
         lambda kind, name, offset, length: slices[kind, name].flatten()[offset : offset + length], optimizer_steps=2
     )
     run_steps(resumed, range(2, 4))
-    for name, tensor in uninterrupted.full_weights().items():
-        assert torch.equal(tensor, resumed.full_weights()[name]), name
+    for name, tensor in uninterrupted.full_state_dict().items():
+        assert torch.equal(tensor, resumed.full_state_dict()[name]), name
 
 
 def test_owned_slices_name_everything_that_is_saved():
-    slices = prepared().owned_slices()
+    slices = prepared().state_slices()
     names = {kind: {s.name for s in slices if s.kind == kind} for kind in ("weight", "exp_avg", "exp_avg_sq", "buffer")}
     model = Model()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -106,7 +106,7 @@ def test_owned_slices_name_everything_that_is_saved():
     assert names["exp_avg"] == names["exp_avg_sq"] == trained
     assert names["buffer"] == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     assert all(s.values.ndim == 1 for s in slices)
-    assert set(prepared().full_weights()) == set(model.state_dict())
+    assert set(prepared().full_state_dict()) == set(model.state_dict())
 
 
 @given(sizes=st.lists(st.integers(0, 40), max_size=6), world_size=st.integers(1, 9))
@@ -143,7 +143,7 @@ def test_fp64_computes_and_sums_in_fp64():
     engine.backward(output["y"].sum(), last=True)
     assert output["y"].dtype == output["kept"].dtype == torch.float64
     assert engine.step([0.1, 0.1]).dtype == torch.float64
-    assert {s.values.dtype for s in engine.owned_slices() if s.kind != "buffer"} == {torch.float64}
+    assert {s.values.dtype for s in engine.state_slices() if s.kind != "buffer"} == {torch.float64}
 
 
 def test_a_loss_that_is_not_finite_shows_in_the_norm():

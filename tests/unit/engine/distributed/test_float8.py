@@ -207,14 +207,14 @@ def capability(monkeypatch):
 def test_weights_in_pieces_older_gpus_and_a_missing_package_are_refused(capability, monkeypatch):
     config = DistributedConfig(fp8=True)
     with pytest.raises(ValueError, match=r"fp8 does not work under ZeRO 3: .* --distributed.zero-stage 1 or 2"):
-        check_float8(config, is_in_pieces=True, device=GPU)
+        check_float8(config, is_sharded=True, device=GPU)
     capability((8, 0))
     with pytest.raises(ValueError, match=r"needs a GPU of compute capability 8.9 .* NVIDIA A100 has 8.0"):
-        check_float8(config, is_in_pieces=False, device=GPU)
+        check_float8(config, is_sharded=False, device=GPU)
     capability((9, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the torchao package, .* `pip install 'torchao>=0.18'`"):
-        check_float8(config, is_in_pieces=False, device=GPU)
+        check_float8(config, is_sharded=False, device=GPU)
 
 
 class BlockNet(nn.Module):

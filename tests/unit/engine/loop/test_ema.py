@@ -33,13 +33,13 @@ def test_average_follows_the_weights(engine):
         expected = 0.75 * expected + 0.25 * engine.module.weight.detach()
     with ema.swap():
         torch.testing.assert_close(engine.module.weight.detach(), expected)
-        torch.testing.assert_close(engine.full_weights()["weight"], expected)
+        torch.testing.assert_close(engine.full_state_dict()["weight"], expected)
 
 
 def test_swap_restores_the_exact_weights_after_an_error(engine):
     ema = SlicedEma(engine, decay=0.5)
     take_step(engine)
-    before = engine.full_weights()
+    before = engine.full_state_dict()
 
     def fail():
         assert not torch.equal(engine.module.weight, before["weight"])
@@ -47,7 +47,7 @@ def test_swap_restores_the_exact_weights_after_an_error(engine):
 
     with pytest.raises(RuntimeError), ema.swap():
         fail()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_weights().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.full_state_dict().items())
 
 
 def test_saved_average_loads_exactly(engine):

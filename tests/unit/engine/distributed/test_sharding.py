@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.distributed.ownership import ROW, _norms
+from engine.distributed.sharding import ROW, _norms
 
 
 @pytest.mark.parametrize("sizes", [(1,), (ROW - 1, ROW, ROW + 1), (3, 5 * 10**6), (0, 7)])

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.checkpoint.store import CheckpointStore
 from engine.distributed.engine import Engine
 from engine.errors import UserError
@@ -135,7 +135,7 @@ class Recovery:
         if finding is not None and key not in self.skipped:
             self._found.append(_Found(key=key, finding=finding, batch=batch))
 
-    def conclude(self, step: int, *, weights: Callable[[], list[Slice]], describe: Mapping[str, Any]) -> None:
+    def conclude(self, step: int, *, weights: Callable[[], list[TensorSlice]], describe: Mapping[str, Any]) -> None:
         """Gather what the processes found in a step, before it changes the weights, and write it down (collective)."""
         if self._search is None or not self.engine.any(bool(self._found)):
             return
@@ -208,7 +208,7 @@ class Recovery:
         named = keys if len(keys) == len(ids) else [None] * len(ids)
         return [{"id": i, "key": key, "shard": self.shard_of(i)} for i, key in zip(ids, named, strict=True)]
 
-    def _keep_weights(self, step: int, slices: list[Slice], describe: Mapping[str, Any]) -> None:
+    def _keep_weights(self, step: int, slices: list[TensorSlice], describe: Mapping[str, Any]) -> None:
         """Write the weights that the step met; a disk that is full costs the record its weights and not the run."""
         sizes = {"rank": self.engine.rank, "world_size": self.engine.world_size}
         store = CheckpointStore(record_folder(self.folder.path, step) / "weights", **sizes)

@@ -1,7 +1,7 @@
 """Which process owns which elements of the training state, where every process holds all of it.
 
 A checkpoint, an average of the weights and a resume with another number of processes need the state by parameter name.
-An ``OwnedRun`` is a run of elements of one parameter with its moments; over all processes the runs hold each element of
+A ``ParamSlice`` is a run of elements of one parameter with its moments; over all processes the runs hold each element of
 each parameter exactly once. ``engine/distributed/deepspeed_zero.py`` finds the runs in DeepSpeed's partitions; here they are an even,
 contiguous share of all elements.
 """
@@ -21,7 +21,7 @@ ROW = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnedRun:
+class ParamSlice:
     """A run of elements of one parameter that this process saves and averages; the tensors are views of the live state."""
 
     name: str
@@ -38,35 +38,35 @@ class OwnedRun:
     """Second AdamW moment; None for a frozen parameter."""
 
 
-class Layout(Protocol):
+class StateSharding(Protocol):
     """How the training state lies over the processes."""
 
-    runs: list[OwnedRun]
+    owned: list[ParamSlice]
     """What this process owns: it saves and averages it."""
-    held: list[OwnedRun]
+    held: list[ParamSlice]
     """What this process holds moments of: it loads them."""
     steps: list[Tensor]
     """AdamW's step counts."""
-    partitioned: bool
+    shards_gradients: bool
     """Whether each process holds other gradients; otherwise all hold the same ones."""
 
     def gradients(self) -> list[Tensor]:
         """Return this step's summed gradients, as the optimizer will use them."""
         ...
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Make every process's module agree with the master weights in the runs (collective)."""
         ...
 
-    def whole(self, parameter: nn.Parameter) -> AbstractContextManager[None]:
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[None]:
         """Within it, ``parameter`` holds all of its elements (collective)."""
         ...
 
 
 class Replicated:
-    """The layout of DDP, of one process and of ZeRO stage 0: everyone holds everything and owns an even share."""
+    """The sharding of DDP, of one process and of ZeRO stage 0: everyone holds everything and owns an even share."""
 
-    partitioned = False
+    shards_gradients = False
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
@@ -74,14 +74,14 @@ class Replicated:
         states = {id(parameter): adam_state(optimizer, parameter) for parameter in self._optimized}
         self.steps = [state["step"] for state in states.values()]
         self._named, self._states = list(module.named_parameters()), states
-        self.runs = self._share_of(rank)
+        self.owned = self._share_of(rank)
         self.held = share_evenly(iter(self._named), states, rank=0, world_size=1)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of all parameters, the same on every process."""
         return [parameter.grad for parameter in self._optimized if parameter.grad is not None]
 
-    def publish(self) -> None:
+    def sync_weights(self) -> None:
         """Send every process's share of the weights to all others."""
         if self._world_size == 1:
             return
@@ -95,11 +95,11 @@ class Replicated:
                 for run, values in zip(runs, flat.split([run.weight.numel() for run in runs]), strict=True):
                     run.weight.copy_(values)
 
-    def _share_of(self, owner: int) -> list[OwnedRun]:
+    def _share_of(self, owner: int) -> list[ParamSlice]:
         return share_evenly(iter(self._named), self._states, rank=owner, world_size=self._world_size)
 
     @contextlib.contextmanager
-    def whole(self, parameter: nn.Parameter) -> Iterator[None]:
+    def gathered(self, parameter: nn.Parameter) -> Iterator[None]:
         """Do nothing: every parameter is whole everywhere."""
         yield
 
@@ -122,12 +122,12 @@ def share_evenly(
     *,
     rank: int,
     world_size: int,
-) -> list[OwnedRun]:
+) -> list[ParamSlice]:
     """Return the share of ``rank`` in an even, contiguous division of all elements of ``parameters``."""
     named = list(parameters)
     total = sum(parameter.numel() for _, parameter in named)
     first, last = rank * total // world_size, (rank + 1) * total // world_size
-    runs: list[OwnedRun] = []
+    runs: list[ParamSlice] = []
     start = 0
     for name, parameter in named:
         begin, end = max(first - start, 0), min(last - start, parameter.numel())
@@ -136,7 +136,7 @@ def share_evenly(
             state = states.get(id(parameter), {})
             views = {key: flat_view(state[key])[begin:end] for key in ("exp_avg", "exp_avg_sq") if key in state}
             weight = flat_view(parameter.detach())[begin:end]
-            runs.append(OwnedRun(name=name, shape=tuple(parameter.shape), offset=begin, weight=weight, **views))
+            runs.append(ParamSlice(name=name, shape=tuple(parameter.shape), offset=begin, weight=weight, **views))
     return runs
 
 
@@ -145,16 +145,16 @@ def flat_view(x: Tensor) -> Tensor:
     return x.view(-1)
 
 
-def clip_gradients(layout: Layout, *, max_norm: float | None, device: torch.device) -> Tensor:
+def clip_gradients(sharding: StateSharding, *, max_norm: float | None, device: torch.device) -> Tensor:
     """Scale all gradients so that their global norm is at most ``max_norm``; return the norm before, a 0-d tensor.
 
     Not finite gradients are kept: the returned norm says so, and no process skips a step that others take.
     """
-    gradients = layout.gradients()
+    gradients = sharding.gradients()
     squared = torch.zeros((), dtype=torch.float64, device=device)
     if gradients:
         squared = _norms(gradients).double().square().sum()
-    if layout.partitioned and dist.is_initialized():
+    if sharding.shards_gradients and dist.is_initialized():
         dist.all_reduce(squared)
     norm = squared.sqrt()
     if max_norm is not None and gradients:
