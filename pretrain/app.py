@@ -16,7 +16,7 @@ from pretrain.memory import explain_out_of_memory, probe_memory
 from pretrain.replay import replay
 from pretrain.report import write_report
 from pretrain.trainer import train
-from pretrain.verify_resume import verify_resume
+from pretrain.verify_resume.proof import verify_resume
 
 
 @one_line_errors

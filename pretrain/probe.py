@@ -45,7 +45,9 @@ class Probe:
             return
         if not self._training.check_finite():  # the run goes back, and does this step again
             return
-        self._forget_later_than(step - 1)  # a run that went back (engine/faults/recovery.py) does steps again
+        self._forget_later_than(
+            step - 1
+        )  # a run that went back (engine/faults/non_finite_recovery.py) does steps again
         self._write({"step": step, **self._accuracies()})
 
     def _forget_later_than(self, step: int) -> None:
@@ -64,7 +66,7 @@ class Probe:
     def _accuracies(self) -> dict[str, float]:
         engine = self._training.engine
         state = engine.broadcast_object(engine.full_state_dict())
-        model_args = self._training.describe["model_args"]
+        model_args = self._training.metadata["model_args"]
         encoder = plain_encoder(self._config, model_args=model_args, state=state).to(engine.device)
         train, val = self._features(encoder, self._train), self._features(encoder, self._val)
         num_classes = int(max(train[1].max(), val[1].max())) + 1

@@ -1,4 +1,4 @@
-"""Repeats one micro-batch that was not finite, from its flight record, and shows where it goes wrong."""
+"""Repeats one micro-batch that was not finite, from its record, and shows where it goes wrong."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from engine.checkpoint.format import step_folder
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.errors import UserError
 from engine.faults.non_finite import NonFiniteSearch, tensors_in
-from engine.faults.non_finite_record import FOLDER, FlightRecord
+from engine.faults.non_finite_record import FOLDER, NonFiniteRecord
 from engine.randomness import torch_seed
 from engine.recipe import parse
 from pretrain.config import PretrainConfig
@@ -35,7 +35,7 @@ def replay(path: Path) -> Group:
     Raises:
         UserError: ``path`` is no record of a pretraining run, or its weights are not there.
     """
-    record, batch = FlightRecord.read(path)
+    record, batch = NonFiniteRecord.read(path)
     run_folder = _run_folder(path)
     config = parse(PretrainConfig, ["--recipe", str(run_folder / "config.yaml")])
     checkpoint, words = _weights(path, run_folder=run_folder, step=record.step)
@@ -66,7 +66,7 @@ class _Passage:
         self._model, self._precision = model.train(), precision
         self._seen: list[_Seen] = []
 
-    def run(self, config: PretrainConfig, record: FlightRecord, batch: dict[str, Tensor]) -> Table:
+    def run(self, config: PretrainConfig, record: NonFiniteRecord, batch: dict[str, Tensor]) -> Table:
         """Return what was seen, up to the first output that is not finite."""
         handles = [module.register_forward_hook(self._hook(name)) for name, module in self._model.named_modules()]
         try:
@@ -103,7 +103,7 @@ class _Passage:
 
 
 def _loss(
-    model: Any, config: PretrainConfig, record: FlightRecord, batch: dict[str, Tensor], *, precision: str
+    model: Any, config: PretrainConfig, record: NonFiniteRecord, batch: dict[str, Tensor], *, precision: str
 ) -> Tensor:
     """Return the loss of the micro-batch, with the dropout that it had in the run."""
     assert isinstance(model, GreenMIM)

@@ -54,7 +54,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         folder=folder,
         model=model,
         steps_per_epoch=order.steps_per_epoch,
-        describe=_describe(config, model=model, shards=shards),
+        metadata=_metadata(config, model=model, shards=shards),
         shard_of=shards.shard_of,
         per_forward=config.mim.micro_batches_per_forward,
     )
@@ -119,7 +119,7 @@ def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> N
     hand_off(config, training=training, folder=training.folder.backbone)
     state = training.engine.full_state_dict()
     if training.engine.is_main:
-        model = build_model(config, model_args=training.describe["model_args"])
+        model = build_model(config, model_args=training.metadata["model_args"])
         model.load_state_dict(state)
         draw_reconstructions(model, builder=builder_of(config, model), shards=shards, folder=training.folder.path)
         write_report(training.folder.path)
@@ -132,11 +132,11 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
     if not training.engine.is_main:
         return
     prefix = "encoder."
-    describe = training.describe
+    metadata = training.metadata
     write_backbone(
         folder,
-        architecture=describe["architecture"],
-        model_args=describe["model_args"],
+        architecture=metadata["architecture"],
+        model_args=metadata["model_args"],
         state={name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
         mean=config.augment.mean,
         std=config.augment.std,
@@ -145,15 +145,15 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
             "method": "GreenMIM" if config.mim.encoder == "visible" else "dense masked image modelling",
             "step": training.step,
             "images_seen": training.step * config.data.batch_size,
-            "manifest_digest": describe["manifest_digest"],
-            "recipe": describe["recipe"],
+            "manifest_digest": metadata["manifest_digest"],
+            "recipe": metadata["recipe"],
             "environment": json.loads(training.folder.environment.read_text())[-1],
         },
     )
     logger.info("backbone: %s", folder)
 
 
-def _describe(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
+def _metadata(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
     name, model_args = architecture(model.encoder)
     return {
         "architecture": name,

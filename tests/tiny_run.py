@@ -110,7 +110,7 @@ def run_tiny(
                 folder=folder,
                 model=TinyNet(),
                 steps_per_epoch=STEPS,
-                describe={"architecture": "tiny"},
+                metadata={"architecture": "tiny"},
                 shard_of=lambda sample: f"shard-{sample // 10}.tar",
                 per_forward=per_forward,
             )

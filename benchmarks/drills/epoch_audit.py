@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.drills.audited_shards import write_uneven
-from benchmarks.drills.killed_run import KilledRun, Layout
+from benchmarks.drills.killed_run import KilledRun, ProcessLayout
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
 from data.loading.mixing import training_order
@@ -44,7 +44,7 @@ from pretrain.config import MimConfig, PretrainConfig
 
 EPOCHS, BATCH, MICRO_BATCH, NUM_MICRO_BATCHES = 3, 16, 4, 4
 WEIGHTS = (0.7, 0.3)
-LAYOUTS = tuple(Layout(processes=p, workers=w) for p, w in [(2, 1), (1, 2), (4, 0), (1, 0), (2, 2), (4, 1)])
+LAYOUTS = tuple(ProcessLayout(processes=p, workers=w) for p, w in [(2, 1), (1, 2), (4, 0), (1, 0), (2, 2), (4, 1)])
 COUNTS = ("lost", "repeated", "missing", "differing", "unnamed", "miscounted")
 
 

@@ -27,7 +27,7 @@ TIME_LIMIT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ProcessLayout:
     """How many processes run, and how many loader workers each has."""
 
     processes: int
@@ -54,7 +54,7 @@ class KilledRun:
         self._output = self.folder.with_suffix(".log")
         self._processes: list[BaseProcess] = []
 
-    def start(self, layout: Layout) -> None:
+    def start(self, layout: ProcessLayout) -> None:
         """Start or resume the run."""
         config = replace(self._config, data=replace(self._config.data, workers=layout.workers))
         with socket.socket() as probe:

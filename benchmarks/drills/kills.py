@@ -27,18 +27,18 @@ from typing import Any
 import torch
 
 from benchmarks.goals import Goal, finish, machine
-from pretrain.launched_run import (
+from pretrain.verify_resume.launched_run import (
     PROGRAM,
     Killed,
     LaunchedRun,
-    Layout,
+    ProcessLayout,
     RunFailedError,
     final_tensors,
     noted_micro_batches,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYOUT = Layout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
+LAYOUT = ProcessLayout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
 SAVE_EVERY = 2
 STEPS_PER_KILL = 12
 END_WITHIN_S, TIME_LIMIT_S = 240.0, 600.0

@@ -24,19 +24,23 @@ from typing import Any
 import torch
 
 from benchmarks.goals import Goal, finish, machine
-from pretrain.launched_run import LaunchedRun, Layout, final_tensors, noted_micro_batches
+from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, SAVE_EVERY = 12, 3
 FP32_BOUND, FP64_BOUND = 1e-5, 1e-13
 
-SAME = Layout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
+SAME = ProcessLayout(processes=2, engine="deepspeed", zero_stage=1, workers=1)
 OTHERS = (
-    Layout(processes=2, engine="deepspeed", zero_stage=1, workers=0),
-    Layout(processes=1, engine="deepspeed", zero_stage=3, workers=3),
-    Layout(processes=4, engine="ddp", workers=1),
+    ProcessLayout(processes=2, engine="deepspeed", zero_stage=1, workers=0),
+    ProcessLayout(processes=1, engine="deepspeed", zero_stage=3, workers=3),
+    ProcessLayout(processes=4, engine="ddp", workers=1),
 )
-OTHERS_FP64 = (Layout(processes=2), Layout(processes=1, engine="single", workers=3), Layout(processes=4))
+OTHERS_FP64 = (
+    ProcessLayout(processes=2),
+    ProcessLayout(processes=1, engine="single", workers=3),
+    ProcessLayout(processes=4),
+)
 
 
 def main() -> None:
@@ -87,7 +91,7 @@ class Drill:
         say(f"same layout, killed after steps {killed_at}: {differing} of {len(whole)} tensors differ")
         return {"same_layout_tensors": len(whole), "same_layout_differing": differing, "killed_after_steps": killed_at}
 
-    def other_layouts(self, precision: str, *, parts: tuple[Layout, ...], whole: Path | None) -> dict[str, Any]:
+    def other_layouts(self, precision: str, *, parts: tuple[ProcessLayout, ...], whole: Path | None) -> dict[str, Any]:
         """Compare an uninterrupted run with one whose parts ran on other layouts."""
         if whole is None:
             whole = self.folder / f"whole_{precision}"
@@ -113,7 +117,7 @@ class Drill:
         )
         return {f"{precision}_differing_micro_batches": differing, f"{precision}_difference": difference}
 
-    def start(self, name: str, layout: Layout, *, precision: str = "fp32") -> LaunchedRun:
+    def start(self, name: str, layout: ProcessLayout, *, precision: str = "fp32") -> LaunchedRun:
         """Start or resume the run ``name``."""
         words = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self.folder / "shards")]
         words += ["--distributed.precision", precision, "--run.save-every-steps", str(SAVE_EVERY)]

@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.goals import Goal, finish, machine
 from launch.job_folder import JobFolder
-from pretrain.launched_run import final_tensors, noted_micro_batches
+from pretrain.verify_resume.launched_run import final_tensors, noted_micro_batches
 from tests.slurm.cluster import Cluster, missing, running
 
 ROOT = Path(__file__).resolve().parents[2]

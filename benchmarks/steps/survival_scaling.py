@@ -30,7 +30,7 @@ from benchmarks.goals import Goal, finish, machine
 from data.loading.order import Order
 from engine.checkpoint.format import DTYPE_NAMES, make_index, write_index
 from engine.distributed.sharding import ParamSlice, share_evenly
-from engine.faults.recovery import Recovery
+from engine.faults.non_finite_recovery import NonFiniteRecovery
 from pretrain.masking import unit_mask
 
 PROCESSES = (1, 64, 1024)
@@ -81,7 +81,7 @@ def step_works(world_size: int, *, spec: Any) -> dict[str, Callable[[], Any]]:
     order = Order([SHARD_SIZE] * NUM_SHARDS, batch_size=batch_size, micro_batch_size=MICRO_BATCH_SIZE, seed=0)
     mine = range((world_size - 1) * MICRO_BATCHES, world_size * MICRO_BATCHES)
     steps = iter(range(5, 10**6))
-    recovery = Recovery(
+    recovery = NonFiniteRecovery(
         engine=cast(Any, None),
         folder=cast(Any, None),
         shard_of=str,

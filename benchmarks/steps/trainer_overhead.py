@@ -108,7 +108,7 @@ def _trained_steps(config: PretrainConfig, engine: Engine, folder: RunFolder) ->
         folder=folder,
         model=build_model(config),
         steps_per_epoch=1,
-        describe={"architecture": config.backbone.name},
+        metadata={"architecture": config.backbone.name},
         shard_of=str,
     )
     batches = (dict(batch) for batch in itertools.cycle(_micro_batches(config)))

@@ -1,1 +1,1 @@
-"""Layout-free checkpoints: their files, how processes write them together, how any number of processes reads them."""
+"""Checkpoints for any number of processes: their files, how processes write them together and read them again."""

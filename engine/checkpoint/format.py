@@ -11,6 +11,7 @@ checkpoint is written each process also leaves its part of the index as ``rank-0
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -44,18 +45,18 @@ DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Return the steps of the complete checkpoints in ``folder``, ascending; they may be damaged."""
+    """List the steps of the complete checkpoints in ``folder``, ascending; they may be damaged."""
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Return the folder of one step's checkpoint."""
+    """Name the folder of one step's checkpoint."""
     return folder / f"step-{step:09d}"
 
 
 def slice_key(kind: str, name: str, offset: int) -> str:
-    """Return a slice's key inside its safetensors file."""
+    """Name a slice inside its safetensors file."""
     return f"{kind}:{name}@{offset}"
 
 
@@ -104,7 +105,7 @@ def _blocks(slices: Sequence[TensorSlice]) -> Iterator[memoryview]:
 
 
 def make_index(step: int, state: dict[str, Any], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put the processes' parts together and prove that each element of each tensor is there exactly once."""
+    """Join the processes' parts of the index and prove that each element of each tensor is there exactly once."""
     tensors: dict[str, dict[str, Any]] = {}
     for number, part in enumerate(parts):
         for kind, name, shape, dtype, offset, length in part["slices"]:
@@ -120,14 +121,13 @@ def make_index(step: int, state: dict[str, Any], parts: Sequence[dict[str, Any]]
 
 
 def _in_order(what: str, entry: dict[str, Any]) -> list[list[int]]:
+    """Sort a tensor's slices by offset, and refuse gaps and overlaps: a bug of ours, found before anything is lost."""
     ordered = sorted((s for s in entry["slices"] if s[2]), key=lambda s: s[1])
     end = 0
     for _, offset, length in ordered:
         assert offset == end, f"{what}: elements {min(offset, end)} to {max(offset, end)} are saved not once"
         end += length
-    size = 1
-    for side in entry["shape"]:
-        size *= side
+    size = math.prod(entry["shape"])
     assert end == size, f"{what}: {end} of {size} elements are saved"
     return ordered
 
@@ -139,7 +139,7 @@ def write_index(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the content of ``index.json``.
+    """Read ``index.json`` and check its digest.
 
     Raises:
         UserError: it is missing or damaged, or of a later format.
@@ -151,7 +151,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         intact = whole["digest"] == _digest(json.dumps(content))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is no complete checkpoint: it has no {INDEX}; expected a folder like runs/x/checkpoints/step-000010000"
+            f"{folder} is no complete checkpoint: it has no {INDEX}; expected a folder like "
+            "runs/x/checkpoints/step-000010000"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""A slice of a named tensor: what one process owns of the training state, and what a checkpoint is made of."""
+"""A slice of a named tensor: what a checkpoint is made of."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Kind = Literal["weight", "exp_avg", "exp_avg_sq", "ema", "buffer"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSlice:
-    """A run of elements of one flattened tensor."""
+    """Consecutive elements of one flattened tensor."""
 
     kind: Kind
     """What the tensor is: an fp32 master weight, an AdamW moment, an averaged weight or a buffer."""

@@ -1,8 +1,8 @@
 """Layout-free checkpoints: every process writes what it owns, any number of processes reads it.
 
-``CheckpointStore`` belongs to the run that writes, ``open_checkpoint`` and ``newest_checkpoint`` to every reader. A checkpoint is
-written in ``step-000010000.partial/`` and renamed when all of it is on disk, so a folder without that ending is
-complete. The processes agree through these files alone: the writing threads use no collectives.
+``CheckpointStore`` belongs to the run that writes, ``open_checkpoint`` and ``newest_checkpoint`` to every reader. A
+checkpoint is written in ``step-000010000.partial/`` and renamed when all of it is on disk, so a folder without that
+ending is complete. The processes agree through these files alone: the writing threads use no collectives.
 """
 
 import json
@@ -33,35 +33,35 @@ REMOVED = ".removed"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint; tensors are read from memory-mapped files when asked for."""
+    """A complete checkpoint, whose tensors are read from memory-mapped files on demand."""
 
     path: Path
-    """Where it lies."""
+    """Its folder."""
     step: int
     """Optimizer steps that were done."""
     state: dict[str, Any]
-    """What was saved beside the tensors."""
+    """JSON values saved beside the tensors."""
     _files: list[dict[str, Any]]
     _tensors: dict[str, dict[str, Any]]
     _open: dict[int, Any] = field(default_factory=dict[int, Any], repr=False, compare=False)
 
     def names(self, kind: Kind) -> tuple[str, ...]:
-        """Return the names of the tensors of one kind."""
+        """List the tensors of one kind."""
         return tuple(self._tensors.get(kind, ()))
 
     def shape(self, kind: Kind, name: str) -> tuple[int, ...]:
-        """Return a whole tensor's shape."""
+        """Give a whole tensor's shape."""
         return tuple(self._entry(kind, name)["shape"])
 
     def read(self, kind: Kind, name: str, offset: int = 0, length: int | None = None) -> Tensor:
-        """Return ``length`` elements of the flattened tensor from ``offset`` on (all that follow by default)."""
+        """Read ``length`` elements of the flattened tensor from ``offset`` on (all that follow by default)."""
         entry = self._entry(kind, name)
         size = math.prod(entry["shape"])
         end = size if length is None else offset + length
         if not 0 <= offset <= end <= size:
             raise UserError(f"{kind} {name} in {self.path} has {size} elements, asked for {offset} to {end}")
         flat = torch.empty(end - offset, dtype=DTYPES[entry["dtype"]])
-        for number, begin, count in entry["slices"]:
+        for number, begin, count in entry["slices"]:  # as they were written, by any number of processes
             first, last = max(offset, begin), min(end, begin + count)
             if first < last:
                 part = self._file(number).get_slice(slice_key(kind, name, begin))[first - begin : last - begin]
@@ -69,11 +69,11 @@ class Checkpoint:
         return flat
 
     def read_full(self, kind: Kind, name: str) -> Tensor:
-        """Return a whole tensor in its shape."""
+        """Read a whole tensor in its shape."""
         return self.read(kind, name).reshape(self.shape(kind, name))
 
     def verify(self, *, digests: bool = True) -> None:
-        """Check every file's size, and its digest, against the index.
+        """Compare every file's size, and its digest, with the index.
 
         Raises:
             UserError: a file is missing, truncated or changed; the message names it.
@@ -91,6 +91,7 @@ class Checkpoint:
             UserError: names or shapes differ; the message says which, and names both architectures.
         """
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        # A buffer that is not persistent is filled only where an earlier version has saved it.
         persistent = module.state_dict().keys() & buffers.keys()
         targets: dict[tuple[Kind, str], Tensor] = {(kind, name): p for name, p in parameters.items()}
         targets |= {
@@ -107,17 +108,17 @@ class Checkpoint:
             ),
         }
         if any(faults.values()):
-            theirs = self.state.get("architecture", "an unnamed architecture")
-            ours = architecture or getattr(module, "architecture", type(module).__name__)
+            saved_name = self.state.get("architecture", "an unnamed architecture")
+            model_name = architecture or getattr(module, "architecture", type(module).__name__)
             raise UserError(
-                f"{self.path} holds weights of {theirs}, which do not fit {ours}: {_summary(faults)}; "
+                f"{self.path} holds weights of {saved_name}, which do not fit {model_name}: {_summary(faults)}; "
                 f"use the checkpoint's own architecture, or another checkpoint"
             )
         for (k, name), target in targets.items():
             target.copy_(self.read_full(k, name))
 
     def has(self, kind: Kind, name: str) -> bool:
-        """Return whether the checkpoint holds this tensor."""
+        """Whether the checkpoint holds this tensor."""
         return name in self._tensors.get(kind, {})
 
     def _entry(self, kind: Kind, name: str) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
 
 def newest_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint | None:
-    """Return the newest undamaged checkpoint in ``folder``, with a warning that names those passed over.
+    """Open the newest undamaged checkpoint in ``folder``, with a warning that names those passed over.
 
     Raises:
         UserError: there are checkpoints and all of them are damaged.
@@ -211,14 +212,14 @@ class CheckpointStore:
             self._clear_leftovers()
 
     def latest(self, *, verify: bool = True) -> Checkpoint | None:
-        """Return the newest undamaged checkpoint; see ``newest_checkpoint``."""
+        """Open the newest undamaged checkpoint; see ``newest_checkpoint``."""
         self.wait()
         checkpoint = newest_checkpoint(self.folder, verify=verify)
         self.go_on_from(checkpoint.step if checkpoint else None)
         return checkpoint
 
     def go_on_from(self, step: int | None) -> None:
-        """Take the checkpoint of ``step`` for the newest: later ones, which process 0 found damaged, are written again."""
+        """Count the checkpoint of ``step`` as the newest: later ones, which process 0 found damaged, are written again."""
         self._newest = step
 
     def save(self, step: int, slices: Iterable[TensorSlice], state: dict[str, Any]) -> None:
@@ -273,39 +274,39 @@ class CheckpointStore:
         for step in steps[: -self._keep_last]:
             if not (self._keep_every_steps and step % self._keep_every_steps == 0):
                 folder = step_folder(self.folder, step)
-                # Renamed first: a kill in the middle must not leave half a checkpoint under a complete one's name. No other
-                # folder is touched: the other processes may have begun the next checkpoint already.
-                removed = folder.with_suffix(REMOVED)
-                folder.rename(removed)
-                shutil.rmtree(removed, ignore_errors=True)
+                # Renamed first: a kill in the middle must not leave half a checkpoint under a complete one's name.
+                # No other folder is touched: the other processes may have begun the next checkpoint already.
+                doomed = folder.with_suffix(REMOVED)
+                folder.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
         for partial in self.folder.glob("step-*.partial"):
             logger.warning("%s was not finished by the run that wrote it: removed", partial)
             shutil.rmtree(partial, ignore_errors=True)
-        for removed in self.folder.glob(f"step-*{REMOVED}"):
-            shutil.rmtree(removed, ignore_errors=True)
+        for doomed in self.folder.glob(f"step-*{REMOVED}"):
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 class _HostCopies:
-    """Memory on the host that every save of a run copies to; making it anew costs more than the copying."""
+    """Host memory that every save of a run copies to; allocating it anew costs more than the copying."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str, int], Tensor] = {}
+        self._buffers: dict[tuple[str, str, int], Tensor] = {}
 
     def of(self, slices: Iterable[TensorSlice]) -> list[TensorSlice]:
-        """Return the slices with copies of their values; they hold until the next call."""
+        """Copy the slices' values, which hold until the next call."""
         copies: list[TensorSlice] = []
-        kept, self._kept = self._kept, {}
+        previous, self._buffers = self._buffers, {}
         on_gpu = False
         for s in slices:
             values = s.values.detach()
             on_gpu |= values.is_cuda
             key = (s.kind, s.name, s.offset)
-            copy = kept.pop(key, None)
+            copy = previous.pop(key, None)
             if copy is None or (copy.shape, copy.dtype) != (values.shape, values.dtype):
                 copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            self._kept[key] = copy.copy_(values, non_blocking=True)
+            self._buffers[key] = copy.copy_(values, non_blocking=True)
             copies.append(replace(s, values=copy))
         if on_gpu:
             torch.cuda.synchronize()
@@ -313,6 +314,7 @@ class _HostCopies:
 
 
 def _summary(faults: dict[str, list[str]], *, shown: int = 3) -> str:
+    """Say of each fault how many tensors have it and name the first ``shown``."""
     parts: list[str] = []
     for fault, names in faults.items():
         if names:

@@ -1,4 +1,4 @@
-"""How one process writes its share of a checkpoint, and how the processes agree that it is complete.
+"""One process writes its share of a checkpoint, and all agree through files that it is complete.
 
 Each process leaves its part of the index beside its file, process 0 waits for all parts, writes the index and renames
 the folder; a process that fails leaves its message instead, and all of them fail with it.
@@ -14,13 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.format import (
-    checkpoint_steps,
-    make_index,
-    step_folder,
-    write_index,
-    write_slices,
-)
+from engine.checkpoint.format import checkpoint_steps, make_index, step_folder, write_index, write_slices
 from engine.checkpoint.slices import TensorSlice
 from engine.errors import NO_SPACE, UserError
 from engine.run.durable import fsync_folder
@@ -28,7 +22,7 @@ from engine.run.durable import fsync_folder
 logger = logging.getLogger(__name__)
 
 VISIBLE_WITHIN_S = 30.0
-"""How long a shared file system may take to show another node's rename."""
+"""Longest time that a shared file system takes to show another node's rename."""
 
 
 class CheckpointError(UserError):
@@ -42,9 +36,9 @@ class Write:
     folder: Path
     """The checkpoint's final name."""
     rank: int
-    """This process."""
+    """Number of this process."""
     world_size: int
-    """How many processes write."""
+    """Number of processes that write."""
     attempt: int
     """Number of this save in the run, the same on all processes: tells its files from those of a failed one."""
     slices: Sequence[TensorSlice]
@@ -70,7 +64,10 @@ class Write:
             else:
                 self._await_publication()
         except BaseException as error:
-            raise self._failed(error) from error
+            self._give_up(error)
+            if isinstance(error, OSError):
+                raise self._explained(error) from error
+            raise
 
     def _announce(self, part: dict[str, Any]) -> None:
         """Hand this process's part of the index to process 0, which may rename the folder as soon as it sees it."""
@@ -89,12 +86,13 @@ class Write:
         for path in self.partial.glob("rank-*.json"):
             path.unlink()
         fsync_folder(self.partial)
-        if self.folder.exists():  # a damaged one of this step, which the run passed over
+        if self.folder.exists():  # a damaged one of this step, which the run did not use
             shutil.rmtree(self.folder)
         self.partial.rename(self.folder)
         fsync_folder(self.folder.parent)
 
     def _part_of(self, rank: int) -> dict[str, Any]:
+        """Wait for the part of the index that process ``rank`` announces."""
         path = self.partial / f"rank-{rank:05d}.json"
         pause_s = 0.005
         while True:
@@ -123,26 +121,25 @@ class Write:
         time.sleep(pause_s)
 
     def _check_failures(self) -> None:
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # one name for all: looking costs the same with any number of processes
-            words = self._failure.read_text()
-            raise CheckpointError(words or f"cannot save checkpoint {self.folder}: another process failed")
+        # One file name for all processes: looking costs the same with any number of them.
+        with contextlib.suppress(FileNotFoundError):
+            message = self._failure.read_text()
+            raise CheckpointError(message or f"cannot save checkpoint {self.folder}: another process failed")
 
-    def _failed(self, error: BaseException) -> Exception:
-        """Free the space, tell the other processes, and return the error for the caller."""
+    def _give_up(self, error: BaseException) -> None:
+        """Free the space and tell the other processes."""
+        message = str(self._explained(error))
         try:
             self._mine(".safetensors").unlink(missing_ok=True)
-            message = str(self._explained(error))
             beside = self._mine(".failed")
             with contextlib.suppress(OSError):  # on a full disk the others learn at least that something failed
                 beside.write_text(message)
             beside.replace(self._failure)
-        except OSError as second:
-            logger.warning("could not clean up %s: %s", self.partial, second)
-        return self._explained(error)
+        except OSError as cleanup_error:
+            logger.warning("could not clean up %s: %s", self.partial, cleanup_error)
 
-    def _explained(self, error: BaseException) -> Exception:
+    def _explained(self, error: BaseException) -> CheckpointError:
+        """Say which checkpoint failed, what it needs and what is still intact."""
         if isinstance(error, CheckpointError):
             return error
         if not isinstance(error, OSError):
@@ -152,8 +149,8 @@ class Write:
         intact = f"{step_folder(self.folder.parent, steps[-1])} is intact" if steps else "there is no earlier one"
         advice = "free some space or lower run.keep-last" if error.errno in NO_SPACE else "check the folder"
         return CheckpointError(
-            f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs {needed_bytes} bytes there "
-            f"({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
+            f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs {needed_bytes} "
+            f"bytes there ({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
         )
 
     @property

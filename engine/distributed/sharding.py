@@ -1,9 +1,9 @@
-"""Which process owns which elements of the training state, where every process holds all of it.
+"""Which process owns which elements of the training state.
 
 A checkpoint, an average of the weights and a resume with another number of processes need the state by parameter name.
-A ``ParamSlice`` is a run of elements of one parameter with its moments; over all processes the runs hold each element of
-each parameter exactly once. ``engine/distributed/deepspeed_zero.py`` finds the runs in DeepSpeed's partitions; here they are an even,
-contiguous share of all elements.
+A ``ParamSlice`` is a contiguous part of one parameter with its moments; over all processes the slices hold each element
+of each parameter exactly once. Here every process holds the whole state and owns an even, contiguous share of it;
+``engine/distributed/deepspeed_zero.py`` finds the slices in DeepSpeed's partitions.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ ROW = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ParamSlice:
-    """A run of elements of one parameter that this process saves and averages; the tensors are views of the live state."""
+    """Consecutive elements of one parameter with their moments; the tensors are views of the live state."""
 
     name: str
     """The parameter's name in the unwrapped model."""
     shape: tuple[int, ...]
     """Shape of the whole parameter."""
     offset: int
-    """Index of the run's first element in the flattened parameter."""
+    """Index of the slice's first element in the flattened parameter."""
     weight: Tensor
     """Master weights, one-dimensional."""
     exp_avg: Tensor | None = None
@@ -42,24 +42,24 @@ class StateSharding(Protocol):
     """How the training state lies over the processes."""
 
     owned: list[ParamSlice]
-    """What this process owns: it saves and averages it."""
+    """What this process saves and averages."""
     held: list[ParamSlice]
-    """What this process holds moments of: it loads them."""
+    """What this process has moments of, to be loaded."""
     steps: list[Tensor]
     """AdamW's step counts."""
     shards_gradients: bool
-    """Whether each process holds other gradients; otherwise all hold the same ones."""
+    """Whether each process holds the gradients of other elements; otherwise all hold the same ones."""
 
     def gradients(self) -> list[Tensor]:
-        """Return this step's summed gradients, as the optimizer will use them."""
+        """List this step's summed gradients, as the optimizer will use them."""
         ...
 
     def sync_weights(self) -> None:
-        """Make every process's module agree with the master weights in the runs (collective)."""
+        """Make every process's module agree with the master weights in the slices (collective)."""
         ...
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[None]:
-        """Within it, ``parameter`` holds all of its elements (collective)."""
+        """Let ``parameter`` hold all of its elements within the context (collective)."""
         ...
 
 
@@ -78,7 +78,7 @@ class Replicated:
         self.held = share_evenly(iter(self._named), states, rank=0, world_size=1)
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of all parameters, the same on every process."""
+        """List the gradients of all parameters, the same on every process."""
         return [parameter.grad for parameter in self._optimized if parameter.grad is not None]
 
     def sync_weights(self) -> None:
@@ -86,14 +86,14 @@ class Replicated:
         if self._world_size == 1:
             return
         for owner in range(self._world_size):
-            runs = self._share_of(owner)
-            if not runs:
+            weights = [share.weight for share in self._share_of(owner)]
+            if not weights:
                 continue
-            flat = torch.cat([run.weight for run in runs])
+            flat = torch.cat(weights)
             dist.broadcast(flat, src=owner)
             if owner != self._rank:
-                for run, values in zip(runs, flat.split([run.weight.numel() for run in runs]), strict=True):
-                    run.weight.copy_(values)
+                for weight, values in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+                    weight.copy_(values)
 
     def _share_of(self, owner: int) -> list[ParamSlice]:
         return share_evenly(iter(self._named), self._states, rank=owner, world_size=self._world_size)
@@ -105,7 +105,7 @@ class Replicated:
 
 
 def adam_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
-    """Return AdamW's state of ``parameter``, created as AdamW itself creates it where it does not exist yet."""
+    """Give AdamW's state of ``parameter``, created as AdamW itself creates it where it does not exist yet."""
     state = optimizer.state[parameter]
     if not state:
         on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
@@ -123,32 +123,40 @@ def share_evenly(
     rank: int,
     world_size: int,
 ) -> list[ParamSlice]:
-    """Return the share of ``rank`` in an even, contiguous division of all elements of ``parameters``."""
+    """Divide all elements of ``parameters`` evenly and contiguously; return the share of ``rank``."""
     named = list(parameters)
     total = sum(parameter.numel() for _, parameter in named)
     first, last = rank * total // world_size, (rank + 1) * total // world_size
-    runs: list[ParamSlice] = []
+    share: list[ParamSlice] = []
     start = 0
     for name, parameter in named:
         begin, end = max(first - start, 0), min(last - start, parameter.numel())
         start += parameter.numel()
         if begin < end:
             state = states.get(id(parameter), {})
-            views = {key: flat_view(state[key])[begin:end] for key in ("exp_avg", "exp_avg_sq") if key in state}
-            weight = flat_view(parameter.detach())[begin:end]
-            runs.append(ParamSlice(name=name, shape=tuple(parameter.shape), offset=begin, weight=weight, **views))
-    return runs
+            weight = parameter.detach().view(-1)[begin:end]
+            share.append(
+                ParamSlice(
+                    name=name,
+                    shape=tuple(parameter.shape),
+                    offset=begin,
+                    weight=weight,
+                    exp_avg=part_of(state.get("exp_avg"), begin, end),
+                    exp_avg_sq=part_of(state.get("exp_avg_sq"), begin, end),
+                )
+            )
+    return share
 
 
-def flat_view(x: Tensor) -> Tensor:
-    """Return ``x`` flattened, sharing its memory."""
-    return x.view(-1)
+def part_of(x: Tensor | None, begin: int, end: int) -> Tensor | None:
+    """View elements ``begin`` to ``end`` of the flattened ``x``; None where there is no moment."""
+    return None if x is None else x.view(-1)[begin:end]
 
 
 def clip_gradients(sharding: StateSharding, *, max_norm: float | None, device: torch.device) -> Tensor:
     """Scale all gradients so that their global norm is at most ``max_norm``; return the norm before, a 0-d tensor.
 
-    Not finite gradients are kept: the returned norm says so, and no process skips a step that others take.
+    Gradients that are not finite are kept: the norm shows them, and no process skips a step that others take.
     """
     gradients = sharding.gradients()
     squared = torch.zeros((), dtype=torch.float64, device=device)
@@ -164,7 +172,7 @@ def clip_gradients(sharding: StateSharding, *, max_norm: float | None, device: t
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:
-    """Return the norms of pieces that make up all gradients.
+    """Compute norms of pieces that make up all gradients.
 
     On a CPU an fp32 sum of millions of squares is off by 1e-5 and one in fp64 takes 40 times as long; rows of ``ROW``
     elements are as fast and off by 1e-8. Where squares exceed fp32 they are summed in fp64.

@@ -26,7 +26,7 @@ RECENT_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlightRecord:
+class NonFiniteRecord:
     """One micro-batch whose loss or gradients were not finite."""
 
     step: int
@@ -79,7 +79,7 @@ class FlightRecord:
             return record, load_file(path.with_suffix(".safetensors"))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
-                f"{path} is no flight record: {' '.join(str(error).split())}; expected runs/x/{FOLDER}/step-.../"
+                f"{path} is no record of a micro-batch: {' '.join(str(error).split())}; expected runs/x/{FOLDER}/step-.../"
                 f"micro-batch-....json with the .safetensors file beside it"
             ) from None
 

@@ -21,7 +21,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.distributed.engine import Engine
 from engine.errors import UserError
 from engine.faults.non_finite import Finding, NonFiniteSearch
-from engine.faults.non_finite_record import FlightRecord, recent_metrics, record_folder
+from engine.faults.non_finite_record import NonFiniteRecord, recent_metrics, record_folder
 from engine.run.folder import RunFolder
 from engine.terms import MicroBatchKey
 
@@ -42,7 +42,7 @@ class _Found:
 
 
 @dataclass(kw_only=True)
-class Recovery:
+class NonFiniteRecovery:
     """What was left out of a run so far, and the search for what to leave out next."""
 
     engine: Engine
@@ -135,7 +135,7 @@ class Recovery:
         if finding is not None and key not in self.skipped:
             self._found.append(_Found(key=key, finding=finding, batch=batch))
 
-    def conclude(self, step: int, *, weights: Callable[[], list[TensorSlice]], describe: Mapping[str, Any]) -> None:
+    def conclude(self, step: int, *, weights: Callable[[], list[TensorSlice]], metadata: Mapping[str, Any]) -> None:
         """Gather what the processes found in a step, before it changes the weights, and write it down (collective)."""
         if self._search is None or not self.engine.any(bool(self._found)):
             return
@@ -148,7 +148,7 @@ class Recovery:
                 logger.warning("no record of %s: %s", record, error)
         mine = [{"micro_batch": record.micro_batch, "step": step, "words": str(record)} for record in records]
         self._culprits = sorted(self.engine.gather_lines(mine), key=lambda line: line["micro_batch"])
-        self._keep_weights(step, weights(), describe)
+        self._keep_weights(step, weights(), metadata)
         self._end_search()
 
     def settle(self) -> None:
@@ -186,9 +186,9 @@ class Recovery:
             self._search.__exit__(None, None, None)
         self._search, self._doubtful, self._found = None, range(0), []
 
-    def _record(self, found: _Found) -> FlightRecord:
+    def _record(self, found: _Found) -> NonFiniteRecord:
         loss = found.finding.loss
-        return FlightRecord(
+        return NonFiniteRecord(
             step=found.key[0],
             micro_batch=found.key[1],
             rank=self.engine.rank,
@@ -208,13 +208,13 @@ class Recovery:
         named = keys if len(keys) == len(ids) else [None] * len(ids)
         return [{"id": i, "key": key, "shard": self.shard_of(i)} for i, key in zip(ids, named, strict=True)]
 
-    def _keep_weights(self, step: int, slices: list[TensorSlice], describe: Mapping[str, Any]) -> None:
+    def _keep_weights(self, step: int, slices: list[TensorSlice], metadata: Mapping[str, Any]) -> None:
         """Write the weights that the step met; a disk that is full costs the record its weights and not the run."""
         sizes = {"rank": self.engine.rank, "world_size": self.engine.world_size}
         store = CheckpointStore(record_folder(self.folder.path, step) / "weights", **sizes)
         self.engine.barrier()
         try:
-            store.save(step, [s for s in slices if s.kind in ("weight", "buffer")], {"step": step, **describe})
+            store.save(step, [s for s in slices if s.kind in ("weight", "buffer")], {"step": step, **metadata})
             store.wait()
         except UserError as error:
             logger.warning("the weights of step %d are not in its record: %s", step, error)

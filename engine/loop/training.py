@@ -2,7 +2,7 @@
 
 The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/classification/task.py``), where it reads like
 the algorithm. A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the
-averaged weights, one integer, and the list of micro-batches that are left out (``engine/faults/recovery.py``). The numbers of the
+averaged weights, one integer, and the list of micro-batches that are left out (``engine/faults/non_finite_recovery.py``). The numbers of the
 steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
 
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from engine.checkpoint.store import Checkpoint, CheckpointStore
 from engine.config import micro_batches_of
 from engine.distributed.engine import Engine
-from engine.faults.recovery import Recovery
+from engine.faults.non_finite_recovery import NonFiniteRecovery
 from engine.faults.watchdog import Watchdog
 from engine.loop.bad_samples import BadSamples
 from engine.loop.device_feed import DeviceFeed
 from engine.loop.ema import SlicedEma
-from engine.loop.first_state import FirstState
 from engine.loop.optimizer import Schedule, build_optimizer
-from engine.loop.resume import find_checkpoint
+from engine.loop.resume import InitialState, find_checkpoint
 from engine.loop.sections import Cost, Sections
 from engine.loop.step_sums import COUNT, NORMS, StepSums
 from engine.randomness import torch_seed
@@ -51,7 +50,7 @@ class Training:
         folder: the run folder, already locked.
         model: the network with its first weights; a checkpoint found in the run folder replaces them.
         steps_per_epoch: optimizer steps in one pass over the samples.
-        describe: JSON values to keep in every checkpoint, such as the architecture; those of its data must stay the same.
+        metadata: JSON values to keep in every checkpoint, such as the architecture; those of its data must stay the same.
         shard_of: gives the shard of a sample id, for the ledger of bad samples.
         per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
     """
@@ -64,11 +63,11 @@ class Training:
         folder: RunFolder,
         model: nn.Module,
         steps_per_epoch: int,
-        describe: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         shard_of: Callable[[int], str],
         per_forward: int = 1,
     ) -> None:
-        self.engine, self.folder, self.describe, self._config = engine, folder, dict(describe), config
+        self.engine, self.folder, self.metadata, self._config = engine, folder, dict(metadata), config
         data = config.data
         self.micro_batches = micro_batches_of(
             engine.rank,
@@ -85,7 +84,7 @@ class Training:
             keep_last=config.run.keep_last,
             keep_every_steps=config.run.keep_every_steps,
         )
-        self.recovery = Recovery(
+        self.recovery = NonFiniteRecovery(
             engine=engine,
             folder=folder,
             shard_of=shard_of,
@@ -101,7 +100,7 @@ class Training:
         self._feed = DeviceFeed(engine.device, micro_batches=self.micro_batches, last_step=self.last_step)
         self._fetched: list[tuple[MicroBatchKey, dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
-        self._first_state: FirstState | None = None
+        self._initial_state: InitialState | None = None
         self._restore(model)
         self.reporter = Reporter(
             folder,
@@ -133,7 +132,7 @@ class Training:
         if self._config.optimizer.ema_decay is not None:
             self.ema = SlicedEma(self.engine, decay=self._config.optimizer.ema_decay)
         if checkpoint is None:
-            self._first_state = FirstState(self.engine)
+            self._initial_state = InitialState(self.engine)
         else:
             self.engine.load_optimizer(checkpoint.read, optimizer_steps=int(checkpoint.state["step"]))
             if self.ema is not None:
@@ -171,7 +170,7 @@ class Training:
             self.recovery.settle()
         checkpoint = self._find_checkpoint()
         state = {} if checkpoint is None else checkpoint.state
-        start = checkpoint or self._first_state
+        start = checkpoint or self._initial_state
         assert start is not None, "a run that resumed has a checkpoint to go back to"
         self.engine.load_state(start.read, optimizer_steps=int(state.get("step", 0)))
         if self.ema is not None:
@@ -185,7 +184,7 @@ class Training:
     def _find_checkpoint(self) -> Checkpoint | None:
         """Return the newest whole checkpoint, or the one to branch from."""
         return find_checkpoint(
-            self.store, engine=self.engine, branch_from=self._config.run.branch_from, describe=self.describe
+            self.store, engine=self.engine, branch_from=self._config.run.branch_from, metadata=self.metadata
         )
 
     @property
@@ -209,7 +208,7 @@ class Training:
     def steps(self) -> Iterator[int]:
         """Yield the numbers of the steps still to do; ends early, with a checkpoint, when asked to stop.
 
-        Where something was not finite a number comes again (``engine/faults/recovery.py``).
+        Where something was not finite a number comes again (``engine/faults/non_finite_recovery.py``).
         """
         self._started, self._first_step = time.monotonic(), self.step
         self.folder.at_close(self.watchdog.stop)
@@ -283,7 +282,7 @@ class Training:
     def update(self) -> None:
         """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
         self._watch("update")
-        self.recovery.conclude(self.step, weights=self.engine.state_slices, describe=self.describe)
+        self.recovery.conclude(self.step, weights=self.engine.state_slices, metadata=self.metadata)
         with self.reporter.timed("compute"):
             lrs, skipped = self.schedule.lrs(self.optimizer, self.step), self.recovery.skipped_in(self.step)
             self._grad_norm = self.engine.step(lrs, skipped=skipped)
@@ -333,9 +332,9 @@ class Training:
         if self.ema is not None:
             slices += self.ema.slices()
         bad = {"bad_samples": self._bad.total, "bad_samples_unreported": self._num_bad}
-        self.store.save(self.step, slices, {"step": self.step, **bad, **self.recovery.state(), **self.describe})
+        self.store.save(self.step, slices, {"step": self.step, **bad, **self.recovery.state(), **self.metadata})
         if self._saved_step > 0:  # that checkpoint is complete now
-            self._first_state = None
+            self._initial_state = None
         self._saved_step = self.step
         return True
 

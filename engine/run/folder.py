@@ -6,7 +6,7 @@ runs/x/
 ├── metrics.jsonl        one line per report
 ├── metrics.cut.jsonl    lines of steps that were done again after a resume
 ├── bad_samples.jsonl    each image that could not be decoded, once
-├── non_finite/          micro-batches that were not finite (flight_record.py)
+├── non_finite/          micro-batches that were not finite (engine/faults/non_finite_record.py)
 ├── stalls/              heartbeats, and stacks of a run that hung (watchdog.py)
 ├── tensorboard/  checkpoints/step-000010000/  backbone/  report.html
 ├── lock.json            who runs here now

@@ -58,7 +58,7 @@ def _train(
         folder=folder,
         model=build_trained(config, start=start, num_classes=labelled.num_classes),
         steps_per_epoch=order.steps_per_epoch,
-        describe=describe_network(config, start=start, labelled=labelled),
+        metadata=describe_network(config, start=start, labelled=labelled),
         shard_of=labelled.train.shard_of,
     )
     batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
@@ -133,5 +133,5 @@ def _hand_off(training: Training, *, weights: str) -> None:
         return
     raw = training.folder.backbone
     folder = raw if weights == "raw" else raw.with_name(f"{raw.name}-{weights}")
-    write_classifier(folder, described=training.describe, state=state, step=training.step, weights=f"last {weights}")
+    write_classifier(folder, described=training.metadata, state=state, step=training.step, weights=f"last {weights}")
     logger.info("last %s weights: %s", weights, folder)

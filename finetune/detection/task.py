@@ -65,7 +65,7 @@ def _train(
         folder=folder,
         model=build_detector(config, start=start, num_classes=len(annotated.classes)),
         steps_per_epoch=order.steps_per_epoch,
-        describe=describe_detector(config, start=start, annotated=annotated, truth=truth),
+        metadata=describe_detector(config, start=start, annotated=annotated, truth=truth),
         shard_of=annotated.train.shard_of,
     )
     batches = micro_batches(config, annotated=annotated, order=order, training=training)
@@ -131,7 +131,7 @@ def hand_off(config: DetectConfig, training: Training, *, start: Start) -> None:
     state = training.engine.full_state_dict()
     if not training.engine.is_main:
         return
-    known = training.describe
+    known = training.metadata
     write_backbone(
         training.folder.backbone,
         architecture=start.architecture,

@@ -102,7 +102,7 @@ class Evaluations:
         state = training.engine.full_state_dict()
         if self._log is not None:
             folder = self._log.best_folder(weights, step)
-            self._of.keep(folder, described=training.describe, state=state, step=step, weights=weights)
+            self._of.keep(folder, described=training.metadata, state=state, step=step, weights=weights)
             self._log.keep(weights, step, result=result)
 
     @contextlib.contextmanager

@@ -47,7 +47,7 @@ def _train(
         folder=folder,
         model=build_segmenter(config, start=start, num_classes=labelled.num_classes),
         steps_per_epoch=order.steps_per_epoch,
-        describe=describe_segmenter(config, start=start, labelled=labelled),
+        metadata=describe_segmenter(config, start=start, labelled=labelled),
         shard_of=labelled.train.shard_of,
     )
     batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
@@ -101,5 +101,5 @@ def hand_off(training: Training) -> None:
     state = training.engine.full_state_dict()
     if training.engine.is_main:
         folder = training.folder.backbone
-        hand_off_backbone(folder, described=training.describe, state=state, step=training.step, weights="last raw")
+        hand_off_backbone(folder, described=training.metadata, state=state, step=training.step, weights="last raw")
         logger.info("last raw weights of the backbone: %s", folder)

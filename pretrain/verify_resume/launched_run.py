@@ -24,7 +24,7 @@ from engine.errors import UserError
 from engine.run.sample_log import read_sample_logs
 from engine.terms import MicroBatchKey
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "pretrain" / "main.py"
 TENSORS: tuple[Kind, ...] = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 TAIL = 3000
@@ -35,7 +35,7 @@ class RunFailedError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ProcessLayout:
     """How the processes share the work."""
 
     processes: int
@@ -86,7 +86,7 @@ class LaunchedRun:
         self,
         folder: Path,
         *,
-        layout: Layout,
+        layout: ProcessLayout,
         words: Sequence[str],
         program: Path = PROGRAM,
         time_limit_s: float = 180,

@@ -21,7 +21,7 @@ from engine.config import micro_batches_of
 from engine.errors import UserError
 from engine.recipe import dump, parse
 from pretrain.config import PretrainConfig
-from pretrain.launched_run import LaunchedRun, Layout, final_tensors, noted_micro_batches
+from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
 
 MOVED_BOUND = 1e-4
 """Largest difference of a weight that other orders of sums may make in so few steps; where weights exceed 1, relative to them."""
@@ -38,9 +38,9 @@ class Evidence:
     """The last step that was noted before the kill."""
     deterministic: bool
     """Whether kernels were deterministic: always on a CPU, on GPUs with `distributed.deterministic`."""
-    layout: Layout
+    layout: ProcessLayout
     """Of the whole run and of the resumed one."""
-    moved_layout: Layout
+    moved_layout: ProcessLayout
     """Of the second half of the moved one."""
     num_tensors: int
     """Weights, moments, averages and buffers."""
@@ -104,15 +104,15 @@ def verify_resume(words: list[str]) -> Evidence:
     return _Proof(config, steps=options.steps, layouts=(first, _moved(config, first, options.moved_processes))).run()
 
 
-def _layout(config: PretrainConfig, processes: int) -> Layout:
+def _layout(config: PretrainConfig, processes: int) -> ProcessLayout:
     share = {"batch_size": config.data.batch_size, "micro_batch_size": config.data.micro_batch_size}
     micro_batches_of(0, world_size=processes, **share)
     engine = config.distributed.engine if config.distributed.engine != "auto" else "deepspeed"
     stage = config.distributed.zero_stage
-    return Layout(processes=processes, engine=engine, zero_stage=stage, workers=config.data.workers)
+    return ProcessLayout(processes=processes, engine=engine, zero_stage=stage, workers=config.data.workers)
 
 
-def _moved(config: PretrainConfig, first: Layout, asked: int | None) -> Layout:
+def _moved(config: PretrainConfig, first: ProcessLayout, asked: int | None) -> ProcessLayout:
     """Return where the moved run goes: to other processes, or where one GPU is all there is, to another engine."""
     if asked is None and first.processes == torch.cuda.device_count() == 1:
         return dataclasses.replace(first, engine="ddp" if first.engine == "single" else "single")
@@ -122,7 +122,7 @@ def _moved(config: PretrainConfig, first: Layout, asked: int | None) -> Layout:
 class _Proof:
     """The runs of one proof, in folders under the recipe's run folder."""
 
-    def __init__(self, config: PretrainConfig, *, steps: int, layouts: tuple[Layout, Layout]) -> None:
+    def __init__(self, config: PretrainConfig, *, steps: int, layouts: tuple[ProcessLayout, ProcessLayout]) -> None:
         self._folder, self._steps, self._layouts = config.run.folder, steps, layouts
         if steps < 2:
             raise UserError(f"--steps must be at least 2, to be killed between them, got {steps}")
@@ -172,7 +172,7 @@ class _Proof:
             moved_micro_batches_differing=sum(elsewhere.get(key) != words for key, words in expected.items()),
         )
 
-    def _start(self, folder: Path, layout: Layout) -> LaunchedRun:
+    def _start(self, folder: Path, layout: ProcessLayout) -> LaunchedRun:
         words = ["--recipe", str(self._folder / "recipe.yaml")]
         return LaunchedRun(folder, layout=layout, words=words, time_limit_s=TIME_LIMIT_S)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launch.job_folder import JobFolder
-from pretrain.launched_run import final_tensors
+from pretrain.verify_resume.launched_run import final_tensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]

@@ -100,7 +100,7 @@ def test_reading_outside_a_tensor_is_refused(tmp_path):
 def test_elements_saved_twice_or_never_are_refused(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(1, [TensorSlice(kind="weight", name="w", shape=(4,), offset=0, values=torch.ones(3))], {})
-    with pytest.raises(ValueError, match="3 of 4 elements are saved"):
+    with pytest.raises(AssertionError, match="3 of 4 elements are saved"):
         store.wait()
     assert store.latest() is None
 

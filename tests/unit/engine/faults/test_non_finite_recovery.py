@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.checkpoint.store import newest_checkpoint, open_checkpoint
-from engine.faults.non_finite_record import FlightRecord
+from engine.faults.non_finite_record import NonFiniteRecord
 from engine.loop.micro_batch_feed import MicroBatchFeed
 from engine.loop.optimizer import Schedule, build_optimizer
 from tests.tiny_run import MICRO_BATCHES, STEPS, TinyNet, config_of, lines, numbers, run_tiny, same, tensors
@@ -56,7 +56,7 @@ def test_all_of_it_is_said_and_written_down(tmp_path, caplog):
     training = run_tiny(config_of(tmp_path / "run"), poisoned={(5, 2)})
     assert "left out from now on: micro-batch 2 of step 5" in caplog.text
     path = tmp_path / "run" / "non_finite" / "step-000000005" / "micro-batch-00002.json"
-    record, batch = FlightRecord.read(path)
+    record, batch = NonFiniteRecord.read(path)
     assert (record.step, record.micro_batch, record.rank, record.world_size) == (5, 2, 0, 1)
     assert record.first_module == "body.0"
     assert record.samples[1] == {"id": 67, "key": "picture-67", "shard": "shard-6.tar"}
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_found_too(tmp_path
     )
     training = run_tiny(config_of(tmp_path / "run"), poisoned={(4, 1)})
     assert training.recovery.skipped == {(4, 1)}
-    record, _ = FlightRecord.read(tmp_path / "run" / "non_finite" / "step-000000004" / "micro-batch-00001.json")
+    record, _ = NonFiniteRecord.read(tmp_path / "run" / "non_finite" / "step-000000004" / "micro-batch-00001.json")
     assert (record.first_module, record.first_parameter) == (None, "head.bias")
     assert record.loss < 100
 
@@ -163,8 +163,8 @@ def test_more_than_the_allowed_rewinds_stop_the_run_naming_the_micro_batch(tmp_p
 
 def test_a_record_that_is_none_is_refused_in_one_line(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"step": 1}))
-    with pytest.raises(ValueError, match=r"is no flight record: .*expected runs/x/non_finite/step-"):
-        FlightRecord.read(tmp_path / "x.json")
+    with pytest.raises(ValueError, match=r"is no record of a micro-batch: .*expected runs/x/non_finite/step-"):
+        NonFiniteRecord.read(tmp_path / "x.json")
 
 
 def test_a_process_whose_only_micro_batch_of_the_last_step_is_left_out_gets_an_earlier_one():
@@ -190,7 +190,7 @@ def test_a_full_disk_costs_the_record_and_not_the_run(tmp_path, monkeypatch, cap
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(FlightRecord, "write", full)
+    monkeypatch.setattr(NonFiniteRecord, "write", full)
     training = run_tiny(config_of(tmp_path / "run"), poisoned={(4, 1)})
     assert training.recovery.skipped == {(4, 1)}
     assert "no record of micro-batch 1 of step 4" in caplog.text
