@@ -116,10 +116,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Pretrain a vision backbone on unlabelled images by masked image modelling.
-
-    Other commands: `status RUN`, `report RUN`, `probe-memory --recipe FILE`.
-    """
+    """Pretrain a vision backbone on unlabelled images by masked image modelling."""
 
     data: DataConfig
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

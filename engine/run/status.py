@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from engine.commands import ExistingRun
 from engine.errors import UserError
 from engine.run.lock import describe, find_holder
 
@@ -64,8 +66,13 @@ def read_status(run_folder: Path) -> RunStatus:
     )
 
 
+def show_status(options: ExistingRun) -> None:
+    """Print how a run stands."""
+    Console().print(status(options.folder))
+
+
 def status(run_folder: Path) -> Table:
-    """Return a table for the terminal that says how the run in ``run_folder`` stands."""
+    """Tell for the terminal how the run in ``run_folder`` stands."""
     run = read_status(run_folder)
     table = Table(title=str(run_folder), show_header=False)
     table.add_row("state", "finished" if run.step and run.step == run.total_steps else _state(run))

@@ -8,7 +8,6 @@
 Each is a start of the whole program under the launcher, so what is proved holds for what trains.
 """
 
-import argparse
 import dataclasses
 import shutil
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from engine.config import micro_batches_of
 from engine.errors import UserError
-from engine.recipe import dump, parse
+from engine.recipe import dump
 from pretrain.config import PretrainConfig
 from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
 
@@ -92,16 +91,16 @@ class Evidence:
         return table
 
 
-def verify_resume(words: list[str]) -> Evidence:
-    """Run the proof; ``words`` are a recipe's and those of ``--steps``, ``--processes``, ``--moved-processes``.
+def verify_resume(
+    config: PretrainConfig, *, steps: int, processes: int | None = None, moved_processes: int | None = None
+) -> Evidence:
+    """Run the proof: ``steps`` whole, killed half-way, and gone on with on other processes.
 
     Raises:
         UserError: the recipe or the numbers do not fit, or a run failed.
     """
-    options, rest = _options().parse_known_args(words)
-    config = parse(PretrainConfig, rest)
-    first = _layout(config, options.processes)
-    return _Proof(config, steps=options.steps, layouts=(first, _moved(config, first, options.moved_processes))).run()
+    first = _layout(config, processes or torch.cuda.device_count() or 2)
+    return _Proof(config, steps=steps, layouts=(first, _moved(config, first, moved_processes))).run()
 
 
 def _layout(config: PretrainConfig, processes: int) -> ProcessLayout:
@@ -192,12 +191,3 @@ def _other(config: PretrainConfig, processes: int) -> int:
             f"{config.data.micro_batch_size}"
         )
     return max((count for count in fitting if count < processes), default=fitting[0])
-
-
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pretrain/main.py verify-resume", allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=12, help="of the whole run")
-    gpus = torch.cuda.device_count()
-    parser.add_argument("--processes", type=int, default=gpus or 2, help="training processes on this machine")
-    parser.add_argument("--moved-processes", type=int, default=None, help="of the moved run's second half")
-    return parser

@@ -77,7 +77,7 @@ def test_status_and_report_name_a_missing_run(monkeypatch, capsys):
     for command in ("status", "report"):
         code, shown = run([command, "/nowhere"], monkeypatch, capsys)
         assert code == 1
-        assert shown == f"error: {command} takes one run folder that exists, got /nowhere\n"
+        assert shown == f"error: pretrain/main.py {command} takes one run folder that exists, got /nowhere\n"
 
 
 def test_status_shows_step_and_last_checkpoint(micro, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,185 @@
+"""The commands of a program: which there are, their options and help, and what runs them.
+
+Options and what runs are named as ``module:name`` and imported when they are needed, so that help needs no torch.
+
+    COMMANDS = {
+        "train": Command("pretrain a backbone", options="pretrain.config:PretrainConfig", run="pretrain.commands:train"),
+        "status": Command("show how far a run is", options="engine.commands:ExistingRun", run="engine.run.status:show"),
+    }
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tyro
+
+from engine.errors import UserError
+from engine.extensions import load_extensions
+from engine.recipe import on_rank_zero, parse
+
+WIDTH = 100
+"""Columns of an overview."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a program."""
+
+    summary: str
+    """What it does, for the overview."""
+    options: str
+    """Dataclass that holds its options, or a function that makes them of (arguments, program name), as ``module:name``."""
+    run: str
+    """Function that takes the options, as ``module:name``."""
+    _: dataclasses.KW_ONLY
+    usage: str = ""
+    """Its arguments in the overview."""
+    recipes: bool = False
+    """Whether its options may be read from files, too (``--recipe``)."""
+    everyday: tuple[str, ...] = ()
+    """Options that everybody needs, as ``section.field`` of the dataclass; help shows them first."""
+
+
+@dataclass(frozen=True)
+class ExistingRun:
+    """Look at one run."""
+
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+def parse_existing_run(argv: Sequence[str], program: str) -> ExistingRun:
+    """Read which run folder is meant.
+
+    Raises:
+        UserError: it is not there.
+    """
+    options = tyro.cli(ExistingRun, args=argv, prog=program, console_outputs=on_rank_zero())
+    if not options.folder.is_dir():
+        raise UserError(f"{program} takes one run folder that exists, got {options.folder}")
+    return options
+
+
+EXISTING_RUN = "engine.commands:parse_existing_run"
+STATUS = Command(
+    "show how far a run is, its speed and its last checkpoint",
+    options=EXISTING_RUN,
+    run="engine.run.status:show_status",
+    usage="RUN",
+)
+
+
+def run_program(
+    commands: Mapping[str, Command], *, about: str, default: str | None = None, argv: Sequence[str] | None = None
+) -> None:
+    """Run the command that the first argument names, or the default one.
+
+    ``--help`` alone shows the overview, behind a command that command's options.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    arguments = load_extensions(sys.argv[1:] if argv is None else argv)
+    program = program_name()
+    if (not arguments and default is None) or arguments in (["-h"], ["--help"]):
+        say(overview(commands, program=program, about=about, default=default))
+        return
+    name = default
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+    if name is None or name not in commands:
+        raise UserError(_unknown(name or arguments[0], commands))
+    options = parse_options(commands[name], arguments, program=f"{program} {name}")
+    resolve(commands[name].run)(options)
+
+
+def parse_options(command: Command, arguments: Sequence[str], *, program: str) -> Any:
+    """Make a command's options of its arguments."""
+    options = resolve(command.options)
+    if not isinstance(options, type):
+        return options(arguments, program)
+    about = inspect.getdoc(options) or command.summary
+    if command.everyday:
+        about += "\n\nEveryday options:\n" + "\n".join(_everyday(options, command.everyday))
+    if command.recipes:
+        return parse(options, arguments, program=program, about=about)
+    return tyro.cli(options, args=arguments, prog=program, description=about, console_outputs=on_rank_zero())
+
+
+def overview(commands: Mapping[str, Command], *, program: str, about: str, default: str | None) -> str:
+    """Name all commands, and the everyday options of the default one."""
+    shown = {f"{name} {command.usage}".strip(): command.summary for name, command in commands.items()}
+    width = max(map(len, shown)) + 2
+    lines = [about, "", f"usage: {program} {'[COMMAND]' if default else 'COMMAND'} [OPTIONS]", "", "commands:"]
+    for head, summary in shown.items():
+        note = f"{summary} (the default)" if default is not None and head.split()[0] == default else summary
+        lines += textwrap.wrap(note, WIDTH, initial_indent=f"  {head:{width}}", subsequent_indent=" " * (width + 2))
+    lines += ["", f"`{program} COMMAND --help` lists a command's options."]
+    if default is not None and commands[default].everyday:
+        lines += ["", f"everyday options of {default} (all of them: `{program} {default} --help`):"]
+        lines += _everyday(resolve(commands[default].options), commands[default].everyday)
+    return "\n".join(lines)
+
+
+def option_help(options: type, name: str) -> str:
+    """Return the first sentence of what stands below a field, with its default; ``name`` is ``section.field``."""
+    *sections, field = name.split(".")
+    for section in sections:
+        options = get_type_hints(options)[section]
+    default = next(each.default for each in dataclasses.fields(options) if each.name == field)
+    sentence = " ".join(_field_docs(options)[field].split()).split(". ")[0].rstrip(".")
+    return f"{sentence} (required)" if default is dataclasses.MISSING else f"{sentence} (default: {default})"
+
+
+def resolve(name: str) -> Any:
+    """Import what ``module:name`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def program_name() -> str:
+    """Name the program as a user starts it from the repository, such as ``pretrain/main.py``."""
+    path = Path(sys.argv[0])
+    return f"{path.resolve().parent.name}/{path.name}"
+
+
+def say(text: str) -> None:
+    """Write a text for the user, on rank 0 only."""
+    if on_rank_zero():
+        sys.stdout.write(text + "\n")
+
+
+def _everyday(options: type, names: Sequence[str]) -> list[str]:
+    shown = {"--" + name.replace("_", "-"): option_help(options, name) for name in names}
+    width = max(map(len, shown)) + 2
+    lines: list[str] = []
+    for option, text in shown.items():
+        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {option:{width}}", subsequent_indent=" " * (width + 2))
+    return lines
+
+
+def _field_docs(options: type) -> dict[str, str]:
+    """Read the strings below the fields of a dataclass, those of its parents included."""
+    docs: dict[str, str] = {}
+    for owner in reversed(options.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                docs[ast.unparse(field.target)] = str(text.value.value)
+    return docs
+
+
+def _unknown(name: str, commands: Mapping[str, Command]) -> str:
+    close = difflib.get_close_matches(name, commands, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"choose {', '.join(commands)}"
+    return f"there is no command {name!r}; {advice}"
