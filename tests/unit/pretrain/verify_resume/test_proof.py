@@ -8,8 +8,8 @@ from rich.console import Console
 
 from engine.errors import UserError
 from engine.recipe import dump
-from pretrain.verify_resume.launched_run import Layout
 from pretrain.options import ProofRuns, parse_proof
+from pretrain.verify_resume.launched_run import Layout
 from pretrain.verify_resume.proof import Evidence, verify_resume
 
 PROVED = Evidence(
