@@ -9,15 +9,15 @@ from rich.console import Console
 from engine.errors import UserError
 from engine.recipe import dump
 from pretrain.options import ProofRuns, parse_proof
-from pretrain.verify_resume.launched_run import Layout
+from pretrain.verify_resume.launched_run import ProcessLayout
 from pretrain.verify_resume.proof import Evidence, verify_resume
 
 PROVED = Evidence(
     steps=8,
     killed_after=4,
     deterministic=True,
-    layout=Layout(processes=2),
-    moved_layout=Layout(processes=1),
+    layout=ProcessLayout(processes=2),
+    moved_layout=ProcessLayout(processes=1),
     num_tensors=10,
     num_micro_batches=16,
     resumed_tensors_differing=0,
