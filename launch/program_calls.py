@@ -9,7 +9,7 @@ import tyro
 import yaml
 
 from data.remote.locations import check_location, is_remote
-from data.writing.config import Write
+from data.sources.config import Write
 from engine.config import micro_batches_of
 from engine.errors import UserError
 from engine.recipe import dump, parse

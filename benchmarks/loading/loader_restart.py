@@ -16,8 +16,7 @@ from data.loading.loader import training_batches
 from data.loading.order import Order
 from data.shards.manifest import Manifest, ShardInfo, write_manifest
 from data.shards.shard_set import open_shards
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 SHARDS, SAMPLES = 10_000, 10_000
 BATCH, MICRO_BATCH = 4096, 64

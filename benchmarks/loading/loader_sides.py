@@ -30,8 +30,7 @@ from data.images.transforms import Crop, random_crop
 from data.loading.loader import training_batches
 from data.loading.order import Order
 from data.shards.shard_set import Sample, open_shards
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.randomness import stream
 
 SIZE, BATCH, SCALE = 224, 64, (0.2, 1.0)

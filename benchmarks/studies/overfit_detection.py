@@ -21,8 +21,7 @@ from data.config import DataConfig
 from data.images.annotations import read_objects
 from data.loading.loader import ShardSet, open_shards
 from data.sources.coco import PREFIX, annotation_files
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
 from finetune.detection.config import DetectConfig, DetectEvaluation, DetectorConfig, DetectorKind, ResizeConfig

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.goals import Goal
 from data.config import DataConfig
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
 from finetune.segmentation.config import (

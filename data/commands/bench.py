@@ -1,26 +1,24 @@
-"""`data/main.py bench`: how many images a second one core prepares for pretraining, where its time goes, how many cores it takes."""
+"""`data/main.py bench`: how many images a second one core prepares for pretraining, and where its time goes."""
 
 import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional
 
-from data.config import DecodeMode
+from data.commands.config import Bench
+from data.commands.console import say, start_console
+from data.config import DataConfig, DecodeMode
 from data.images.crop_batch import decode_parts, groups, plan_crops, resize_parts
-from data.images.decode import MAX_PIXELS, BadImage, Header
+from data.images.decode import BadImage, Header
 from data.images.transforms import Crop, random_crop
 from data.loading.order import Order
-from data.remote.config import CacheConfig
 from data.shards.shard_set import Sample, ShardSet, open_shards
 from engine.errors import UserError
 from engine.randomness import stream
@@ -35,37 +33,9 @@ STAGES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure on one core how fast these shards become random resized crops, and where the time goes."""
-
-    shards: Positional[str]
-    """Folder with the manifest, or its URL."""
-    images: int = 1024
-    """How many images, in training order; those of small data sets come again."""
-    size: int = 224
-    """Side of the crops in pixels."""
-    decode: DecodeMode = "exact"
-    """As data.decode in recipes; the other one is measured as well."""
-    max_pixels: int = MAX_PIXELS
-    """As data.max-pixels in recipes: larger images count as ones that do not decode."""
-    gpu_images_per_s: float | None = None
-    """Images a second that a GPU trains on: says how many cores feed it."""
-    json_out: Path | None = None
-    """Also write the figures to this file."""
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    """Remote shards."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        if self.images < 1 or self.size < 1:
-            raise UserError(f"images and size must be at least 1, got {self.images} and {self.size}")
-        if self.gpu_images_per_s is not None and self.gpu_images_per_s <= 0:
-            raise UserError(f"gpu-images-per-s must be positive, got {self.gpu_images_per_s}")
-
-
-def run_bench(options: Bench, *, console: Console) -> None:
+def run_bench(options: Bench) -> None:
     """Measure, and say it."""
+    console = start_console()
     shards = open_shards(options.shards, cache=options.cache)
     figures = measure(
         shards, num_images=options.images, size=options.size, decode=options.decode, max_pixels=options.max_pixels
@@ -77,16 +47,17 @@ def run_bench(options: Bench, *, console: Console) -> None:
 
 
 def measure(
-    shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode, max_pixels: int = MAX_PIXELS
+    shards: ShardSet, *, num_images: int, size: int, decode: DecodeMode, max_pixels: int = DataConfig.max_pixels
 ) -> dict[str, Any]:
-    """Return images a second on one core and milliseconds an image by stage.
+    """Measure images a second on one core and milliseconds an image by stage, with both ways of decoding.
 
     Reading is measured by the clock, everything else by the process's CPU time, so other programs disturb it little.
     """
     other: DecodeMode = "scaled" if decode == "exact" else "exact"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as loader workers do
     try:
+        # Both ways take each micro-batch in turn, so that a slow moment of the machine hits both.
         modes = {mode: _Stages(size=size, decode=mode, max_pixels=max_pixels) for mode in (decode, other)}
         for number, samples in enumerate(_micro_batches(shards, num_images=num_images, read=modes[decode])):
             for stages in modes.values():
@@ -112,7 +83,7 @@ def measure(
 
 
 def cores_needed(figures: dict[str, Any], *, gpu_images_per_s: float | None) -> dict[str, Any]:
-    """Return how many cores prepare what one GPU consumes."""
+    """How many cores prepare what one GPU consumes."""
     if gpu_images_per_s is None:
         return {}
     cores = math.ceil(gpu_images_per_s / figures["images_per_s_per_core"])
@@ -154,8 +125,8 @@ class _Stages:
             with self.clock("decode"):
                 parts = decode_parts(group, size=self._size, decode=self._decode)
             with self.clock("resize"):
-                found = resize_parts(parts, size=self._size)
-            images += [result[0] for result in found if not isinstance(result, BadImage)]
+                results = resize_parts(parts, size=self._size)
+            images += [result[0] for result in results if not isinstance(result, BadImage)]
         if images:
             with self.clock("collate"):
                 np.stack(images)
@@ -168,12 +139,12 @@ class _Stages:
 
 def _micro_batches(shards: ShardSet, *, num_images: int, read: _Stages) -> Iterator[list[Sample]]:
     """Yield samples in training order, after one micro-batch that is not counted."""
-    together = min(MICRO_BATCH_SIZE, shards.num_samples, num_images)
-    order = Order(shards.sizes, batch_size=together, micro_batch_size=together, seed=0)
-    _Stages(size=32, decode="exact", max_pixels=MAX_PIXELS).build(
+    size = min(MICRO_BATCH_SIZE, shards.num_samples, num_images)
+    order = Order(shards.sizes, batch_size=size, micro_batch_size=size, seed=0)
+    _Stages(size=32, decode="exact", max_pixels=DataConfig.max_pixels).build(
         shards.read_many(order.micro_batch(0, 0).tolist()), step=0
     )
-    for step in range(math.ceil(num_images / together)):
+    for step in range(math.ceil(num_images / size)):
         with read.clock("read"):
             samples = shards.read_many(order.micro_batch(step, 0).tolist())
         yield samples
@@ -199,4 +170,4 @@ def _say(figures: dict[str, Any], *, console: Console) -> None:
             f"(data.workers, over all its processes)"
         )
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)

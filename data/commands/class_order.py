@@ -38,9 +38,9 @@ class ClassMix:
     def warning(self) -> str:
         """What to tell the user."""
         return (
-            f"the shards are sorted by class: two samples of a shard are as alike as if it held {self.in_shard:.1f} classes, "
-            f"in a random order it would be {self.overall:.1f}. Shuffling in training reaches over a few shards only and "
-            "cannot mend that; write them again with `python data/main.py write --source SHARDS --out NEW`"
+            f"the shards are sorted by class: two samples of a shard are as alike as if it held {self.in_shard:.1f} "
+            f"classes, in a random order it would be {self.overall:.1f}. Shuffling in training reaches over a few shards "
+            "only and cannot mend that; write them again with `python data/main.py write --source SHARDS --out NEW`"
         )
 
 
@@ -66,7 +66,7 @@ def class_mix(labels: npt.NDArray[np.int64], *, sizes: tuple[int, ...]) -> Class
 
 
 def _permutation_moments(shards: list[int], classes: list[int]) -> tuple[Fraction, Fraction]:
-    """Return mean and variance of the number of pairs that share group in both partitions of the same samples.
+    """Mean and variance of the number of pairs that share their group in both partitions of the same samples.
 
     Pairs of pairs are the same pair, share one sample (3 of them in each triple), or none (3 in each quadruple).
     """
@@ -84,7 +84,7 @@ def _pairs(sizes: list[int]) -> int:
 
 
 def _paths(sizes: list[int]) -> int:
-    """Return how many pairs of pairs share one sample."""
+    """Count the pairs of pairs that share one sample."""
     return sum(size * math.comb(size - 1, 2) for size in sizes if size)
 
 

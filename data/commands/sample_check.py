@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 
 from data.images.decode import BadImage, decode_rgb, read_header
-from data.images.preparation import MAX_FILE_BYTES, Preparation
 from data.shards.shard_set import ShardSet
+from data.sources.config import Preparation
 from data.sources.label_maps import check_label_map
+from data.sources.preparation import MAX_FILE_BYTES
 from engine.terms import Size
 
 SAMPLES_PER_TASK = 32
@@ -24,7 +25,7 @@ class SampleCheck:
 
 
 def check_samples(check: SampleCheck, places: list[tuple[int, int]]) -> list[str | None]:
-    """Return what is wrong with each of the samples at (shard, position)."""
+    """Say what is wrong with each of the samples at (shard, position), if anything."""
     return [_problem(check, shard=shard, position=position) for shard, position in places]
 
 

@@ -1,13 +1,15 @@
-"""A contact sheet: pictures of a data set side by side, with their labels."""
-
-from pathlib import Path
+"""`data/main.py show`: a contact sheet, images of a data set side by side with their labels, and the class counts."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data.commands.class_counts import class_counts, count_table
+from data.commands.class_order import class_mix
+from data.commands.config import Show
+from data.commands.console import say, start_console
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
-from data.shards.shard_set import Sample, ShardSet
+from data.shards.shard_set import Sample, ShardSet, open_shards
 from engine.errors import UserError
 from engine.randomness import stream
 
@@ -16,11 +18,26 @@ GAP_PX = 6
 PAPER, INK = (250, 250, 248), (40, 40, 40)
 
 
+def run_show(options: Show) -> None:
+    """Draw a contact sheet and say what the shards hold."""
+    console = start_console()
+    shards = open_shards(options.shards, cache=options.cache)
+    sheet = contact_sheet(shards, count=options.count, columns=options.columns, seed=options.seed)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(options.out, "PNG")
+    if counts := class_counts(shards):
+        console.print(count_table(counts))
+    mix = class_mix(shards.labels(), sizes=shards.sizes)
+    if mix is not None and mix.is_sorted:
+        say(console, f"warning: {mix.warning}")
+    console.print(f"{shards.num_samples} samples in {len(shards.sizes)} shards; contact sheet in {options.out}")
+
+
 def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: int = 128, seed: int = 0) -> Image.Image:
-    """Return ``count`` random samples in rows of ``columns``, each under its own middle crop."""
+    """Draw ``count`` random samples in rows of ``columns``, each with its label below its middle crop."""
     if count < 1 or columns < 1 or tile_px < 1:
         raise UserError(
-            f"a contact sheet needs at least one picture, column and pixel; got {count}, {columns}, {tile_px}"
+            f"a contact sheet needs at least one image, column and pixel; got {count}, {columns}, {tile_px}"
         )
     if not shards.num_samples:
         raise UserError(f"the manifest of {shards.folder} names no sample to show")
@@ -38,17 +55,9 @@ def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: in
     return sheet
 
 
-def write_contact_sheet(path: Path, sheet: Image.Image) -> None:
-    """Save a sheet as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, "PNG")
-
-
 def _random_samples(shards: ShardSet, *, count: int, seed: int) -> list[Sample]:
     ids = np.sort(stream(seed, "show").choice(shards.num_samples, size=min(count, shards.num_samples), replace=False))
-    starts = np.concatenate([[0], np.cumsum(shards.sizes)])
-    places = np.searchsorted(starts, ids, side="right") - 1
-    return [shards.read(int(shard), int(number - starts[shard])) for shard, number in zip(places, ids, strict=True)]
+    return [shards.read(*shards.place_of(int(number))) for number in ids]
 
 
 def _tile(sample: Sample, *, tile_px: int) -> Image.Image:

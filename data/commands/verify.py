@@ -1,28 +1,32 @@
-"""Checks a data set: that the tars are the ones that the manifest names, that samples decode and that labels make sense."""
+"""`data/main.py verify`: are the tars those that the manifest names, do samples decode, do labels make sense?"""
 
+import dataclasses
 import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from rich.console import Console
 
+from data.commands.class_counts import count_labels, count_table
 from data.commands.class_order import class_mix
+from data.commands.config import Verify
+from data.commands.console import say, start_console, watch
 from data.commands.sample_check import SAMPLES_PER_TASK, SampleCheck, check_samples
-from data.images.decode import MAX_PIXELS
-from data.loading.loader import open_shards
-from data.loading.working_set import usual_working_set_bytes
+from data.config import DataConfig
+from data.loading.working_set import gib, usual_working_set_bytes
 from data.parallel import in_order
 from data.remote.cache import CachedFile
 from data.remote.config import CacheConfig
 from data.remote.locations import join
 from data.shards.index import SampleEntry
-from data.shards.manifest import Manifest, ShardInfo
+from data.shards.manifest import Manifest, ShardInfo, file_sha256
 from data.shards.open_shard import cached_files
-from data.shards.shard_set import ShardSet
+from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
 
 Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
@@ -42,7 +46,7 @@ class Findings:
     size_bytes: int = 0
     """Size of all tars."""
     working_set_bytes: int = 0
-    """Size of the shards that a node reads at once with the default batch and window: the least cache for remote ones."""
+    """Size of the shards that a node reads at once with the default batch and window: the least cache for them."""
     num_digests: int = 0
     """Tars whose bytes were compared with their digest."""
     num_decoded: int = 0
@@ -64,12 +68,39 @@ class Findings:
         return not self.problems
 
 
+def run_verify(options: Verify) -> None:
+    """Check shards and say what is wrong.
+
+    Raises:
+        UserError: something is broken.
+    """
+    console = start_console()
+
+    def watched(results: Iterable[str | None], total: int) -> Iterable[str | None]:
+        return watch(results, total=total, name="decoding", console=console)
+
+    findings = verify(
+        options.shards,
+        num_decoded=None if options.full else options.decode,
+        digests=options.digests,
+        processes=options.processes,
+        watch=watched,
+        cache=options.cache,
+    )
+    if options.json_out is not None:
+        text = json.dumps({"passed": findings.passed, **dataclasses.asdict(findings)}, indent=1, ensure_ascii=False)
+        options.json_out.write_text(text + "\n")
+    _say_findings(findings, console=console)
+    if not findings.passed:
+        raise UserError(f"{options.shards} has {len(findings.problems)} problems, the first: {findings.problems[0]}")
+
+
 def verify(
     folder: Path | str,
     *,
     num_decoded: int | None = 1000,
     digests: bool = True,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = DataConfig.max_pixels,
     processes: int = 1,
     watch: Watch | None = None,
     cache: CacheConfig | None = None,
@@ -90,41 +121,59 @@ def verify(
         size_bytes=sum(shard.size_bytes for shard in manifest.shards),
         working_set_bytes=usual_working_set_bytes(shards),
     )
+    # Files first: what is missing or not the manifest's is one problem, not one for each of its samples.
     state = (shards, digests)
     checked = in_order(_file_problem, manifest.shards, state=state, processes=min(processes, len(manifest.shards)))
-    problems = list(checked)
-    findings.problems += [problem for problem in problems if problem]
+    file_problems = list(checked)
+    findings.problems += [problem for problem in file_problems if problem]
     if not manifest.num_samples:
         findings.problems.append("the manifest names no sample")
-    sound = [number for number, problem in enumerate(problems) if problem is None]
+    sound = [number for number, problem in enumerate(file_problems) if problem is None]
     findings.num_digests = len(sound) if digests else 0
+    # An index may be the manifest's and still not be one that opens.
     sound = [number for number in sound if _opens(shards, number, findings)]
     _check_labels(shards, manifest=manifest, sound=sound, findings=findings)
     _check_keys(shards, sound=sound, findings=findings)
-    held = sum(manifest.shards[number].num_samples for number in sound)
-    num_decoded = held if num_decoded is None else min(num_decoded, held)
+    # Decoding takes longest and comes last, with its progress shown.
+    num_sound = sum(manifest.shards[number].num_samples for number in sound)
+    num_decoded = num_sound if num_decoded is None else min(num_decoded, num_sound)
     places = _spread(shards, sound=sound, count=num_decoded)
     tasks = iter(lambda: list(itertools.islice(places, SAMPLES_PER_TASK)), [])
     check = SampleCheck(shards=shards, max_pixels=max_pixels)
-    results = (r for found in in_order(check_samples, tasks, state=check, processes=processes) for r in found)
+    checked_samples = in_order(check_samples, tasks, state=check, processes=processes)
+    results = itertools.chain.from_iterable(checked_samples)
     _list_problems(watch(results, num_decoded) if watch else results, findings=findings)
     shards.close()
     return findings
 
 
-def class_counts(shards: ShardSet) -> dict[str, int]:
-    """Return the number of samples of each class by name; empty where samples have none."""
-    labels = shards.labels()
-    return _counts(labels, classes=shards.classes) if (labels >= 0).any() else {}
+def _say_findings(findings: Findings, *, console: Console) -> None:
+    if findings.counts:
+        console.print(count_table(findings.counts))
+    for text in findings.warnings:
+        say(console, f"warning: {text}")
+    for text in findings.problems:
+        say(console, f"problem: {text}")
+    console.print(
+        f"{findings.num_samples} samples in {findings.num_shards} shards ({findings.size_bytes / 2**20:.1f} MiB): "
+        f"{findings.num_digests} digests compared, {findings.num_decoded} images decoded, "
+        f"{len(findings.problems)} problems",
+        soft_wrap=True,
+    )
+    say(
+        console,
+        f"read remotely, with the default batch and window, they need data.cache.gib of at least "
+        f"{gib(findings.working_set_bytes)} on each node",
+    )
 
 
 def _file_problem(state: tuple[ShardSet, bool], info: ShardInfo) -> str | None:
     """Compare a tar and its index with the manifest; say why the shard cannot be looked into."""
     shards, digests = state
     tar, index = cached_files(shards.folder, info=info)
-    for name, wanted, remote in ((info.name, info.sha256, tar), (info.index, info.index_sha256, index)):
+    for name, sha256, remote in ((info.name, info.sha256, tar), (info.index, info.index_sha256, index)):
         if remote is None:
-            problem = _local_problem(Path(join(shards.folder, name)), wanted=wanted if digests else None)
+            problem = _local_problem(Path(join(shards.folder, name)), sha256=sha256 if digests else None)
         else:
             problem = _remote_problem(shards, remote) if digests else None
         if problem is not None:
@@ -132,14 +181,12 @@ def _file_problem(state: tuple[ShardSet, bool], info: ShardInfo) -> str | None:
     return None
 
 
-def _local_problem(path: Path, *, wanted: str | None) -> str | None:
+def _local_problem(path: Path, *, sha256: str | None) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
-    if wanted is None:
+    if sha256 is None or (actual := file_sha256(path)) == sha256:
         return None
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == wanted else f"{path} has changed: sha256 {found[:12]}…, the manifest says {wanted[:12]}…"
+    return f"{path} has changed: sha256 {actual[:12]}…, the manifest says {sha256[:12]}…"
 
 
 def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
@@ -165,7 +212,7 @@ def _check_labels(shards: ShardSet, *, manifest: Manifest, sound: list[int], fin
     labels = np.concatenate([shards.entries(number).labels for number in sound] or [np.zeros(0, np.int64)])
     if (labels < 0).all():  # its classes are those of boxes or label maps
         return
-    findings.counts = _counts(labels, classes=manifest.classes)
+    findings.counts = count_labels(labels, classes=manifest.classes)
     findings.num_unlabelled = int((labels < 0).sum())
     beyond = int((labels >= len(manifest.classes)).sum())
     if beyond:
@@ -223,10 +270,3 @@ def _entries(shards: ShardSet, number: int) -> Iterable[SampleEntry]:
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-def _counts(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...] | None) -> dict[str, int]:
-    if classes is None:
-        return {}
-    counts = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
-    return dict(zip(classes, counts, strict=False))

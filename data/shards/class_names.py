@@ -12,15 +12,15 @@ NAMES_BESIDE = ("classes.json", "classes.txt", "objectInfo150.txt")
 
 
 def find_class_names(folder: Path) -> Path | None:
-    """Return the list of class names that lies in a folder, if one does."""
+    """Find the list of class names that lies in a folder, if one does."""
     return next((folder / name for name in NAMES_BESIDE if (folder / name).is_file()), None)
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Return the names in the file's order.
+    """Read the names in the file's order.
 
-    JSON holds a list, or numbers with names ({"0": "sky", ...}, also under "classes"); text holds one name a line, of which
-    a `wnid name, other name` line of ImageNet gives the wnid, and a table with a Name column that column.
+    JSON holds a list, or numbers with names ({"0": "sky", ...}, also under "classes"); text holds one name a line, of
+    which a `wnid name, other name` line of ImageNet gives the wnid, and a table with a Name column that column.
 
     Raises:
         UserError: the file holds no list of names.

@@ -62,7 +62,7 @@ class SampleEntry:
     key: str
     """The members' common name."""
     image: Member
-    """The picture."""
+    """The image."""
     label: int | None = None
     """Class number, if there is one."""
     members: tuple[Member, ...] = ()
@@ -100,7 +100,7 @@ class ShardIndex:
         return len(self._records)
 
     def __getitem__(self, position: int) -> SampleEntry:
-        """Return the entry of the sample at ``position``.
+        """Look up the sample at ``position``.
 
         Raises:
             UserError: its record makes no sense.
@@ -139,7 +139,7 @@ class ShardIndex:
 
 
 def index_bytes(entries: Sequence[SampleEntry]) -> bytes:
-    """Return the content of the index file for ``entries``."""
+    """Make the content of the index file for ``entries``."""
     header = np.zeros(1, _HEADER)
     records = np.zeros(len(entries), _RECORD)
     members: list[tuple[int, int, int, int]] = []

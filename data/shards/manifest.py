@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from data.remote.config import CacheConfig
 from data.remote.download import download_bytes
 from data.remote.locations import check_location, is_remote, join
 from engine.errors import UserError
+from engine.run.durable import write_durably
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -73,7 +73,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Manifest:
-    """Return the manifest of ``folder``, a local path or a URL; ``cache`` says how long to wait for the network.
+    """Read the manifest of ``folder``, a local path or a URL; ``cache`` says how long to wait for the network.
 
     Raises:
         OSError: it could not be fetched in time.
@@ -93,14 +93,14 @@ def _read_local(folder: Path) -> bytes:
         raise UserError(f"expected a folder with {MANIFEST_NAME}, but {folder} is no folder")
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out {folder}`, "
-            f"or index those of others with `python data/main.py index --source TARS --out {folder}`"
+            f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out "
+            f"{folder}`, or index those of others with `python data/main.py index --source TARS --out {folder}`"
         )
     return path.read_bytes()
 
 
 def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]) -> Manifest:
-    """Return one manifest of all shards, one folder's after the other's, with whole paths.
+    """Join manifests into one of all shards, one folder's after the other's, with whole paths.
 
     Raises:
         UserError: two manifests name different classes.
@@ -123,22 +123,17 @@ def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest`` beside its place and rename it, so that a manifest is always complete."""
+    """Write ``manifest`` into its folder, with a line for each shard; a manifest is always complete."""
     lines = ",\n".join(f"  {json.dumps(dataclasses.asdict(shard))}" for shard in manifest.shards)
     classes = json.dumps(manifest.classes, ensure_ascii=False)
-    write_file(
-        folder / MANIFEST_NAME, f'{{"format": {FORMAT},\n "classes": {classes},\n "shards": [\n{lines}\n]}}\n'.encode()
-    )
+    text = f'{{"format": {FORMAT},\n "classes": {classes},\n "shards": [\n{lines}\n]}}\n'
+    write_durably(folder / MANIFEST_NAME, text.encode())
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, sync it to disk and rename it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def file_sha256(path: Path) -> str:
+    """Digest a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse(tree: Mapping[str, Any]) -> Manifest:

@@ -42,7 +42,7 @@ class OpenShard:
             advise(self._descriptor, members)
 
     def read(self, members: Sequence[Member], *, counters: ReadingCounters) -> list[bytes]:
-        """Return the bytes of ``members``.
+        """Read the bytes of ``members``.
 
         Raises:
             OSError: the file system failed, or the shard could not be fetched in time.
@@ -53,7 +53,7 @@ class OpenShard:
             if self._descriptor is not None:
                 return read_members(self._descriptor, members, counters=counters)
             assert self._tar is not None
-            with self._cache.open(self._tar) as descriptor:  # held for this read alone: see eviction in shard_cache.py
+            with self._cache.open(self._tar) as descriptor:  # held for this read alone: what is held is never evicted
                 return read_members(descriptor, members, counters=counters)
         except EOFError:
             raise UserError(f"{self.path} ends inside a member; run `python data/main.py verify`") from None
@@ -71,12 +71,13 @@ class OpenShard:
                 descriptor = stack.enter_context(self._cache.open(self._tar))
             with open(os.dup(descriptor), "rb") as file:  # noqa: PTH123 - a descriptor has no path
                 file.seek(0)
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._info.sha256:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != self._info.sha256:
             where = self.path if self._tar is None else f"{self.path} (its copy {self._cache.path(self._tar)})"
             raise UserError(
-                f"{where} has changed since its manifest was made: sha256 {found[:12]}…, the manifest says "
-                f"{self._info.sha256[:12]}…; copy it again, or run `python data/main.py index` if it was changed on purpose"
+                f"{where} has changed since its manifest was made: sha256 {sha256[:12]}…, the manifest says "
+                f"{self._info.sha256[:12]}…; copy it again, or run `python data/main.py index` if it was changed on "
+                "purpose"
             )
 
     def _check(self, members: Sequence[Member]) -> None:
@@ -92,17 +93,17 @@ class OpenShard:
 def cached_files(
     folder: Path | str, *, info: ShardInfo, local: bool = False
 ) -> tuple[CachedFile | None, CachedFile | None]:
-    """Return tar and index of a shard as files for the cache; None for what is read in place.
+    """Describe tar and index of a shard as files for the cache; None for what is read in place.
 
     ``local`` takes local tars through the cache, too.
     """
     tar, index = join(folder, info.name), join(folder, info.index)
-    return (
-        CachedFile(location=tar, sha256=info.sha256, suffix=".tar", size_bytes=info.size_bytes)
-        if is_remote(tar) or local
-        else None,
-        CachedFile(location=index, sha256=info.index_sha256, suffix=".idx") if is_remote(index) else None,
-    )
+    cached_tar = cached_index = None
+    if is_remote(tar) or local:
+        cached_tar = CachedFile(location=tar, sha256=info.sha256, suffix=".tar", size_bytes=info.size_bytes)
+    if is_remote(index):
+        cached_index = CachedFile(location=index, sha256=info.index_sha256, suffix=".idx")
+    return cached_tar, cached_index
 
 
 def _local_index(path: Path, *, info: ShardInfo) -> ShardIndex:
@@ -129,7 +130,7 @@ def _open_tar(path: Path, *, info: ShardInfo) -> int:
     if size_bytes != info.size_bytes:
         os.close(descriptor)
         raise UserError(
-            f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it again, or "
-            "run `python data/main.py index` if it was changed on purpose"
+            f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it again, "
+            "or run `python data/main.py index` if it was changed on purpose"
         )
     return descriptor

@@ -1,18 +1,20 @@
 """Reads many members of one file at once: in file order, near neighbours in one request, the kernel told beforehand.
 
-A network file system answers each request after its own delay, whatever its size; so bytes between two wanted members are
-read along where that is cheaper than a request of their own.
+A network file system answers each request after its own delay, whatever its size; so bytes between two members are read
+along where that is cheaper than a request of their own.
 """
 
+import operator
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from data.shards.index import Member
 
 MAX_GAP_BYTES = 128 * 1024
-"""Bytes read along between two members rather than asking twice: what a server delivers at 100 MB/s in a delay of 1.3 ms."""
+"""Bytes read along between two members rather than asking twice: 1.3 ms of a server that delivers 100 MB/s."""
 MAX_SPAN_BYTES = 8 * 2**20
 """Most bytes of one request, which are held twice for a moment."""
 
@@ -35,17 +37,20 @@ class ReadingCounters:
     """Bytes downloaded into the cache."""
 
     def since(self, earlier: "ReadingCounters") -> "ReadingCounters":
-        """Return what has come after ``earlier``."""
-        return ReadingCounters(
-            **{one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)}
-        )
+        """Take off what came before ``earlier``."""
+        return self._combined(earlier, operator.sub)
 
     def __add__(self, other: "ReadingCounters") -> "ReadingCounters":
-        """Return what both cost together."""
-        return ReadingCounters(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+        """Add up what both cost."""
+        return self._combined(other, operator.add)
+
+    def _combined(self, other: "ReadingCounters", operation: Callable[[Any, Any], Any]) -> "ReadingCounters":
+        return ReadingCounters(
+            **{f.name: operation(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
 
     def metrics(self) -> dict[str, float]:
-        """Return them for a report, units in the names."""
+        """Name them for a report, with their units."""
         return {
             "read_mib": self.read_bytes / 2**20,
             "read_bytes_per_byte_used": self.read_bytes / max(self.used_bytes, 1),
@@ -68,7 +73,7 @@ class Span:
 
 
 def spans_of(members: Sequence[Member], *, max_gap_bytes: int = MAX_GAP_BYTES) -> list[Span]:
-    """Return what to read for ``members``, in the order of the file."""
+    """Plan what to read for ``members``, in the order of the file."""
     spans: list[Span] = []
     for number in sorted(range(len(members)), key=lambda n: members[n].offset):
         start, end = members[number].offset, members[number].offset + members[number].size
@@ -88,7 +93,7 @@ def advise(descriptor: int, members: Sequence[Member]) -> None:
 
 
 def read_members(descriptor: int, members: Sequence[Member], *, counters: ReadingCounters) -> list[bytes]:
-    """Return the bytes of ``members``, in their order.
+    """Read the bytes of ``members``, in their order.
 
     Raises:
         EOFError: the file ends before one of them does.

@@ -15,9 +15,10 @@ from typing import BinaryIO
 from data.parallel import in_order
 from data.shards.class_names import MAX_CLASSES
 from data.shards.index import EXTENSIONS, IMAGE_EXTENSIONS, MAX_KEY_BYTES, Member, SampleEntry, index_bytes
-from data.shards.manifest import Manifest, ShardInfo, write_file, write_manifest
+from data.shards.manifest import Manifest, ShardInfo, file_sha256, write_manifest
 from data.shards.tar_members import TarMember, read_at, tar_members
 from engine.errors import UserError
+from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ def index_shards(
 ) -> tuple[Manifest, Counter[str]]:
     """Write a manifest and index files into ``out`` for the tars in ``source``; the tars stay as they are.
 
-    Without ``digests`` the tars' bytes are not read through, and the manifest serves only this once.
-    Returns the manifest and what was passed over in the tars, by reason.
+    Without ``digests`` the tars' bytes are not read through, and the manifest serves only this once. Gives the manifest
+    and what was passed over in the tars, by reason.
 
     Raises:
         UserError: no tars, tars that cannot be read (all are named), no image in them, or too few class names.
@@ -55,22 +56,22 @@ def index_shards(
     tars = find_tars(source, pattern=pattern)
     out.mkdir(parents=True, exist_ok=True)
     _check_writable(out)
-    job = _IndexJob(out=out, digests=digests)
-    found: list[_Indexed] = []
-    for tar, indexed in zip(tars, in_order(_index_tar, enumerate(tars), state=job, processes=processes), strict=True):
-        logger.info("%s: %s", tar.name, indexed.problem or f"{indexed.info.num_samples} samples")
-        found.append(indexed)
-    _refuse_broken(found)
-    if not any(indexed.info.num_samples for indexed in found):
+    results = in_order(_index_tar, enumerate(tars), state=(out, digests), processes=processes)
+    indexed: list[_IndexedTar] = []
+    for tar, result in zip(tars, results, strict=True):
+        logger.info("%s: %s", tar.name, result.problem or f"{result.info.num_samples} samples")
+        indexed.append(result)
+    _refuse_broken(indexed)
+    if not any(tar.info.num_samples for tar in indexed):
         raise UserError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
-    highest = max(indexed.highest_label for indexed in found)
-    manifest = Manifest(shards=tuple(indexed.info for indexed in found), classes=_class_names(classes, highest=highest))
+    highest = max(tar.highest_label for tar in indexed)
+    manifest = Manifest(shards=tuple(tar.info for tar in indexed), classes=_class_names(classes, highest=highest))
     write_manifest(out, manifest)
-    return manifest, sum((indexed.ignored for indexed in found), Counter[str]())
+    return manifest, sum((tar.ignored for tar in indexed), Counter[str]())
 
 
 def find_tars(source: Path, *, pattern: str) -> list[Path]:
-    """Return the tars of a folder in the order of their names."""
+    """List the tars of a folder in the order of their names."""
     if not source.is_dir():
         raise UserError(f"expected a folder with tar shards, but {source} is no folder")
     if Path(pattern).is_absolute():
@@ -85,13 +86,7 @@ def find_tars(source: Path, *, pattern: str) -> list[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _IndexJob:
-    out: Path
-    digests: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Indexed:
+class _IndexedTar:
     """What became of one tar."""
 
     info: ShardInfo
@@ -100,49 +95,45 @@ class _Indexed:
     problem: str | None = None
 
 
-def _index_tar(job: _IndexJob, numbered: tuple[int, Path]) -> _Indexed:
-    number, tar = numbered
+def _index_tar(state: tuple[Path, bool], numbered: tuple[int, Path]) -> _IndexedTar:
+    (out, digests), (number, tar) = state, numbered
     try:
         scan = scan_tar(tar)
     except UserError as error:
         empty = ShardInfo(name=tar.name, num_samples=0, size_bytes=0, sha256="", index="", index_sha256="")
-        return _Indexed(info=empty, problem=str(error))
+        return _IndexedTar(info=empty, problem=str(error))
     index_name = f"{number:06d}-{tar.stem}.idx"
-    info = describe_shard(tar, out=job.out, entries=scan.entries, index_name=index_name, digest=job.digests)
+    info = describe_shard(tar, out=out, entries=scan.entries, index_name=index_name, digest=digests)
     highest = max((entry.label for entry in scan.entries if entry.label is not None), default=-1)
-    return _Indexed(info=info, ignored=scan.ignored, highest_label=highest)
+    return _IndexedTar(info=info, ignored=scan.ignored, highest_label=highest)
 
 
-def _refuse_broken(found: Sequence[_Indexed]) -> None:
-    problems = [indexed.problem for indexed in found if indexed.problem]
+def _refuse_broken(tars: Sequence[_IndexedTar]) -> None:
+    problems = [tar.problem for tar in tars if tar.problem]
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
         raise UserError(
-            f"{len(problems)} of {len(found)} tars cannot be read; repair them or move them away: {'; '.join(problems[:5])}"
+            f"{len(problems)} of {len(tars)} tars cannot be read; repair them or move them away: "
+            f"{'; '.join(problems[:5])}"
         )
 
 
 def describe_shard(
     tar: Path, *, out: Path, entries: Sequence[SampleEntry], index_name: str, digest: bool = True
 ) -> ShardInfo:
-    """Write the index of one tar into ``out`` and return the manifest's line."""
+    """Write the index of one tar into ``out``, and make the manifest's line."""
     content = index_bytes(entries)
-    write_file(out / index_name, content)
+    write_durably(out / index_name, content)
     inside = tar.resolve().is_relative_to(out.resolve())
     return ShardInfo(
         name=str(tar.resolve().relative_to(out.resolve()) if inside else tar.resolve()),
         num_samples=len(entries),
         size_bytes=tar.stat().st_size,
-        sha256=_sha256(tar) if digest else "",
+        sha256=file_sha256(tar) if digest else "",
         index=index_name,
         index_sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_writable(folder: Path) -> None:
@@ -152,7 +143,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def scan_tar(path: Path) -> Scan:
-    """Return the samples of one tar.
+    """List the samples of one tar.
 
     Raises:
         UserError: it is no tar, or it ends too early.
@@ -169,7 +160,7 @@ def scan_tar(path: Path) -> Scan:
 
 def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterator[tuple[str, dict[str, TarMember]]]:
     """Gather neighbouring members whose names differ only behind the first dot of the file name, as WebDataset does."""
-    key, held = "", dict[str, TarMember]()
+    key, sample = "", dict[str, TarMember]()
     for member in members:
         folder, slash, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
@@ -177,13 +168,13 @@ def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterator[t
             ignored["names without an extension"] += 1
             continue
         extension = extension.lower()
-        if folder + slash + stem != key or extension in held:
-            if held:
-                yield key, held
-            key, held = folder + slash + stem, {}
-        held[extension] = member
-    if held:
-        yield key, held
+        if folder + slash + stem != key or extension in sample:
+            if sample:
+                yield key, sample
+            key, sample = folder + slash + stem, {}
+        sample[extension] = member
+    if sample:
+        yield key, sample
 
 
 def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarMember]) -> None:
@@ -199,15 +190,15 @@ def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarM
     scan.entries.append(
         SampleEntry(
             key=key.encode()[:MAX_KEY_BYTES].decode(errors="ignore"),
-            image=_member(image, found=members[image]),
+            image=_entry(image, member=members[image]),
             label=label,
-            members=tuple(_member(extension, found=members[extension]) for extension in others),
+            members=tuple(_entry(extension, member=members[extension]) for extension in others),
         )
     )
 
 
-def _member(extension: str, *, found: TarMember) -> Member:
-    return Member(extension=extension, offset=found.offset, size=found.size)
+def _entry(extension: str, *, member: TarMember) -> Member:
+    return Member(extension=extension, offset=member.offset, size=member.size)
 
 
 def _label(file: BinaryIO, *, member: TarMember) -> int | None:

@@ -43,7 +43,7 @@ class Sample:
     key: str
     """Its name in the shard."""
     image: bytes
-    """The encoded picture."""
+    """The encoded image."""
     label: int | None
     """Class number, if there is one."""
     repeat: int = 0
@@ -96,7 +96,7 @@ class ShardSet:
         return self.manifest.classes
 
     def subset(self, ids: npt.ArrayLike) -> "ShardSet":
-        """Return the same shards with only the samples of these global numbers; ids stay those of the whole set."""
+        """Keep only the samples of these global numbers; ids stay those of the whole set."""
         selection = np.unique(np.asarray(ids, np.int64))
         if len(selection) and not (selection[0] >= 0 and selection[-1] < self._starts[-1]):
             raise UserError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
@@ -105,11 +105,11 @@ class ShardSet:
         )
 
     def read(self, shard: int, position: int, *, repeat: int = 0) -> Sample:
-        """Return one sample; raises like `read_many`."""
+        """Read one sample; raises like `read_many`."""
         return self.read_many([(shard, position, repeat)])[0]
 
     def read_many(self, rows: Sequence[Sequence[int]], *, extensions: Collection[str] = ()) -> list[Sample]:
-        """Return the samples of ``rows`` (shard, position, repeat), in their order, reading each file from front to back.
+        """Read the samples of ``rows`` (shard, position, repeat), in their order, but each file from front to back.
 
         ``extensions`` names what to read beside the image.
 
@@ -117,21 +117,25 @@ class ShardSet:
             UserError: a shard or its index is not what the manifest says, or cannot be fetched.
             OSError: the file system or the network failed, several times.
         """
-        found = [self._entry(shard, position) for shard, position, _ in rows]
+        entries = [self._entry(shard, position) for shard, position, _ in rows]
+        members = [[entry.image, *(m for m in entry.members if m.extension in extensions)] for _, entry in entries]
+        # A shuffled micro-batch jumps between shards: sorted by shard, each is opened once and read in one sweep.
         places: dict[int, list[int]] = {}
         for place, (shard, _, _) in enumerate(rows):
             places.setdefault(shard, []).append(place)
-        members = [[entry.image, *(m for m in entry.members if m.extension in extensions)] for _, entry in found]
         contents: dict[int, list[bytes]] = {}
-        ordered = sorted(places)
-        for first in range(0, len(ordered), SHARDS_AT_ONCE):
-            group = ordered[first : first + SHARDS_AT_ONCE]
-            wanted = {shard: [member for place in places[shard] for member in members[place]] for shard in group}
-            for shard, asked in wanted.items():
-                self._shard(shard).advise(asked)
-            for shard, asked in wanted.items():
-                read = iter(self._read_members(shard, asked))
-                contents.update((place, [next(read) for _ in members[place]]) for place in places[shard])
+        # A group is small enough that none of its shards is closed, as the oldest of too many, before it is read.
+        shards = sorted(places)
+        for first in range(0, len(shards), SHARDS_AT_ONCE):
+            group = shards[first : first + SHARDS_AT_ONCE]
+            by_shard = {shard: [member for place in places[shard] for member in members[place]] for shard in group}
+            # All reads are announced before the first one waits, so that the disk or server works on them together.
+            for shard, shard_members in by_shard.items():
+                self._shard(shard).advise(shard_members)
+            for shard, shard_members in by_shard.items():
+                pieces = iter(self._read_members(shard, shard_members))
+                contents.update((place, [next(pieces) for _ in members[place]]) for place in places[shard])
+        # Samples come back at the places of their rows: what is computed must not depend on how files lie.
         return [
             Sample(
                 id=sample_id,
@@ -141,11 +145,11 @@ class ShardSet:
                 repeat=rows[place][2],
                 members={m.extension: c for m, c in zip(members[place][1:], contents[place][1:], strict=True)},
             )
-            for place, (sample_id, entry) in enumerate(found)
+            for place, (sample_id, entry) in enumerate(entries)
         ]
 
     def read_member(self, shard: int, position: int, *, extension: str) -> bytes | None:
-        """Return what a sample holds under another extension (`json`, `seg.png`), or None."""
+        """Read what a sample holds under another extension (`json`, `seg.png`), if anything."""
         _, entry = self._entry(shard, position)
         for member in entry.members:
             if member.extension == extension:
@@ -165,25 +169,25 @@ class ShardSet:
         return remote or self.cache.config.local
 
     def cached_tar(self, shard: int) -> CachedFile | None:
-        """Return a shard's tar as a file for the cache, or None where it is read in place."""
+        """Describe a shard's tar as a file for the cache; None where it is read in place."""
         return cached_files(self.folder, info=self.manifest.shards[shard], local=self.cache.config.local)[0]
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Return every sample's class number, -1 where there is none, in the order of their global numbers."""
+        """Read every sample's class number, -1 where there is none, in the order of their global numbers."""
         self._fetch_indexes()
         parts = [self._shard(number).index.labels for number in range(len(self.manifest.shards))]
         labels = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return labels if self._selection is None else labels[self._selection]
 
     def shard_of(self, sample_id: int) -> str:
-        """Return where the shard of a sample, by its global number, lies."""
+        """Tell where the shard of a sample, by its global number, lies."""
         return join(self.folder, self.manifest.shards[self._number_of(sample_id)].name)
 
     def confirm(self, sample_ids: Iterable[int]) -> None:
         """Compare the shards of samples that do not decode with the manifest, each once in a process.
 
-        A sample whose bytes are the manifest's will never decode, and another takes its place for good; one that was damaged
-        since may be whole again when the run resumes, and the replacement would not happen again.
+        A sample whose bytes are the manifest's will never decode, and another takes its place for good; one that was
+        damaged since may be whole again when the run resumes, and the replacement would not happen again.
 
         Raises:
             UserError: a shard has changed.
@@ -195,8 +199,14 @@ class ShardSet:
     def _number_of(self, sample_id: int) -> int:
         return int(np.searchsorted(self._starts, sample_id, side="right")) - 1
 
+    def place_of(self, number: int) -> tuple[int, int]:
+        """Find shard and position of the sample that is at place ``number`` of all (of those selected, in a subset)."""
+        bounds = self._starts if self._selected is None else self._selected
+        shard = int(np.searchsorted(bounds, number, side="right")) - 1
+        return shard, number - int(bounds[shard])
+
     def entries(self, shard: int) -> ShardIndex:
-        """Return the index of one shard."""
+        """Open the index of one shard."""
         return self._shard(shard).index
 
     def close(self) -> None:
@@ -256,9 +266,10 @@ class ShardSet:
 
 
 def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig | None = None) -> ShardSet:
-    """Return the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
+    """Open the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
 
-    A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
+    A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample numbers
+    count through all of them; `ShardSet.parts` says which shards came from which folder.
 
     Raises:
         UserError: a folder has no sound manifest, or their classes differ.

@@ -1,8 +1,8 @@
 """The members of a tar that anyone may have written, extracting nothing.
 
-Only headers are parsed, each is checked against the file's size before it is believed, and reading moves strictly forward,
-so that no crafted file makes it loop or allocate: time and memory grow with the file's own size at most. Links, devices,
-folders, sparse files and members of more than 1 GiB are passed over; names are keys, never paths.
+Only headers are parsed, each is checked against the file's size before it is believed, and reading moves strictly
+forward, so that no crafted file makes it loop or allocate: time and memory grow with the file's own size at most. Links,
+devices, folders, sparse files and members of more than 1 GiB are passed over; names are keys, never paths.
 """
 
 import os
@@ -48,7 +48,9 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
             return
         size = _check_header(header, place=place)
         kind = header[156:157]
-        if kind in REGULAR_TYPES:
+        if (
+            kind in REGULAR_TYPES
+        ):  # what an extended header says of a size is of the file, not of the next extended header
             size = size if extended.size is None else extended.size
         body = place + BLOCK
         if body + size > end:
@@ -79,7 +81,7 @@ def _why_ignored(kind: bytes, *, size: int, extended: "_Extended") -> str | None
 
 
 def _check_header(header: bytes, *, place: int) -> int:
-    """Return the size of the member that a header announces, if its checksum holds."""
+    """Read the size of the member that a header announces, if its checksum holds."""
     stored = _number(header[148:156], place=place)
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if stored != unsigned:
@@ -141,7 +143,7 @@ class _Extended:
 
 
 def read_at(file: BinaryIO, *, offset: int, size: int) -> bytes:
-    """Return bytes from a place of an open file."""
+    """Read bytes from a place of an open file."""
     return os.pread(file.fileno(), size, offset)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.images.decode import BadImage
-from data.images.preparation import IMAGE_SUFFIXES, Preparation, prepare_image, read_limited
 from data.shards.index import UNLABELLED
-from data.writing.new_sample import NewSample, Rejected
+from data.sources.config import Preparation
+from data.sources.formats import SourceFormat
+from data.sources.preparation import IMAGE_SUFFIXES, prepare_file
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,19 +34,15 @@ class ImageFiles:
     """What is done to each."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Count the files."""
         return len(self.paths)
 
     def prepare(self, number: int) -> NewSample | Rejected:
-        """Return one file's sample, checked and resized as asked."""
-        path = self.paths[number]
+        """Read one file, checked and shrunk as ``preparation`` says."""
         label = UNLABELLED if self.labels is None else self.labels[number]
-        try:
-            image = prepare_image(read_limited(Path(path)), preparation=self.preparation)
-        except (BadImage, OSError) as error:
-            return Rejected(source=path, reason=str(error))
-        members = {image.extension: image.content}
-        return NewSample(source=path, members=members, label=None if label == UNLABELLED else label)
+        return prepare_file(
+            self.paths[number], preparation=self.preparation, label=None if label == UNLABELLED else label
+        )
 
     def listing(self) -> Iterator[str]:
         """Yield a line for each sample."""
@@ -53,7 +51,7 @@ class ImageFiles:
 
 
 def find_images(folder: Path, *, preparation: Preparation) -> dict[str, ImageFiles]:
-    """Return the images of a folder by split: {"train": ...}, and "val" where the folder is divided so itself.
+    """List the images of a folder by split: {"train": ...}, and "val" where the folder is divided so itself.
 
     Raises:
         UserError: no folder, no image in it, or images both beside and inside class folders.
@@ -71,7 +69,7 @@ def find_images(folder: Path, *, preparation: Preparation) -> dict[str, ImageFil
 
 
 def split_folders(folder: Path) -> dict[str, Path] | None:
-    """Return the train folder, and the val folder if there is one; None where the folder is not divided so.
+    """Find the train folder, and the val folder if there is one; None where the folder is not divided so.
 
     A class may be called train, too: a folder is divided only where all its subfolders have names of splits.
     """
@@ -86,7 +84,7 @@ def split_folders(folder: Path) -> dict[str, Path] | None:
 
 
 def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False) -> ImageFiles:
-    """Return the images of one split: labelled by class folder, or unlabelled where there is none.
+    """List the images of one split: labelled by class folder, or unlabelled where there is none.
 
     A single folder is a class only where the images are known to be ``labelled``.
 
@@ -117,13 +115,13 @@ def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False
 
 
 def images_of(folder: Path, *, deep: bool) -> list[str]:
-    """Return the image files of a folder, and with ``deep`` of those below it, in a fixed order."""
-    found: list[str] = []
+    """List the image files of a folder, and with ``deep`` of those below it, in a fixed order."""
+    paths: list[str] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if deep else []
         images = sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
-        found += [os.path.join(parent, name) for name in images]  # noqa: PTH118 - a path object for each of millions is slow
-    return found
+        paths += [os.path.join(parent, name) for name in images]  # noqa: PTH118 - path objects of millions are slow
+    return paths
 
 
 def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFiles:
@@ -143,3 +141,9 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
     numbers = {name: number for number, name in enumerate(train.classes)}
     renamed = [numbers[name] for name in val.classes]
     return replace(val, classes=train.classes, labels=tuple(renamed[label] for label in val.labels))
+
+
+FORMAT = SourceFormat(
+    open=lambda options, _: find_images(Path(options.source), preparation=options.preparation),
+    recognise=Path.is_dir,
+)

@@ -1,7 +1,8 @@
 """ImageNet-1k and 21k as they are handed out, unpacked or not.
 
-    SOURCE/train/n01440764/*.JPEG     and val/ of class folders, or flat with a list of labels: Kaggle's LOC_val_solution.csv,
-    SOURCE/val/*.JPEG                 or lines `ILSVRC2012_val_00000001.JPEG n01751748` (or the class number)
+    SOURCE/train/n01440764/*.JPEG     and val/ of class folders, or flat with a list of labels:
+    SOURCE/val/*.JPEG                 Kaggle's LOC_val_solution.csv, or lines `ILSVRC2012_val_00000001.JPEG n01751748`
+                                      (or the class number)
     SOURCE/n01440764.tar ...          one tar a class, as 21k comes: read in place, nothing is unpacked
 
 Class numbers are ranks of the wnids in sorted order, which is what timm and torchvision use.
@@ -13,20 +14,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.images.preparation import Preparation
-from data.loading.loader import open_shards
 from data.parallel import in_order
 from data.shards.class_names import is_wnid, read_class_names
 from data.shards.manifest import Manifest, ShardInfo, write_manifest
 from data.shards.scan import describe_shard, scan_tar
-from data.sources.image_folder import (
-    TRAIN_NAMES,
-    VAL_NAMES,
-    ImageFiles,
-    find_split,
-    images_of,
-    same_classes,
-)
+from data.shards.shard_set import open_shards
+from data.sources.config import Preparation
+from data.sources.formats import SourceFormat
+from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles, find_split, images_of, same_classes
 from data.sources.reshard import StoredSamples, stored_samples
 from data.sources.source import Source
 from engine.errors import UserError
@@ -53,16 +48,15 @@ def find_imagenet(
     index_folder: Path,
     processes: int = 1,
 ) -> dict[str, Source]:
-    """Return the samples by split.
+    """Find the samples by split; ``names`` lists the wnids where training lacks some.
 
     Raises:
         UserError: no such layout, a flat val without its labels, or classes that are not in the list of ``names``.
     """
-    wanted = None if names is None else tuple(sorted(read_class_names(names)))
-    tars = class_tars(folder)
-    if tars:
+    classes = None if names is None else tuple(sorted(read_class_names(names)))
+    if tars := class_tars(folder):
         train = _from_tars(
-            tars, classes=wanted, preparation=preparation, index_folder=index_folder, processes=processes
+            tars, classes=classes, preparation=preparation, index_folder=index_folder, processes=processes
         )
         return {"train": train}
     train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
@@ -71,20 +65,20 @@ def find_imagenet(
     train = find_split(train_folder, preparation=preparation, labelled=True)
     if train.classes is None:
         raise UserError(f"{train_folder} has no class folders; for images without labels use --format folder")
-    if wanted is not None:
-        train = same_classes(train, train=dataclasses.replace(train, classes=wanted), folder=train_folder)
+    if classes is not None:
+        train = same_classes(train, train=dataclasses.replace(train, classes=classes), folder=train_folder)
     if val_folder is None:
         return {"train": train}
     return {"train": train, "val": _val(val_folder, train=train, val_labels=val_labels)}
 
 
 def class_tars(folder: Path) -> list[Path]:
-    """Return the tars of a folder that are named for a wnid each, sorted."""
+    """List the tars of a folder that are named for a wnid each, sorted."""
     return sorted(path for path in folder.glob("n*.tar") if is_wnid(path.stem))
 
 
 def _first_of(names: Sequence[str], *, folder: Path) -> Path | None:
-    """Return the first of these folders that is there; ImageNet's test images have no labels and are left alone."""
+    """Choose the first of these folders that is there; ImageNet's test images have no labels and are left alone."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
@@ -108,17 +102,18 @@ def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFi
 def _labels_near(folder: Path) -> Path:
     places = [place / name for place in (folder, folder.parent) for name in LABEL_LISTS]
     places += [place / KAGGLE_LIST for place in folder.resolve().parents[:LEVELS_ABOVE]]
-    found = next((path for path in places if path.is_file()), None)
-    if found is None:
+    labels = next((path for path in places if path.is_file()), None)
+    if labels is None:
         raise UserError(
-            f"{folder} is flat, and none of {', '.join(LABEL_LISTS)} lies near it: give the labels with --val-labels FILE, "
-            "with lines `name.JPEG wnid` (Kaggle: LOC_val_solution.csv), or sort the images into wnid folders"
+            f"{folder} is flat, and none of {', '.join(LABEL_LISTS)} lies near it: give the labels with "
+            "--val-labels FILE, with lines `name.JPEG wnid` (Kaggle: LOC_val_solution.csv), or sort the images into "
+            "wnid folders"
         )
-    return found
+    return labels
 
 
 def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
-    """Return class numbers by image name without its ending."""
+    """Read class numbers by image name without its ending."""
     numbers = {name: number for number, name in enumerate(classes)}
     numbers |= {str(number): number for number in range(len(classes))}
     labels: dict[str, int] = {}
@@ -129,9 +124,9 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
                 continue
             if len(fields) < 2 or fields[1] not in numbers:
                 raise UserError(
-                    f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid (one of "
-                    f"the {len(classes)} in training) or class number; the devkit's ILSVRC2012_validation_ground_truth.txt "
-                    "has numbers of its own and no names"
+                    f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid "
+                    f"(one of the {len(classes)} in training) or class number; the devkit's "
+                    "ILSVRC2012_validation_ground_truth.txt has numbers of its own and no names"
                 )
             labels[fields[0].split(".")[0]] = numbers[fields[1]]
     return labels
@@ -161,3 +156,17 @@ def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
         logger.warning("%s: passed over %d x %s", tar.name, count, reason)
     entries = [dataclasses.replace(entry, label=label) for entry in scan.entries]
     return describe_shard(tar, out=index_folder, entries=entries, index_name=f"{tar.stem}.idx", digest=False)
+
+
+FORMAT = SourceFormat(
+    open=lambda options, index_folder: find_imagenet(
+        Path(options.source),
+        val_labels=options.val_labels,
+        names=options.classes,
+        preparation=options.preparation,
+        index_folder=index_folder,
+        processes=options.processes,
+    ),
+    recognise=lambda source: source.is_dir() and is_imagenet(source),
+    options=("val_labels", "classes"),
+)

@@ -1,10 +1,10 @@
-"""Pictures with a label map each, for segmentation: ADE20K, or any folder of pictures beside one of PNG maps.
+"""Images with a label map each, for segmentation: ADE20K, or any folder of images beside one of PNG maps.
 
     SOURCE/images/training/x.jpg          SOURCE/images/x.jpg         also `labels` or `masks` for `annotations`,
     SOURCE/annotations/training/x.png     SOURCE/annotations/x.png    and train, val, ... for the splits
 
-A map is written as it is, byte for byte, as `.seg.png`: what its values mean is for the recipe to say (ADE20K: 0 is nothing,
-1 to 150 are the classes of objectInfo150.txt; others count from 0 and mark the void with a value of its own).
+A map is written as it is, byte for byte, as `.seg.png`: what its values mean is for the recipe to say (ADE20K: 0 is
+nothing, 1 to 150 are the classes of objectInfo150.txt; others count from 0 and mark the void with a value of its own).
 """
 
 import io
@@ -17,9 +17,12 @@ from pathlib import Path
 from PIL import Image
 
 from data.images.decode import BadImage, read_header
-from data.images.preparation import Preparation, prepare_image, read_limited
+from data.sources.config import Preparation
+from data.sources.formats import SourceFormat
 from data.sources.image_folder import images_of, split_folders
-from data.writing.new_sample import NewSample, Rejected
+from data.sources.preparation import Prepared, prepare_file, read_limited
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -31,10 +34,10 @@ MAP_MODES = ("L", "P", "1", "I;16", "I")
 
 @dataclass(frozen=True, kw_only=True)
 class MappedImages:
-    """Pictures with label maps."""
+    """Images with label maps."""
 
     paths: tuple[str, ...]
-    """The pictures."""
+    """The images."""
     maps: tuple[str, ...]
     """Their maps."""
     classes: tuple[str, ...] | None
@@ -42,22 +45,21 @@ class MappedImages:
     preparation: Preparation
     """What is checked; never a resize."""
     labels: None = None
-    """A picture as a whole has no class."""
+    """An image as a whole has no class."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Count the images."""
         return len(self.paths)
 
     def prepare(self, number: int) -> NewSample | Rejected:
-        """Return one picture with its map, if they are of one size."""
-        path = self.paths[number]
-        try:
-            image = prepare_image(read_limited(Path(path)), preparation=self.preparation)
+        """Read an image with its map, if they are of one size."""
+
+        def label_map(image: Prepared) -> dict[str, bytes]:
             content = read_limited(Path(self.maps[number]))
-            check_label_map(content, size=(image.height, image.width), preparation=self.preparation)
-        except (BadImage, OSError) as error:
-            return Rejected(source=path, reason=str(error))
-        return NewSample(source=path, members={image.extension: image.content, "seg.png": content})
+            check_label_map(content, size=image.size, preparation=self.preparation)
+            return {"seg.png": content}
+
+        return prepare_file(self.paths[number], preparation=self.preparation, members_beside=label_map)
 
     def listing(self) -> Iterator[str]:
         """Yield a line for each pair."""
@@ -65,16 +67,14 @@ class MappedImages:
 
 
 def check_label_map(content: bytes, *, size: Size, preparation: Preparation) -> None:
-    """Refuse what is no PNG of one channel of the picture's (height, width), or does not decode.
+    """Refuse what is no PNG of one channel and of the image's ``size``, or does not decode.
 
     Raises:
         BadImage: with the reason.
     """
     header = read_header(content, max_pixels=preparation.max_pixels)
     if (header.height, header.width) != size:
-        raise BadImage(
-            f"the label map is {header.height}x{header.width} pixels, the upright picture {size[0]}x{size[1]}"
-        )
+        raise BadImage(f"the label map is {header.height}x{header.width} pixels, the upright image {size[0]}x{size[1]}")
     if header.format != "PNG":
         raise BadImage(f"the label map is a {header.format}, expected a PNG of one channel")
     with warnings.catch_warnings():
@@ -99,10 +99,10 @@ def has_label_maps(folder: Path) -> bool:
 def find_label_maps(
     folder: Path, *, classes: tuple[str, ...] | None, preparation: Preparation
 ) -> dict[str, MappedImages]:
-    """Return the pairs by split.
+    """Pair images with their maps, by split.
 
     Raises:
-        UserError: no such folders, pictures whose map is missing, or a resize is asked for.
+        UserError: no such folders, images whose map is missing, or a resize is asked for.
     """
     if preparation.resize is not None:
         raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
@@ -120,21 +120,31 @@ def find_label_maps(
 
 
 def _map_folder(folder: Path) -> Path | None:
-    found = (folder / name for name in MAP_FOLDERS if (folder / name).is_dir())
-    return next(found, None) if (folder / "images").is_dir() else None
+    if not (folder / "images").is_dir():
+        return None
+    return next((folder / name for name in MAP_FOLDERS if (folder / name).is_dir()), None)
 
 
 def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, preparation: Preparation) -> MappedImages:
     paths = images_of(images, deep=True)
-    wanted = [(maps / Path(path).relative_to(images)).with_suffix(".png") for path in paths]
-    there = {str(path) for path in maps.rglob("*.png")} if maps.is_dir() else set[str]()
-    missing = [str(path) for path in wanted if str(path) not in there]
+    map_paths = [str((maps / Path(path).relative_to(images)).with_suffix(".png")) for path in paths]
+    existing = {str(path) for path in maps.rglob("*.png")} if maps.is_dir() else set[str]()
+    missing = [path for path in map_paths if path not in existing]
     if not paths:
         raise UserError(f"no image in {images}")
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(paths)} pictures in {images} have no label map, for example {missing[0]}"
+            f"{len(missing)} of the {len(paths)} images in {images} have no label map, for example {missing[0]}"
         )
-    if len(there) > len(paths):
-        logger.warning("%s: %d label maps have no picture and are left out", maps, len(there) - len(paths))
-    return MappedImages(paths=tuple(paths), maps=tuple(map(str, wanted)), classes=classes, preparation=preparation)
+    if len(existing) > len(paths):
+        logger.warning("%s: %d label maps have no image and are left out", maps, len(existing) - len(paths))
+    return MappedImages(paths=tuple(paths), maps=tuple(map_paths), classes=classes, preparation=preparation)
+
+
+FORMAT = SourceFormat(
+    open=lambda options, _: find_label_maps(
+        Path(options.source), classes=options.class_names, preparation=options.preparation
+    ),
+    recognise=has_label_maps,
+    options=("classes",),
+)

@@ -1,21 +1,20 @@
-"""Samples of shards that exist already: other sizes, another order, a held-out share; members and labels stay as they are."""
+"""Samples of shards that exist already: other sizes, another order, a held-out share; members and labels are kept."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from data.images.decode import BadImage
-from data.images.preparation import MAX_FILE_BYTES, Preparation, prepare_image
-from data.loading.loader import open_shards
 from data.shards.index import UNLABELLED, SampleEntry
 from data.shards.manifest import MANIFEST_NAME
 from data.shards.scan import index_shards
-from data.shards.shard_set import ShardSet
-from data.writing.new_sample import NewSample, Rejected
+from data.shards.shard_set import ShardSet, open_shards
+from data.sources.config import Preparation
+from data.sources.formats import SourceFormat
+from data.sources.preparation import MAX_FILE_BYTES, prepare_image
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ class StoredSamples:
 
     shards: ShardSet
     """Where they lie."""
-    starts: npt.NDArray[np.int64]
-    """Global number of each shard's first sample, and of the end."""
     labels: tuple[int, ...] | None
     """Class numbers, -1 for none."""
     keep_keys: bool
@@ -48,13 +45,12 @@ class StoredSamples:
         return self.shards.classes
 
     def __len__(self) -> int:
-        """Return how many there are."""
-        return int(self.starts[-1])
+        """Count the samples."""
+        return self.shards.num_samples
 
     def prepare(self, number: int) -> NewSample | Rejected:
-        """Return one sample with all its members."""
-        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
-        position = number - int(self.starts[shard])
+        """Read one sample with all its members."""
+        shard, position = self.shards.place_of(number)
         entry = self.shards.entries(shard)[position]
         source = f"{self.shards.manifest.shards[shard].name}!{entry.key}"
         try:
@@ -71,13 +67,13 @@ class StoredSamples:
     def _members(self, shard: int, *, position: int, entry: SampleEntry) -> dict[str, bytes]:
         if max(member.size for member in (entry.image, *entry.members)) > MAX_FILE_BYTES:
             raise BadImage(f"it holds more than the {MAX_FILE_BYTES} bytes that are read")
-        image = prepare_image(self.shards.read(shard, position).image, preparation=self.preparation)
+        extensions = [member.extension for member in entry.members]
+        sample = self.shards.read_many([(shard, position, 0)], extensions=extensions)[0]
+        image = prepare_image(sample.image, preparation=self.preparation)
         extension = entry.image.extension if self.keep_names and image.is_as_it_was else image.extension
-        read = {m.extension: self.shards.read_member(shard, position, extension=m.extension) for m in entry.members}
-        others = {name: content for name, content in read.items() if content is not None}
         if self.preparation.resize is not None:
-            _refuse_places(others, key=entry.key)
-        return {extension: image.content} | others
+            _refuse_places(sample.members, key=entry.key)
+        return {extension: image.content, **sample.members}
 
 
 def find_shards(
@@ -89,7 +85,7 @@ def find_shards(
     index_folder: Path,
     processes: int = 1,
 ) -> StoredSamples:
-    """Return the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
+    """Open the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
 
     Raises:
         UserError: no tars, or broken ones.
@@ -105,34 +101,33 @@ def find_shards(
 
 
 def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
-    """Return all samples of ``shards``; with ``keep_names`` they keep their keys, if these are plain and each used once."""
+    """Take all samples of ``shards``; with ``keep_names`` they keep their keys, if these are plain and each used once."""
     if not shards.num_samples:
         raise UserError(f"no sample in the shards of {shards.folder}")
     labels = shards.labels()
     keep_keys = keep_names and _keys_can_stay(shards)
     if keep_names and not keep_keys:
         logger.info("samples are numbered anew: some keys are used twice, or cannot stand in every tar")
-    found = StoredSamples(
+    samples = StoredSamples(
         shards=shards,
-        starts=np.concatenate([[0], np.cumsum(shards.sizes)]).astype(np.int64),
         labels=tuple(labels.tolist()) if (labels != UNLABELLED).any() else None,
         keep_keys=keep_keys,
         keep_names=keep_names,
         preparation=preparation,
     )
     if preparation.resize is not None:
-        found.prepare(0)  # where resizing is refused, it is at once
-    return found
+        samples.prepare(0)  # where resizing is refused, it is at once
+    return samples
 
 
-def _refuse_places(members: dict[str, bytes], *, key: str) -> None:
+def _refuse_places(members: Mapping[str, bytes], *, key: str) -> None:
     placed = [name for name in members if name in MAPS]
     if any(word in members.get("json", b"") for word in PLACES):
         placed.append("json")
     if placed:
         raise UserError(
-            f"--size cannot be used here: sample {key} has a .{placed[0]} with places in pixels, which would no longer fit; "
-            "leave --size out and resize when training"
+            f"--size cannot be used here: sample {key} has a .{placed[0]} with places in pixels, which would no longer "
+            "fit; leave --size out and resize when training"
         )
 
 
@@ -153,3 +148,23 @@ def is_plain_key(key: str) -> bool:
     parts = key.split("/")
     plain = key.isascii() and key.isprintable() and "\\" not in key and len(key) <= MAX_KEY_BYTES
     return plain and all(part not in ("", ".", "..") for part in parts) and "." not in parts[-1]
+
+
+def _is_shards(source: Path) -> bool:
+    return source.is_dir() and ((source / MANIFEST_NAME).is_file() or next(source.glob("*.tar"), None) is not None)
+
+
+FORMAT = SourceFormat(
+    open=lambda options, index_folder: {
+        "train": find_shards(
+            Path(options.source),
+            pattern=options.pattern,
+            names=options.class_names,
+            preparation=options.preparation,
+            index_folder=index_folder,
+            processes=options.processes,
+        )
+    },
+    recognise=_is_shards,
+    options=("pattern", "classes"),
+)

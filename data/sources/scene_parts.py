@@ -1,7 +1,7 @@
 """What generated scenes are made of: noise, colours, shapes as signed distances, surface patterns and backgrounds.
 
 Everything is float32 on [height, width] grids. A shape is a function of coordinates in units of the object's radius and
-returns the distance to its outline, negative inside. A pattern returns how much of its second colour shows, 0 to 1.
+gives the distance to its outline, negative inside. A pattern gives how much of its second colour shows, 0 to 1.
 """
 
 import colorsys
@@ -18,7 +18,7 @@ Pattern = Callable[..., Grid]
 
 
 def noise(rng: np.random.Generator, *, size: int, cells: tuple[int, int], octaves: int = 1) -> Grid:
-    """Return smooth noise in [0, 1] with ``cells`` (rows, columns) bumps, and finer ones of half the height each."""
+    """Smooth noise in [0, 1] with ``cells`` (rows, columns) bumps, and finer ones of half the height each."""
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         shape = tuple(min(size, count * 2**octave + 3) for count in cells)
@@ -31,13 +31,13 @@ def noise(rng: np.random.Generator, *, size: int, cells: tuple[int, int], octave
 def colour(
     rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float], hue: float | None = None
 ) -> Grid:
-    """Return a random RGB colour in [0, 1], of a given hue or of any."""
+    """Draw an RGB colour in [0, 1], of a given hue or of any."""
     rgb = colorsys.hsv_to_rgb(rng.random() if hue is None else hue % 1, rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb, np.float32)
 
 
 def contrasting(rng: np.random.Generator, *, first: Grid) -> Grid:
-    """Return a colour that is clearly lighter or darker than ``first``."""
+    """Draw a colour that is clearly lighter or darker than ``first``."""
     light = brightness(first)
     hue = rng.random()
     value = rng.uniform(0.85, 1.0) if light < 0.5 else rng.uniform(0.08, 0.3)
@@ -46,12 +46,12 @@ def contrasting(rng: np.random.Generator, *, first: Grid) -> Grid:
 
 
 def brightness(rgb: Grid) -> float:
-    """Return the perceived lightness of a colour, 0 to 1."""
+    """The perceived lightness of a colour, 0 to 1."""
     return float(rgb @ np.array([0.299, 0.587, 0.114], np.float32))
 
 
 def step(values: Grid, *, softness: float) -> Grid:
-    """Return 0 below zero and 1 above, with a ramp of this width."""
+    """Rise from 0 below zero to 1 above, over a ramp of this width."""
     return (values / np.float32(softness) + np.float32(0.5)).clip(0, 1)
 
 
@@ -59,12 +59,12 @@ def step(values: Grid, *, softness: float) -> Grid:
 
 
 def disc(x: Grid, y: Grid) -> Grid:
-    """Return the distance to a circle."""
+    """A circle."""
     return np.hypot(x, y) - np.float32(0.92)
 
 
 def star(x: Grid, y: Grid) -> Grid:
-    """Return the distance to a five-pointed star."""
+    """A five-pointed star."""
     sector = np.float32(math.pi / 5)
     angle = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
     radius = np.hypot(x, y)
@@ -76,7 +76,7 @@ def star(x: Grid, y: Grid) -> Grid:
 
 
 def heart(x: Grid, y: Grid) -> Grid:
-    """Return the distance to a heart."""
+    """A heart."""
     scale = np.float32(1.75)
     x, y = np.abs(x) / scale, np.float32(0.55) - y / scale
     lobe = np.hypot(x - np.float32(0.25), y - np.float32(0.75)) - np.float32(math.sqrt(2) / 4)
@@ -86,7 +86,7 @@ def heart(x: Grid, y: Grid) -> Grid:
 
 
 def cross(x: Grid, y: Grid) -> Grid:
-    """Return the distance to a plus sign."""
+    """A plus sign."""
     x, y = np.abs(x), np.abs(y)
     arm, half = np.float32(1.0), np.float32(0.38)
     return np.minimum(np.maximum(x - arm, y - half), np.maximum(x - half, y - arm))
@@ -96,12 +96,12 @@ def cross(x: Grid, y: Grid) -> Grid:
 
 
 def stripes(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
-    """Return parallel bands."""
+    """Parallel bands."""
     return step(np.sin(x * np.float32(2 * math.pi / period)), softness=2 * math.pi * pixel / period)
 
 
 def dots(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
-    """Return round spots, each row shifted against the next."""
+    """Round spots, each row shifted against the next."""
     rows = np.floor(y / np.float32(period))
     u = (x / np.float32(period) + np.float32(0.5) * (rows % 2)) % 1 - np.float32(0.5)
     v = (y / np.float32(period)) % 1 - np.float32(0.5)
@@ -109,7 +109,7 @@ def dots(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
 
 
 def checks(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
-    """Return a chessboard."""
+    """A chessboard."""
     turn = np.float32(math.pi / period)
     return step(np.sin(x * turn) * np.sin(y * turn), softness=1.5 * math.pi * pixel / period)
 
@@ -118,13 +118,13 @@ def checks(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
 
 
 def background(rng: np.random.Generator, *, size: int) -> Grid:
-    """Return a textured surface [size, size, 3] in [0, 1], lit from one side."""
+    """Draw a textured surface [size, size, 3] in [0, 1], lit from one side."""
     low = colour(rng, saturation=(0.1, 0.55), value=(0.2, 0.55))
     high = colour(rng, saturation=(0.05, 0.5), value=(0.5, 0.95))
     kind = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     amount = kind(rng, size)
-    picture = low + (high - low) * amount[..., None]
-    return picture * _light(rng, size=size)[..., None]
+    surface = low + (high - low) * amount[..., None]
+    return surface * _light(rng, size=size)[..., None]
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Grid:
@@ -185,7 +185,7 @@ BACKGROUNDS = (_clouds, _grass, _planks, _bricks, _dunes, _cobbles)
 
 
 def _light(rng: np.random.Generator, *, size: int) -> Grid:
-    """Return brightness that falls off to one side and to the corners."""
+    """Brightness that falls off to one side and to the corners."""
     x, y = _grid(size)
     turn = rng.uniform(0, 2 * math.pi)
     slope = np.float32(rng.uniform(0.05, 0.3))

@@ -2,11 +2,15 @@
 
 A source is a value that knows how many samples it has and prepares each by its number, in any process. Those there are:
 
-    data/sources/image_folder.py   image files, by class folder or flat     data/sources/imagenet.py      ImageNet-1k and 21k
-    data/sources/coco.py    pictures with boxes and masks            data/sources/label_maps.py    pictures with label maps (ADE20K)
-    data/sources/table.py   CSV or Parquet of paths and labels       data/sources/reshard.py       shards that exist already
+    data/sources/image_folder.py   image files, by class folder or flat
+    data/sources/imagenet.py       ImageNet-1k and 21k
+    data/sources/coco.py           images with boxes and masks
+    data/sources/label_maps.py     images with label maps (ADE20K)
+    data/sources/table.py          CSV or Parquet of paths and labels
+    data/sources/reshard.py        shards that exist already
+    data/sources/scenes.py         generated scenes
 
-Adding one means writing such a class and naming it in data/sources/formats.py.
+A new one is a file with such a class and a ``FORMAT`` (data/sources/formats.py), and a line in data/sources/registry.py.
 """
 
 import hashlib
@@ -18,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.parallel import in_order
-from data.sources.scenes import CLASSES, scene_members
-from data.writing.new_sample import NewSample, Rejected
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
 from engine.randomness import stream
 
 SAMPLES_PER_TASK = 16
@@ -39,47 +43,16 @@ class Source(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
+        """Count the samples."""
         ...
 
     def prepare(self, number: int) -> NewSample | Rejected:
-        """Return one sample."""
+        """Read one sample, or say why there is none."""
         ...
 
     def listing(self) -> Iterator[str]:
         """Yield lines that name what there is to read, so that a restart notices other samples."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenes:
-    """Generated pictures with labels, boxes and masks: see data/sources/scenes.py."""
-
-    seed: int
-    """Seed of all scenes."""
-    first: int
-    """Number of the first scene."""
-    count: int
-    """How many scenes."""
-    size: int
-    """Side in pixels."""
-    classes: tuple[str, ...] = CLASSES
-    """Names of the kinds of objects."""
-    labels: None = None
-    """Known once a scene is drawn."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return self.count
-
-    def prepare(self, number: int) -> NewSample | Rejected:
-        """Draw one scene."""
-        label, members = scene_members(self.seed, number=self.first + number, size=self.size)
-        return NewSample(source=f"scene {self.first + number}", members=members, label=label)
-
-    def listing(self) -> Iterator[str]:
-        """Yield the one line that says all."""
-        yield f"{self}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +65,7 @@ class Selection:
     """Which."""
 
     def digest(self) -> str:
-        """Return what tells this selection from any other one."""
+        """Sum up what tells this selection from any other one."""
         digest = hashlib.sha256(repr(self.source.classes).encode())
         for line in self.source.listing():
             digest.update(line.encode(errors="surrogateescape") + b"\n")
@@ -101,7 +74,7 @@ class Selection:
 
 
 def split_off(source: Source, *, fraction: float, seed: int, shuffle: bool = True) -> tuple[Selection, Selection]:
-    """Return all samples in their order, without and with the held-out ``fraction``, which is the same of every class.
+    """Divide all samples, in their order, into those to train on and the held-out ``fraction``, the same of every class.
 
     Which are held out is drawn from the seed, whether the order is shuffled or not.
     """
@@ -122,7 +95,7 @@ def split_off(source: Source, *, fraction: float, seed: int, shuffle: bool = Tru
 
 
 def prepared(selection: Selection, *, processes: int, start: int = 0) -> Iterator[NewSample | Rejected]:
-    """Yield the samples in the selection's order from ``start`` on, prepared by ``processes`` at a time; a few wait ready."""
+    """Yield the selection's samples in its order from ``start`` on, prepared in ``processes``; a few wait ready."""
     numbers: list[int] = selection.numbers[start:].tolist()
     tasks = (numbers[first : first + SAMPLES_PER_TASK] for first in range(0, len(numbers), SAMPLES_PER_TASK))
     for samples in in_order(_prepare, tasks, state=selection.source, processes=processes):

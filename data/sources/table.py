@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.images.preparation import Preparation
-from data.shards.class_names import MAX_CLASSES
+from data.shards.class_names import MAX_CLASSES, read_class_names
 from data.shards.index import UNLABELLED
+from data.sources.config import Preparation
+from data.sources.formats import SourceFormat
 from data.sources.image_folder import ImageFiles
 from engine.errors import UserError
 
@@ -35,21 +36,21 @@ def find_listed_images(
     names: Sequence[str] | None,
     preparation: Preparation,
 ) -> ImageFiles:
-    """Return the table's images; paths that are not absolute start at ``images``, by default the table's own folder.
+    """List the table's images; paths that are not absolute start at ``images``, by default the table's own folder.
 
     Raises:
         UserError: no such table or column, an empty path, an image that is missing (the first is looked for), or labels
             that are no classes.
     """
     columns = _read(table)
-    paths = _paths(columns, column=_column(columns, wanted=path_column, usual=PATH_COLUMNS, what="path", table=table))
+    paths = _paths(columns, column=_column(columns, name=path_column, usual=PATH_COLUMNS, what="path", table=table))
     root = images or table.parent
     paths = [str(root / path) for path in paths]
     if not Path(paths[0]).is_file():
         raise UserError(
             f"{paths[0]}, the first image of {table}, is missing; say where paths start with --images FOLDER"
         )
-    column = _label_column(columns, wanted=label_column, table=table)
+    column = _label_column(columns, name=label_column, table=table)
     if column is None:
         return ImageFiles(paths=tuple(paths), labels=None, classes=None, preparation=preparation)
     logger.info("labels are the column %r of %s", column, table.name)
@@ -87,7 +88,8 @@ def _read_parquet(table: Path) -> Table:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise UserError(
-            f"reading {table} needs pyarrow: run `pip install pyarrow` (or `pip install -e .[parquet]`), or save it as CSV"
+            f"reading {table} needs pyarrow: run `pip install pyarrow` (or `pip install -e .[parquet]`), "
+            "or save it as CSV"
         ) from None
     try:
         return parquet.read_table(table).to_pydict()
@@ -95,23 +97,23 @@ def _read_parquet(table: Path) -> Table:
         raise UserError(f"{table} cannot be read as Parquet: {error}") from error
 
 
-def _column(columns: Table, *, wanted: str | None, usual: Sequence[str], what: str, table: Path) -> str:
-    """Return the column asked for, or the one with a usual name."""
-    known = {name.lower(): name for name in columns}
-    found = wanted if wanted in columns else None
-    if wanted is None:
-        found = next((known[name] for name in usual if name in known), None)
-    if found is None:
-        asked = f"no column {wanted!r}" if wanted else f"no column that is called like a {what}"
-        raise UserError(f"{table} has {asked}: choose one with --{what}-column (it has {', '.join(columns)})")
-    return found
+def _column(columns: Table, *, name: str | None, usual: Sequence[str], what: str, table: Path) -> str:
+    """Choose the column of this name, or without one that with a usual name."""
+    if name in columns:
+        return name
+    by_lower_case = {column.lower(): column for column in columns}
+    choices = [by_lower_case[each] for each in usual if each in by_lower_case]
+    if name is None and choices:
+        return choices[0]
+    lack = f"no column {name!r}" if name else f"no column that is called like a {what}"
+    raise UserError(f"{table} has {lack}: choose one with --{what}-column (it has {', '.join(columns)})")
 
 
-def _label_column(columns: Table, *, wanted: str | None, table: Path) -> str | None:
-    if wanted == NO_COLUMN or (wanted is None and len(columns) == 1):
+def _label_column(columns: Table, *, name: str | None, table: Path) -> str | None:
+    if name == NO_COLUMN or (name is None and len(columns) == 1):
         return None
     try:
-        return _column(columns, wanted=wanted, usual=LABEL_COLUMNS, what="label", table=table)
+        return _column(columns, name=name, usual=LABEL_COLUMNS, what="label", table=table)
     except UserError as error:
         raise UserError(f"{error}; {NO_COLUMN} for images without labels") from None
 
@@ -128,20 +130,20 @@ def _paths(columns: Table, *, column: str) -> list[str]:
 
 
 def _labels(values: list[str], *, names: Sequence[str] | None, column: str) -> tuple[list[int], tuple[str, ...]]:
-    """Return class numbers and class names."""
-    given = {value for value in values if value}
-    if not given:
+    """Turn a column into class numbers, with the names of the classes."""
+    labels = {value for value in values if value}
+    if not labels:
         raise UserError(f"column {column!r} holds no label; choose another with --label-column, or {NO_COLUMN}")
-    if all(value.isascii() and value.isdigit() for value in given):
-        highest = max(map(int, given))
+    if all(label.isascii() and label.isdigit() for label in labels):
+        highest = max(map(int, labels))
         limit = len(names) if names else MAX_CLASSES
         if highest >= limit:
             raise UserError(f"column {column!r} holds class number {highest}, expected at most {limit - 1}")
         classes = tuple(names) if names else tuple(str(number) for number in range(highest + 1))
         return [int(value) if value else UNLABELLED for value in values], classes
-    classes = tuple(names) if names else tuple(sorted(given))
+    classes = tuple(names) if names else tuple(sorted(labels))
     numbers = {name: number for number, name in enumerate(classes)}
-    unknown = sorted(given - numbers.keys())
+    unknown = sorted(labels - numbers.keys())
     if unknown:
         raise UserError(
             f"column {column!r} holds {unknown[0]!r}, which is not among the {len(classes)} class names given"
@@ -151,3 +153,19 @@ def _labels(values: list[str], *, names: Sequence[str] | None, column: str) -> t
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
+
+
+FORMAT = SourceFormat(
+    open=lambda options, _: {
+        "train": find_listed_images(
+            Path(options.source),
+            images=options.images,
+            path_column=options.path_column,
+            label_column=options.label_column,
+            names=None if options.classes is None else read_class_names(options.classes),
+            preparation=options.preparation,
+        )
+    },
+    recognise=lambda source: source.suffix.lower() in TABLE_SUFFIXES,
+    options=("images", "path_column", "label_column", "classes"),
+)

@@ -20,19 +20,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.shards.manifest import MANIFEST_NAME, ShardInfo, write_file
-from data.writing.new_sample import Rejected
+from data.shards.manifest import MANIFEST_NAME, ShardInfo
 from engine.errors import UserError
+from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME, PLAN_NAME, LEDGER_NAME, LOCK_NAME = "journal.jsonl", "plan.json", "bad.jsonl", "writing.lock"
-OUR_FILES = re.compile(
-    r"shard-\d{6,}\.(tar|idx)(\.partial)?|bad\.jsonl(\.partial)?|manifest\.json\.partial|"
-    r"plan\.json(\.partial)?|journal\.jsonl(\.partial)?|writing\.lock"
-)
+FINAL_NAMES = r"shard-\d{6,}\.(tar|idx)|bad\.jsonl|manifest\.json|plan\.json|journal\.jsonl"
+# What a killed writer may leave: its files, and those that it was writing beside their places. The manifest is not among
+# them: with it the folder is complete, and nothing in it is ever removed.
+OUR_FILES = re.compile(rf"(?!manifest\.json$)({FINAL_NAMES})(\.partial)?|\.({FINAL_NAMES})\.\d+|writing\.lock")
 
 Plan = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A file that is no image we decode."""
+
+    source: str
+    """Where it lies."""
+    reason: str
+    """Why it was left out."""
 
 
 @dataclass(kw_only=True)
@@ -51,14 +61,10 @@ class Journal:
     """How many of the source's samples they and what was left out took."""
 
     def __post_init__(self) -> None:
-        kept = [
-            JOURNAL_NAME,
-            PLAN_NAME,
-            LOCK_NAME,
-            *(name for shard in self.shards for name in (shard.name, shard.index)),
-        ]
+        finished = {name for shard in self.shards for name in (shard.name, shard.index)}
         for path in self.out.iterdir():
-            if path.name not in kept and OUR_FILES.fullmatch(path.name):
+            is_ours = OUR_FILES.fullmatch(path.name) is not None
+            if is_ours and path.name not in {JOURNAL_NAME, PLAN_NAME, LOCK_NAME, *finished}:
                 path.unlink()
         self._file = (self.out / JOURNAL_NAME).open("ab")
 
@@ -106,11 +112,13 @@ def resume_journal(out: Path, *, plan: Plan) -> Journal:
     """
     check_folder(out, plan=plan)
     lock = _lock_empty(out)
+    # A journal without its plan cannot be trusted: nothing says from which list of samples its shards were written.
     if not (out / PLAN_NAME).is_file():
         (out / JOURNAL_NAME).unlink(missing_ok=True)
-    write_file(out / PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
+    write_durably(out / PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
+    # Written anew up to the last sound line, since the next one is appended and must not follow half of another.
     lines = list(_sound_lines(out))
-    write_file(out / JOURNAL_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_durably(out / JOURNAL_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return Journal(
         out=out,
         lock=lock,
@@ -121,51 +129,53 @@ def resume_journal(out: Path, *, plan: Plan) -> Journal:
 
 
 def check_folder(out: Path, *, plan: Plan) -> bool:
-    """Return whether a folder is already complete as planned; refuse it where the plan cannot be carried out there.
+    """Tell whether a folder is already complete as planned; refuse it where the plan cannot be carried out there.
 
     Raises:
         UserError: it holds something else, or was begun with another plan; both values are named.
     """
-    path, journal = out / PLAN_NAME, out / JOURNAL_NAME
+    plan_path, journal = out / PLAN_NAME, out / JOURNAL_NAME
     complete = (out / MANIFEST_NAME).exists()
-    if complete and not path.is_file():
+    if complete and not plan_path.is_file():
         raise UserError(f"{out} already holds shards; delete it or choose another --out")
-    if complete or (path.is_file() and journal.is_file() and journal.stat().st_size > 0):
-        _compare_plans(path, plan=plan)
+    # While no shard is finished another plan loses nothing, and may take the folder over.
+    if complete or (plan_path.is_file() and journal.is_file() and journal.stat().st_size > 0):
+        _compare_plans(plan_path, plan=plan)
     elif out.is_dir():
         _refuse_strangers(out)
     return complete
-
-
-def _compare_plans(path: Path, *, plan: Plan) -> None:
-    out = path.parent
-    try:
-        found: Any = json.loads(path.read_text())
-        differing = [name for name in {**found, **plan} if found.get(name) != plan.get(name)]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{out} was begun with {_words(name)} {found.get(name)!r}, now it is {plan.get(name)!r}: give the same to go "
-            f"on, delete {out} to start over, or choose another --out"
-        )
-
-
-def _words(name: str) -> str:
-    return name if " " in name else f"--{name.replace('_', '-')}"
 
 
 def write_ledger(out: Path, *, rejected: Iterable[Rejected]) -> None:
     """List what was left out; write nothing where nothing was."""
     lines = [json.dumps({"source": item.source, "reason": item.reason}) for item in rejected]
     if lines:
-        write_file(out / LEDGER_NAME, "".join(line + "\n" for line in lines).encode())
+        write_durably(out / LEDGER_NAME, "".join(line + "\n" for line in lines).encode())
+
+
+def _compare_plans(path: Path, *, plan: Plan) -> None:
+    out = path.parent
+    try:
+        earlier: Any = json.loads(path.read_text())
+        differing = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{out} was begun with {_option(name)} {earlier.get(name)!r}, now it is {plan.get(name)!r}: give the same to "
+            f"go on, delete {out} to start over, or choose another --out"
+        )
+
+
+def _option(name: str) -> str:
+    return name if " " in name else f"--{name.replace('_', '-')}"
 
 
 def _sound_lines(out: Path) -> Iterator[dict[str, Any]]:
     """Yield the journal's lines up to the first that is torn, or whose shard is not there."""
     path = out / JOURNAL_NAME
+    # The last piece is empty, or a line that a kill cut off: it counts as never written.
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         try:
             entry = json.loads(line)
@@ -173,6 +183,7 @@ def _sound_lines(out: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, TypeError, KeyError):
             logger.warning("%s: the journal ends in a torn line; what follows is written again", out)
             return
+        # Its size is enough: a shard is renamed only after it was synced, and its index after it.
         tar, index = out / shard.name, out / shard.index
         if not (tar.is_file() and index.is_file() and tar.stat().st_size == shard.size_bytes):
             logger.warning("%s is not as it was written; it and what follows is written again", tar)

@@ -20,12 +20,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.shards.index import Member, SampleEntry, index_bytes
-from data.shards.manifest import Manifest, ShardInfo, write_file, write_manifest
-from data.writing.journal import LEDGER_NAME, Journal, Plan, resume_journal, start_journal, write_ledger
-from data.writing.new_sample import NewSample, Rejected
+from data.shards.manifest import Manifest, ShardInfo, write_manifest
+from data.writing.journal import LEDGER_NAME, Journal, Plan, Rejected, resume_journal, start_journal, write_ledger
 from engine.errors import UserError
+from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSample:
+    """One sample on its way into a shard."""
+
+    source: str
+    """Where it comes from, for the ledger."""
+    members: dict[str, bytes]
+    """Content by extension; the first is the image."""
+    label: int | None = None
+    """Class number, written as `.cls`."""
+    key: str | None = None
+    """Its name in the shard; None: its number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +62,7 @@ class ShardLimits:
 def write_shards(
     samples: Iterable[NewSample | Rejected], *, out: Path, classes: Sequence[str] | None, limits: ShardLimits
 ) -> Manifest:
-    """Write all samples and return the manifest.
+    """Write all samples and the manifest.
 
     Raises:
         UserError: ``out`` holds something else, no sample is readable, or too many are not.
@@ -64,7 +78,7 @@ def resume_shards(
     classes: Sequence[str] | None,
     limits: ShardLimits,
 ) -> Manifest:
-    """Write all samples, or the rest of them where the same plan was begun in ``out``, and return the manifest.
+    """Write all samples and the manifest, or the rest of them where the same plan was begun in ``out``.
 
     ``samples_from(position)`` yields the plan's samples from that one on. The files are those of a run without a break.
 
@@ -84,14 +98,16 @@ def _write_shards(
         writer.finish()
         write_ledger(journal.out, rejected=writer.rejected)
         if not journal.shards:
-            example = (
-                f", for example {writer.rejected[0].source} ({writer.rejected[0].reason})" if writer.rejected else ""
-            )
-            raise UserError(f"no readable image: {len(writer.rejected)} files were tried{example}")
+            raise UserError(f"no readable image: {len(writer.rejected)} files were tried{_example(writer.rejected)}")
         manifest = Manifest(shards=tuple(journal.shards), classes=None if classes is None else tuple(classes))
+        # The manifest makes the folder complete, so the journal goes after it: a kill between leaves both, which is fine.
         write_manifest(journal.out, manifest)
         journal.remove()
     return manifest
+
+
+def _example(rejected: Sequence[Rejected]) -> str:
+    return f", for example {rejected[0].source} ({rejected[0].reason})" if rejected else ""
 
 
 class _Writer:
@@ -166,7 +182,7 @@ class _Shard:
         self._file.close()
         Path(self._file.name).replace(self.path)
         index = index_bytes(self.entries)
-        write_file(self.out / f"{self.name}.idx", index)
+        write_durably(self.out / f"{self.name}.idx", index)
         return ShardInfo(
             name=self.path.name,
             num_samples=len(self.entries),

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from data.images.decode import BadImage, decode_rgb
-from data.images.preparation import IMAGE_SUFFIXES, read_limited
+from data.sources.preparation import IMAGE_SUFFIXES, read_limited
 from engine.errors import UserError
 from engine.run.durable import write_durably
 from finetune.network.weights import CHOICES, choose_weights

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.task import train

@@ -6,8 +6,7 @@ import numpy as np
 
 from data.loading.loader import open_shards, training_batches
 from data.loading.order import Order
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
 class Digests:

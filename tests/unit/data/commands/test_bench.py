@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from rich.console import Console
 
-from data.commands.bench import STAGES, Bench, cores_needed, measure, run_bench
+from data.commands.bench import STAGES, cores_needed, measure, run_bench
+from data.commands.config import Bench
 
 
 def test_the_stages_add_up_to_the_speed(write):
@@ -35,11 +35,12 @@ def test_cores_are_rounded_up():
     assert cores_needed(speed, gpu_images_per_s=None) == {}
 
 
-def test_the_command_says_it_and_writes_it(write, tmp_path, capsys):
+def test_the_command_says_it_and_writes_it(write, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     shards = write(10)
     out = tmp_path / "bench.json"
     options = Bench(shards=shards.folder, images=10, size=24, gpu_images_per_s=5000, json_out=out)
-    run_bench(options, console=Console(width=140))
+    run_bench(options)
     said, figures = capsys.readouterr().out, json.loads(out.read_text())
     assert f"{figures['images_per_s_per_core']:.0f} images/s per core to 24 px with data.decode exact" in said
     assert f"a GPU at 5000 images/s needs {figures['cores_needed']} cores" in said

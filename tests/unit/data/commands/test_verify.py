@@ -3,9 +3,9 @@
 import hashlib
 import json
 
-from data.commands.verify import class_counts, verify
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.commands.class_counts import class_counts
+from data.commands.verify import verify
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
 def test_a_sound_data_set_passes(write, tmp_path):

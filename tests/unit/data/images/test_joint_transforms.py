@@ -26,8 +26,7 @@ from data.loading.loader import training_batches
 from data.loading.order import Order
 from data.shards.shard_set import Sample, open_shards
 from data.sources.scenes import scene_members
-from data.writing.new_sample import NewSample
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 STILL = JointAugmentation(size=(96, 96), scale=(1.0, 1.0), flip=0.0)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from data.images.decode import read_header
-from data.images.preparation import Preparation
 from data.loading.loader import open_shards
 from data.sources.coco import find_coco
+from data.sources.config import Preparation
 from data.sources.source import prepared, split_off
-from data.writing.new_sample import NewSample, Rejected
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 COCO = Path(__file__).resolve().parents[5] / "shared" / "data" / "coco_instances"
 BOXES = COCO.parent / "bccd_boxes"

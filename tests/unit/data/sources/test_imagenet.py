@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from data.images.preparation import Preparation
+from data.sources.config import Preparation
 from data.sources.formats import detect_format
 from data.sources.imagenet import find_imagenet, is_imagenet
 

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from data.commands.verify import verify
-from data.images.preparation import Preparation
 from data.loading.loader import open_shards
+from data.sources.config import Preparation
 from data.sources.label_maps import find_label_maps, has_label_maps
 from data.sources.source import prepared, split_off
-from data.writing.new_sample import NewSample, Rejected
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 CAMVID = Path(__file__).resolve().parents[5] / "shared" / "data" / "camvid_semseg"
 
@@ -67,7 +67,7 @@ def test_maps_of_one_channel_are_taken(folder, mode):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (label_map(height=20), "the label map is 20x56 pixels, the upright picture 40x56"),
+        (label_map(height=20), "the label map is 20x56 pixels, the upright image 40x56"),
         (label_map(mode="RGB"), "the label map is a PNG of mode RGB, expected one channel"),
         (label_map(format="BMP"), "the label map is a BMP, expected a PNG"),
         (label_map()[:-60], "the label map does not decode"),
@@ -85,7 +85,7 @@ def test_maps_that_do_not_fit_are_left_out_with_the_reason(folder, content, reas
 def test_missing_maps_and_folders_are_named(folder, tmp_path):
     root = folder("training/x", "training/y")
     (root / "annotations" / "training" / "y.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of the 2 pictures in .*training have no label map, for example .*y\.png"):
+    with pytest.raises(ValueError, match=r"1 of the 2 images in .*training have no label map, for example .*y\.png"):
         find(root)
     with pytest.raises(ValueError, match=r"expected images/ and one of annotations, labels, masks"):
         find(tmp_path)

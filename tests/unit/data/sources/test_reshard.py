@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.images.preparation import Preparation
 from data.loading.loader import open_shards
 from data.shards.scan import index_shards
+from data.sources.config import Preparation
 from data.sources.reshard import find_shards, is_plain_key, stored_samples
 from data.sources.source import prepared, split_off
-from data.writing.new_sample import NewSample, Rejected
-from data.writing.writer import ShardLimits, write_shards
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 IMAGENETTE = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenette_128_shards"
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from data.images.decode import decode_rgb
-from data.images.preparation import Preparation
+from data.sources.config import Preparation
 from data.sources.image_folder import find_images
-from data.sources.source import Scenes, prepared, split_off
-from data.writing.new_sample import NewSample, Rejected
+from data.sources.scenes import Scenes
+from data.sources.source import prepared, split_off
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
 
 
 @pytest.fixture

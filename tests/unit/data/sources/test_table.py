@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.images.preparation import Preparation
+from data.sources.config import Preparation
 from data.sources.table import find_listed_images
-from data.writing.new_sample import Rejected
+from data.writing.journal import Rejected
 
 IMAGENET = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenet_samples_1k"
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from data.loading.loader import open_shards
-from data.writing.journal import Journal, check_folder, resume_journal
-from data.writing.new_sample import NewSample, Rejected
-from data.writing.writer import ShardLimits, resume_shards, write_shards
+from data.writing.journal import Journal, Rejected, check_folder, resume_journal
+from data.writing.writer import NewSample, ShardLimits, resume_shards, write_shards
 
 ROOT = Path(__file__).resolve().parents[4]
 LIMITS = ShardLimits(samples=3)

@@ -9,7 +9,8 @@ import pytest
 from data.loading.loader import open_shards
 from data.shards.index import ShardIndex
 from data.shards.manifest import read_manifest
-from data.writing.writer import NewSample, Rejected, ShardLimits, write_shards
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
 def samples(picture, count=7):

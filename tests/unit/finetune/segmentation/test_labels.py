@@ -45,8 +45,7 @@ def test_training_is_refused_where_label_maps_hold_more_classes(write, make_scen
 
 
 def test_training_is_refused_without_label_maps(write, tmp_path):
-    from data.writing.new_sample import NewSample
-    from data.writing.writer import ShardLimits, write_shards
+    from data.writing.writer import NewSample, ShardLimits, write_shards
 
     picture = (tmp_path / "p.png",)
     from PIL import Image

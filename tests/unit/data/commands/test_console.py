@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from data.commands.progress import watch
+from data.commands.console import watch
 
 
 def watched(*, terminal, start=0, total=10):

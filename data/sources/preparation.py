@@ -1,32 +1,22 @@
-"""What is done to an image on its way into a shard: its header is read, it is decoded once, shrunk if asked to."""
+"""What is done to an image file on its way into a shard: its header is read, it is decoded once, shrunk if asked to."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
-from data.images.decode import MAX_PIXELS, BadImage, decode_rgb, read_header
+from data.images.decode import BadImage, decode_rgb, read_header
 from data.images.transforms import resize
+from data.sources.config import Preparation
+from data.writing.journal import Rejected
+from data.writing.writer import NewSample
+from engine.terms import Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
 MEMBER_NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 MAX_FILE_BYTES = 2**30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What is done to image files on their way into shards."""
-
-    check: Literal["decode", "header"] = "decode"
-    """Decode every image, or read its header only: faster, but a truncated file is found only in training."""
-    resize: int | None = None
-    """Shrink the shorter side to this many pixels and write JPEG; otherwise the file's own bytes are kept."""
-    quality: int = 95
-    """Quality of those JPEGs, 1 to 100."""
-    max_pixels: int = MAX_PIXELS
-    """Images that claim more pixels than this are refused."""
 
 
 class Prepared(NamedTuple):
@@ -35,17 +25,34 @@ class Prepared(NamedTuple):
     extension: str
     """Its member's name behind the key."""
     content: bytes
-    """The encoded picture."""
-    height: int
-    """Rows of the upright picture."""
-    width: int
-    """Columns of it."""
+    """The encoded image."""
+    size: Size
+    """Height and width of the upright image."""
     is_as_it_was: bool
     """Whether the bytes are those that came in."""
 
 
+def prepare_file(
+    path: str,
+    *,
+    preparation: Preparation,
+    label: int | None = None,
+    members_beside: Callable[[Prepared], dict[str, bytes]] = lambda image: {},
+) -> NewSample | Rejected:
+    """Make a sample of one image file, or say why there is none.
+
+    ``members_beside(image)`` reads what the sample holds beside the image; it raises `BadImage` where that does not fit.
+    """
+    try:
+        image = prepare_image(read_limited(Path(path)), preparation=preparation)
+        members = {image.extension: image.content, **members_beside(image)}
+    except (BadImage, OSError) as error:
+        return Rejected(source=path, reason=str(error))
+    return NewSample(source=path, members=members, label=label)
+
+
 def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
-    """Return the image checked, and shrunk where that is asked for and makes it smaller.
+    """Check an encoded image, and shrink it where that is asked for and makes it smaller.
 
     Raises:
         BadImage: it does not decode, or has more pixels than allowed.
@@ -57,14 +64,14 @@ def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
         pixels = resize(decode_rgb(data, header=header), size=(height, width))
         pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
         content = simplejpeg.encode_jpeg(pixels, quality=preparation.quality, colorspace="RGB")
-        return Prepared("jpg", content, height, width, is_as_it_was=False)
+        return Prepared("jpg", content, (height, width), is_as_it_was=False)
     if preparation.check == "decode":  # at an eighth of the size all of the file is still read
         decode_rgb(data, min_size=(header.height // 8, header.width // 8), header=header)
-    return Prepared(MEMBER_NAMES[header.format], data, header.height, header.width, is_as_it_was=True)
+    return Prepared(MEMBER_NAMES[header.format], data, (header.height, header.width), is_as_it_was=True)
 
 
 def read_limited(path: Path) -> bytes:
-    """Return a file's bytes.
+    """Read a file of a size that no hostile one exceeds.
 
     Raises:
         BadImage: it is larger than `MAX_FILE_BYTES`.

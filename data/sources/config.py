@@ -2,13 +2,35 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from data.config import DataConfig
 from data.parallel import num_cores
+from data.shards.class_names import find_class_names, read_class_names
+from data.sources.registry import FORMATS
 from engine.errors import UserError
 
-Format = Literal["auto", "folder", "imagenet", "coco", "labels", "table", "webdataset", "scenes"]
+AUTO = "auto"
+
+
+def _format_choices() -> Any:
+    return Literal[(AUTO, *FORMATS)]  # known once the command line is read, with those of extensions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What is done to image files on their way into shards."""
+
+    check: Literal["decode", "header"] = "decode"
+    """Decode every image, or read its header only: faster, but a truncated file is found only in training."""
+    resize: int | None = None
+    """Shrink the shorter side to this many pixels and write JPEG; otherwise the file's own bytes are kept."""
+    quality: int = 95
+    """Quality of those JPEGs, 1 to 100."""
+    max_pixels: int = DataConfig.max_pixels
+    """Images that claim more pixels than this are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +44,7 @@ class Write:
     """Folder of images, ImageNet, COCO, ADE20K or shards, a CSV or Parquet table, or `scenes` for generated pictures."""
     out: Path
     """Folder to write to; must not hold anything else."""
-    format: Format = "auto"
+    format: Annotated[str, tyro.conf.arg(constructor_factory=_format_choices)] = AUTO
     """What the source is; `auto` looks and says what it found."""
     images: Path | None = None
     """table, coco: folder that paths start from (default: the table's; found from the annotations' name)."""
@@ -43,7 +65,7 @@ class Write:
     seed: int = 0
     """Seed of order, split and scenes."""
     size: int | None = None
-    """Side of the scenes in pixels (default 128); for images, shrink the shorter side to this (default: keep the files' bytes)."""
+    """Side of the scenes in pixels (default 128); of images, the shorter side to shrink to (default: bytes are kept)."""
     quality: int = 95
     """JPEG quality of the images that --size shrinks, 1 to 100."""
     count: int = 4000
@@ -73,3 +95,14 @@ class Write:
             raise UserError(f"quality must lie in 1 to 100, got {self.quality}")
         if self.quality != 95 and self.size is None:
             raise UserError("quality is that of images that --size shrinks: without it files keep their bytes")
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is done to each image."""
+        return Preparation(check=self.check, resize=self.size, quality=self.quality, max_pixels=self.max_pixels)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names in the list that is given, or else in one that lies in the source."""
+        path = self.classes or find_class_names(Path(self.source))
+        return None if path is None else tuple(read_class_names(path))

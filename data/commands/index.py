@@ -1,0 +1,20 @@
+"""`data/main.py index`: tars that were written elsewhere become a data set, as they are."""
+
+from data.commands.config import Index
+from data.commands.console import say, start_console
+from data.commands.write import say_written
+from data.shards.class_names import find_class_names, read_class_names
+from data.shards.scan import index_shards
+
+
+def run_index(options: Index) -> None:
+    """Index shards that were written elsewhere, and say what was passed over."""
+    console = start_console()
+    names = options.classes or find_class_names(options.source)
+    classes = None if names is None else read_class_names(names)
+    manifest, ignored = index_shards(
+        options.source, out=options.out, pattern=options.pattern, classes=classes, processes=options.processes
+    )
+    for reason, count in ignored.most_common(10):
+        say(console, f"passed over {count} x {reason}")
+    say_written(manifest, folder=options.out, console=console)
