@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from data.loading.evaluation import EvaluationBuilder
-from data.loading.loader import evaluation_batches, open_shards
+from data.loading.loader import evaluation_batches
+from data.shards.shard_set import open_shards
 from engine.loop.training import Training
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features

@@ -10,10 +10,11 @@ from typing import Any
 from backbones.build import architecture, layout_spec
 from backbones.ops.window_attention import usable_rule
 from backbones.weights.handoff import write_backbone
-from data.loading.loader import ShardSet, open_shards, training_batches
+from data.loading.loader import training_batches
 from data.loading.mixing import training_order
 from data.loading.order import TrainingOrder
 from data.remote.locations import check_location
+from data.shards.shard_set import ShardSet, open_shards
 from engine.distributed.engine import Engine
 from engine.loop.training import Training
 from engine.recipe import plain

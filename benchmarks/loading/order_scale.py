@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.goals import Goal, finish, machine
 from data.loading.mixing import MixedOrder
-from data.loading.order import IntArray, Order, TrainingOrder
+from data.loading.order import Order, TrainingOrder
+from data.loading.passes import IntArray
 from data.shards.manifest import MANIFEST_NAME, Manifest, ShardInfo, write_manifest
 from data.shards.shard_set import open_shards
 

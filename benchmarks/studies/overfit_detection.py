@@ -19,7 +19,7 @@ from torchvision.ops import roi_align
 from benchmarks.goals import Goal
 from data.config import DataConfig
 from data.images.annotations import read_objects
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from data.sources.coco import PREFIX, annotation_files
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig

@@ -8,7 +8,7 @@ import torch
 
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
-from data.loading.loader import Sample
+from data.shards.shard_set import Sample
 from engine.terms import Size
 
 NO_LABEL = -1

@@ -19,23 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.loading.order import IntArray, TrainingOrder, evaluation_micro_batch, evaluation_range
+from data.loading.order import TrainingOrder, evaluation_micro_batch, evaluation_range
+from data.loading.passes import IntArray
 from data.loading.prefetch import prefetching
 from data.loading.working_set import check_cache
-from data.shards.shard_set import Sample, ShardSet, open_shards
+from data.shards.shard_set import Sample, ShardSet
 from engine.errors import UserError
 from engine.terms import MicroBatchKey
-
-__all__ = [
-    "Builder",
-    "LoadingError",
-    "Sample",
-    "ShardSet",
-    "TrainingBatches",
-    "evaluation_batches",
-    "open_shards",
-    "training_batches",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,6 @@ import numpy as np
 from data.loading.passes import IntArray, Passes, WindowSize
 from engine.errors import UserError
 
-__all__ = ["IntArray", "Order", "TrainingOrder", "WindowSize", "evaluation_micro_batch", "evaluation_range"]
-
 
 class TrainingOrder(Protocol):
     """What training asks of an order."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from data.loading.order import IntArray
+from data.loading.passes import IntArray
 from data.shards.open_shard import cached_files
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError

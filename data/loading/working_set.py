@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from data.config import DataConfig
-from data.loading.order import IntArray, Order, TrainingOrder
+from data.loading.order import Order, TrainingOrder
+from data.loading.passes import IntArray
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError
 

@@ -11,7 +11,7 @@ from data.config import DecodeMode
 from data.images.crop_batch import crop_batch
 from data.images.decode import BadImage, Header, Pixels, replace_bad
 from data.images.transforms import Crop, random_crop
-from data.loading.loader import Sample
+from data.shards.shard_set import Sample
 from engine.pixels import Statistics
 from engine.randomness import stream
 from engine.terms import Size

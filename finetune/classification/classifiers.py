@@ -12,7 +12,7 @@ from torch import nn
 
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import load_backbone, read_backbone
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from engine.distributed.engine import Engine
 from engine.errors import UserError
 from engine.pixels import Pixels, Statistics

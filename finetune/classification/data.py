@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
 from finetune.classification.label_subset import choose_labelled
 from finetune.config import FinetuneConfig

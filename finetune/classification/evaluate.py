@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.loading.evaluation import EvaluationBuilder
-from data.loading.loader import ShardSet, evaluation_batches
+from data.loading.loader import evaluation_batches
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from engine.terms import Size

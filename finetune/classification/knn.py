@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.loading.loader import ShardSet
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, pixel_features

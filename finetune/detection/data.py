@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
 from finetune.detection.config import DetectConfig
 from finetune.detection.ground_truth import Truth, read_truth, write_faults

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from engine.distributed.engine import Engine
 from engine.errors import UserError
 from finetune.detection.config import DetectConfig

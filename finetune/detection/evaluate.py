@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.loading.loader import ShardSet, evaluation_batches
+from data.loading.loader import evaluation_batches
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from finetune.detection.batches import EvaluationBuilder

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backbones.weights.handoff import CONFIG, read_backbone
-from data.loading.loader import ShardSet
+from data.shards.shard_set import ShardSet
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint

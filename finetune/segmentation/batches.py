@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.images.decode import BadImage, decode_samples
 from data.images.joint_transforms import read_annotated, transformed
-from data.loading.loader import Sample
+from data.shards.shard_set import Sample
 from engine.pixels import Statistics
 from finetune.segmentation.augmentation import SegmentAugmentation
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.labels import CITYSCAPES_IDS, check_label_maps

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from data.loading.loader import ShardSet, open_shards
+from data.shards.shard_set import ShardSet, open_shards
 from engine.distributed.engine import Engine
 from engine.errors import UserError
 from finetune.evaluation.results import EVAL_ONLY_FILE_NAME, write_results

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.loading.loader import ShardSet, evaluation_batches
+from data.loading.loader import evaluation_batches
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
 from finetune.segmentation.batches import WholeImageBuilder
 from finetune.segmentation.config import SegmentConfig, window_of

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from data.images.annotations import read_label_map
 from data.images.decode import MAX_PIXELS, BadImage, read_header
-from data.loading.loader import Sample, ShardSet
+from data.shards.shard_set import Sample, ShardSet
 from engine.errors import UserError
 from finetune.segmentation.config import LabelConfig
 from finetune.segmentation.void import VOID

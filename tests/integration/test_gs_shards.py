@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from data.loading.loader import open_shards
 from data.remote.config import CacheConfig
+from data.shards.shard_set import open_shards
 from tests.unit.data.remote_set import content, train, write_set
 
 pytest.importorskip("gcp_storage_emulator", reason="the emulator of the tests is not installed")

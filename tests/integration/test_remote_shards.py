@@ -14,8 +14,9 @@ import pytest
 from fsspec.registry import _registry
 
 from data.commands.verify import verify
-from data.loading.loader import evaluation_batches, open_shards
+from data.loading.loader import evaluation_batches
 from data.remote.config import CacheConfig
+from data.shards.shard_set import open_shards
 from tests.unit.data.bad_server import BadServer
 from tests.unit.data.remote_set import Digests, content, order_of, train, write_set
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
 

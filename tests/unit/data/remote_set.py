@@ -4,8 +4,9 @@ import hashlib
 
 import numpy as np
 
-from data.loading.loader import open_shards, training_batches
+from data.loading.loader import training_batches
 from data.loading.order import Order
+from data.shards.shard_set import open_shards
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data.app import main
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 
 
 @pytest.fixture

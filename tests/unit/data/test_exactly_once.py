@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig
-from data.loading.loader import open_shards, training_batches
+from data.loading.loader import training_batches
 from data.loading.mixing import training_order
+from data.shards.shard_set import open_shards
 from engine.config import micro_batches_of
 
 BATCH = {"batch_size": 12, "micro_batch_size": 2}

@@ -7,7 +7,7 @@ from data.images import crop_batch as batch_module
 from data.images.crop_batch import crop_batch, groups, plan_crops
 from data.images.decode import BadImage, replace_bad
 from data.images.transforms import crop_resize, random_crop
-from data.loading.loader import Sample
+from data.shards.shard_set import Sample
 from engine.randomness import stream
 
 

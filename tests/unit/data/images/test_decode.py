@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data.images.decode import BadImage, decode_rgb, decode_samples, read_header
-from data.loading.loader import Sample
+from data.shards.shard_set import Sample
 
 
 def save(image, format, **options):  # noqa: A002

@@ -16,9 +16,10 @@ import torch
 
 from data.images.decode import decode_samples, read_header
 from data.images.transforms import crop_resize, random_crop
-from data.loading.loader import LoadingError, evaluation_batches, open_shards, training_batches
+from data.loading.loader import LoadingError, evaluation_batches, training_batches
 from data.loading.order import Order
 from data.remote.config import CacheConfig
+from data.shards.shard_set import open_shards
 from engine.errors import UserError
 from engine.randomness import stream
 
@@ -212,7 +213,8 @@ def test_a_program_that_an_error_ends_does_not_wait_for_its_workers(write):
 
 DIES_OF_AN_ERROR = """
 import sys
-from data.loading.loader import open_shards, training_batches
+from data.loading.loader import training_batches
+from data.shards.shard_set import open_shards
 from data.loading.order import Order
 
 def ids(samples, *, step, micro_batch):

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from data.loading.loader import LoadingError, evaluation_batches, open_shards
+from data.loading.loader import LoadingError, evaluation_batches
 from data.remote.config import CacheConfig
+from data.shards.shard_set import open_shards
 from tests.unit.data.bad_server import BadServer
 from tests.unit.data.remote_set import Digests, content, order_of, train, write_set
 
@@ -128,7 +129,7 @@ def size_of(folder):
 PROGRAM = """
 import sys, time
 from data.remote.config import CacheConfig
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from tests.unit.data.remote_set import train
 from pathlib import Path
 batches = train(open_shards(sys.argv[1], cache=CacheConfig(folder=Path(sys.argv[2]))), steps=1000)

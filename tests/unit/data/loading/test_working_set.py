@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.loading.loader import open_shards
 from data.loading.working_set import check_cache, node_micro_batches, usual_working_set_bytes, working_set_bytes
 from data.remote.config import CacheConfig
+from data.shards.shard_set import open_shards
 from tests.unit.data.remote_set import order_of, train, write_set
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.loading.loader import open_shards
 from data.shards.scan import index_shards, scan_tar
+from data.shards.shard_set import open_shards
 
 REAL_SHARDS = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenette_128_shards"
 

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from data.loading.loader import open_shards
 from data.shards.manifest import read_manifest, write_manifest
+from data.shards.shard_set import open_shards
 
 
 def test_several_folders_read_as_one_set(write):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.images.decode import read_header
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from data.sources.coco import find_coco
 from data.sources.config import Preparation
 from data.sources.source import prepared, split_off

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.commands.verify import verify
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from data.sources.config import Preparation
 from data.sources.label_maps import find_label_maps, has_label_maps
 from data.sources.source import prepared, split_off

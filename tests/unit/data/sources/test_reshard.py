@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loading.loader import open_shards
 from data.shards.scan import index_shards
+from data.shards.shard_set import open_shards
 from data.sources.config import Preparation
 from data.sources.reshard import find_shards, is_plain_key, stored_samples
 from data.sources.source import prepared, split_off

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from data.writing.journal import Journal, Rejected, check_folder, resume_journal
 from data.writing.writer import NewSample, ShardLimits, resume_shards, write_shards
 

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 
-from data.loading.loader import open_shards
 from data.shards.index import ShardIndex
 from data.shards.manifest import read_manifest
+from data.shards.shard_set import open_shards
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample, ShardLimits, write_shards
 

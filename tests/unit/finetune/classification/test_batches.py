@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.classification.batches import TrainingBuilder
 from finetune.config import AugmentConfig
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data.loading.evaluation import EvaluationBuilder
-from data.loading.loader import evaluation_batches, open_shards
+from data.loading.loader import evaluation_batches
+from data.shards.shard_set import open_shards
 from finetune.classification.evaluate import evaluate
 from finetune.classification.metrics import score
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.detection.eval_only import measure
 from finetune.detection.ground_truth import complete_ids, read_truth
 from finetune.detection.task import train

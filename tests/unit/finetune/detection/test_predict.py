@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.detection.predict import draw_objects, object_predictor
 from finetune.detection.task import train
 

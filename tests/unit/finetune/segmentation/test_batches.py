@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.segmentation.batches import SegmentBuilder, WholeImageBuilder
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig
 from finetune.segmentation.void import VOID

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.network.start import resolve_start
 from finetune.segmentation.config import InferenceConfig
 from finetune.segmentation.evaluate import count_pixels, evaluate, whole_images

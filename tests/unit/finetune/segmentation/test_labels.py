@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.loading.loader import open_shards
+from data.shards.shard_set import open_shards
 from finetune.segmentation.config import LabelConfig
 from finetune.segmentation.labels import ClassError, check_label_maps, class_map, class_table
 from finetune.segmentation.void import VOID
