@@ -33,6 +33,6 @@ part() { # part NAME SECONDS MODULES WORDS...: run python WORDS if the modules a
 
 part step 120 timm benchmarks/steps/step.py --device cuda --rounds 10 --seconds 90
 part variants 130 timm,triton benchmarks/steps/step_variants.py --device cuda --rounds 10 --seconds 90
-part kernels 90 triton benchmarks/kernels/kernels.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
+part kernels 90 triton benchmarks/kernels/compare.py --device cuda --rounds 10 --sizes 224 --ratios 0.75
 part tests 110 pytest,beartype,jaxtyping -m pytest -q -m "gpu and not slow" --durations 5 tests/gpu
 part trainer 30 tyro,tensorboard,rich benchmarks/steps/trainer_overhead.py --network swin_base --micro-batch 64 --steps 20 --no-goal

@@ -1,6 +1,6 @@
 """Which implementation of window attention is the fastest on a GPU, from measurements.
 
-``python benchmarks/kernels/kernels.py --device cuda`` measures and prints lines of this table.
+``python benchmarks/kernels/compare.py --device cuda`` measures and prints lines of this table.
 """
 
 from typing import Literal

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.kernels.cluster_kernels import cases
-from benchmarks.kernels.kernels import EQUALITIES, FAMILIES
+from benchmarks.kernels.compare import EQUALITIES, FAMILIES
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Do our own GPU kernels pay? ``python benchmarks/kernels/kernels.py --device cuda``.
+"""Do our own GPU kernels pay? ``python benchmarks/kernels/compare.py --device cuda``.
 
 Each family of kernels is measured against the ways PyTorch has to compute the same, forward alone and with backward: CUDA
 events, median after a warm-up. On a CPU PyTorch's ways alone are timed (process CPU time); ``--interpret`` compares the values of our
