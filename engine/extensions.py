@@ -42,6 +42,11 @@ def split_extensions(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
     return files, rest
 
 
+def loaded_extensions() -> list[Path]:
+    """The files that are loaded, in their order: for what starts a program with them."""
+    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+
+
 def _load(path: Path) -> None:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{OPTION} takes a Python file, got {str(path)!r}, which is none or not there")

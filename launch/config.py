@@ -1,4 +1,4 @@
-"""What a cluster is, and what is asked of it. Imports no torch."""
+"""A cluster, as its file describes it, and the launcher's own options. Imports no torch."""
 
 import dataclasses
 import re
@@ -17,13 +17,16 @@ from engine.recipe import parse
 CLUSTERS = Path(__file__).resolve().parent / "clusters"
 
 _SECRET = re.compile(r"(?<![\w-])((?:\w*_)?(?:KEY|TOKEN|SECRET|PASSWORD))=", re.IGNORECASE)
-"""An assignment to a name whose last word, between underscores, says that it is a secret; --options are none."""
+"""An assignment to a name whose last part, between underscores, marks it as a secret; --options are none."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestartConfig:
-    """When a job starts again by itself. After preemption, time limits and lost nodes it does as long as there is progress."""
+    """When a job starts again by itself.
+
+    After preemption, time limits and lost nodes it does as long as there is progress.
+    """
 
     limit: int = 20
     """Restarts after failures in the whole run; 0 never restarts."""
@@ -43,7 +46,7 @@ class RestartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """A cluster, as its file in `launch/clusters/` describes it; `--cluster.OPTION value` changes one thing for one job."""
+    """A cluster, as its file in `launch/clusters/` says; `--cluster.OPTION value` changes one line for one job."""
 
     scheduler: Literal["slurm", "local"] = "slurm"
     """slurm: sbatch; local: on this machine, in the background, with no Slurm."""
@@ -70,11 +73,14 @@ class ClusterConfig:
     warning_s: int = 180
     """How long before the time limit a job is told to save; a checkpoint must fit into it."""
     step_wait_s: int = 300
-    """How long srun waits for the nodes of its job to be free of what ran there; then the job goes back into the queue."""
+    """How long srun waits for the nodes of its job to be free of what ran there; then the job is queued again."""
     exclusive: bool = False
     """Share nodes with nobody."""
     container: str | None = None
-    """Words before `python` where training processes start, such as `apptainer exec --nv green-pretrain.sif`; None: this Python."""
+    """Command before `python` for training processes, such as `apptainer exec --nv green-pretrain.sif`.
+
+    None: this Python.
+    """
     setup: tuple[str, ...] = ()
     """Shell lines before the job's start, such as `module load cuda/12.4`."""
     environment: tuple[str, ...] = ()
@@ -97,26 +103,26 @@ class ClusterConfig:
             )
         if self.warning_s < 1 or self.time_limit_min * 60 <= self.warning_s:
             raise UserError(
-                f"the warning comes warning-s before the end: expected at least 1 and less than the {self.time_limit_min} "
-                f"minutes of time-limit-min, got {self.warning_s}"
+                f"the warning comes warning-s before the end: expected at least 1 and less than the "
+                f"{self.time_limit_min} minutes of time-limit-min, got {self.warning_s}"
             )
         if not 1024 <= self.master_port <= 45_000:
             raise UserError(f"master-port must lie in 1024 to 45000, got {self.master_port}")
 
 
 def _refuse_secrets(option: str, lines: Sequence[str]) -> None:
-    """Refuse what would be written down with a job, and name it without its value."""
+    """Refuse a secret that would be written down with a job, and name it without its value."""
     for line in lines:
-        if found := _SECRET.search(line):
+        if match := _SECRET.search(line):
             raise UserError(
-                f"{option} holds {found[1]}, which may be a secret and would stand in the submitted script; "
+                f"{option} holds {match[1]}, which may be a secret and would stand in the submitted script; "
                 f"export it in the shell that submits instead: it is passed on"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitOptions:
-    """What of a command line is for the launcher; all other words go to the program as they are."""
+    """Submit a job of the program."""
 
     cluster: str = "local"
     """A name in launch/clusters/, or a YAML file of your own."""
@@ -136,20 +142,20 @@ class SubmitOptions:
 
 
 def processes_per_node(cluster: ClusterConfig) -> int:
-    """Return how many training processes a node starts."""
+    """Training processes that a node starts."""
     return cluster.processes_per_node or max(1, cluster.gpus_per_node or 0)
 
 
 def read_cluster(name: str, *, changes: tuple[str, ...] = ()) -> ClusterConfig:
-    """Return the cluster called ``name``, or that in a file of this name, with ``changes`` such as `--partition x`.
+    """Read the cluster called ``name``, or that in a file of this name, with ``changes`` such as `--partition x`.
 
     Raises:
         UserError: there is no such cluster; the message lists those there are.
     """
     path = CLUSTERS / f"{name}.yaml" if "/" not in name and not name.endswith(".yaml") else Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
-        raise UserError(f"--cluster takes one of {known}, or a YAML file, got {name!r}: {path} does not exist")
+        names = ", ".join(sorted(file.stem for file in CLUSTERS.glob("*.yaml")))
+        raise UserError(f"--cluster takes one of {names}, or a YAML file, got {name!r}: {path} does not exist")
     cluster = parse(ClusterConfig, ["--recipe", str(path), *changes])
     if cluster.gpus_per_node is None:
         return dataclasses.replace(cluster, gpus_per_node=_gpus_here() if cluster.scheduler == "local" else 0)

@@ -6,6 +6,9 @@ runs/x/launch/           open to nobody but its owner: what submitit writes here
 ├── events.jsonl         starts and ends of attempts, signals, decisions
 ├── cancelled            made by `cancel`: do not go on
 └── jobs/                submitit's: scripts, pickles, one log per node
+
+A job may wait or run while the checkout is updated: its folder, and the names in its pickle (`launch.node.NodeJob`) and
+in its script (`launch/main.py settle`), are read by every later version.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.extensions import OPTION
 from engine.run.durable import write_durably
 from engine.run.folder import make_private
 from launch.config import ClusterConfig, RestartConfig
@@ -71,16 +75,19 @@ class JobFolder:
     def write(self, job: Job) -> None:
         """Write down what is submitted."""
         self.recipe.write_text(job.call.recipe)
-        write_durably(self._job, json.dumps(dataclasses.asdict(job), indent=1, default=str).encode())
+        tree = dataclasses.asdict(job)
+        tree["call"]["words"] = tree["call"].pop("arguments")  # its name in the file
+        write_durably(self._job, json.dumps(tree, indent=1, default=str).encode())
 
     @contextlib.contextmanager
     def unless_refused(self) -> Iterator[None]:
         """Put back what was submitted before, and whether it was cancelled, if what is within fails."""
-        kept = {path: path.read_bytes() if path.exists() else None for path in (self._job, self.recipe, self.cancelled)}
+        files = (self._job, self.recipe, self.cancelled)
+        contents = {path: path.read_bytes() if path.exists() else None for path in files}
         try:
             yield
         except BaseException as error:
-            for path, content in kept.items():
+            for path, content in contents.items():
                 if content is None:
                     path.unlink(missing_ok=True)
                 else:
@@ -94,7 +101,7 @@ class JobFolder:
         self.write(dataclasses.replace(job, ids=(*job.ids, number)))
 
     def read(self) -> Job:
-        """Return what was submitted last.
+        """Read what was submitted last.
 
         Raises:
             UserError: nothing was submitted from here.
@@ -104,29 +111,34 @@ class JobFolder:
         except FileNotFoundError:
             raise UserError(f"{self.run} has no job: expected {self._job}, which launch/main.py writes") from None
         call, cluster = tree["call"], tree["cluster"]
+        cluster["setup"], cluster["environment"] = tuple(cluster["setup"]), tuple(cluster["environment"])
+        cluster["restart"] = RestartConfig(**cluster["restart"])
         return Job(
-            call=Call(**{**call, "words": tuple(call["words"]), "folder": Path(call["folder"])}),
-            cluster=ClusterConfig(
-                **{
-                    **cluster,
-                    "setup": tuple(cluster["setup"]),
-                    "environment": tuple(cluster["environment"]),
-                    "restart": RestartConfig(**cluster["restart"]),
-                }
+            call=Call(
+                program=call["program"],
+                arguments=tuple(call["words"]),
+                folder=Path(call["folder"]),
+                recipe=call["recipe"],
+                starter=call["starter"],
+                zero_stage=call["zero_stage"],
+                extensions=tuple(map(Path, call.get("extensions", ()))),
             ),
+            cluster=ClusterConfig(**cluster),
             nodes=tree["nodes"],
             cwd=tree["cwd"],
             ids=tuple(tree["ids"]),
         )
 
     def exists(self) -> bool:
-        """Return whether anything was submitted for this run."""
+        """Whether anything was submitted for this run."""
         return self._job.is_file()
 
     def program(self, job: Job) -> list[str]:
-        """Return script and options of the program as a node runs it."""
+        """Write the program's command line as a node runs it: script and arguments."""
         recipe = str(self.recipe.absolute())
-        return [str(job.call.script), *(recipe if word == RECIPE else word for word in job.call.words)]
+        extensions = [part for path in job.call.extensions for part in (OPTION, str(path))]
+        arguments = [recipe if argument == RECIPE else argument for argument in job.call.arguments]
+        return [str(job.call.script), *arguments, *extensions]
 
     def note(self, event: str, **particulars: Any) -> None:
         """Add a line to the events."""
@@ -135,25 +147,21 @@ class JobFolder:
             file.write(json.dumps(line) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far; a line cut short by a kill is left out."""
-        return list(self._read_events())
+        """Read the events so far; a line cut short by a kill is left out."""
+        events: list[dict[str, Any]] = []
+        for line in self._events.read_text().splitlines() if self._events.exists() else ():
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+        return events
 
     def newest_step(self) -> int:
-        """Return the step of the newest checkpoint, 0 without one."""
+        """Look up the step of the newest checkpoint, 0 without one."""
         names = (path.name for path in (self.run / "checkpoints").glob("step-*[0-9]"))
         return max((int(name.removeprefix("step-")) for name in names), default=0)
 
     def stopped(self) -> dict[str, Any] | None:
-        """Return what a run that was stopped and saved says of it; None if it was not."""
+        """Read what a run that was stopped and saved wrote of it; None if it was not."""
         try:
             return json.loads((self.run / "stopped.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
-
-    def _read_events(self) -> Iterator[dict[str, Any]]:
-        text = self._events.read_text() if self._events.exists() else ""
-        for line in text.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue

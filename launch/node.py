@@ -1,4 +1,4 @@
-"""What runs on every node of a job: starts its training processes, hands signals on, and says how they ended."""
+"""What runs on every node of a job: starts its training processes, hands signals on, and notes how they ended."""
 
 import logging
 import math
@@ -39,7 +39,11 @@ LOCAL_REQUEUE = 144
 
 
 class NodeJob:
-    """The function that submitit calls on each node; all it needs is read from the run folder when it starts."""
+    """The function that submitit calls on each node; all it needs is read from the run folder when it starts.
+
+    Jobs in the queue were pickled with this class's module and its attribute ``runs``: neither may change, or a job
+    that waits, or is requeued, while the checkout is updated would not start.
+    """
 
     def __init__(self, *runs: Path) -> None:
         self.runs = runs
@@ -72,7 +76,7 @@ class NodeJob:
 
 @dataclass
 class _Signals:
-    """The stop signals that arrived, from ``with`` on; that a job was cancelled counts as one."""
+    """Notes the stop signals that arrive while it is entered; that a job was cancelled counts as one."""
 
     first: signal.Signals | None = None
     at: float = 0.0
@@ -89,7 +93,7 @@ class _Signals:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def look(self, folder: JobFolder, job: Job) -> None:
-        """Take the file that `cancel` makes for its signal, which is lost while the batch script is not here yet."""
+        """Count the file that `cancel` makes as its signal, which is lost while the batch script is not here yet."""
         if self.first is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + CANCEL_LOOK_S
             if _is_cancelled(folder, job):
@@ -101,12 +105,12 @@ class _Signals:
 
 
 def _is_cancelled(folder: JobFolder, job: Job) -> bool:
-    """Return whether the user ended it; the doctor says that of its own job so that it never goes on."""
+    """Whether the user ended it; the doctor marks its own job so, that it never goes on."""
     return job.call.program != DOCTOR and folder.cancelled.exists()
 
 
 def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -> int:
-    """Start this node's processes once and wait for their end; return the exit code."""
+    """Start this node's processes once, wait for their end, and give their exit code."""
     environment, call = JobEnvironment(), job.call
     place = place_of(
         job.cluster,
@@ -120,16 +124,13 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         (folder.run / "stopped.json").unlink(missing_ok=True)
         hosts = list(environment.hostnames)
         folder.note("start", step=folder.newest_step(), restarts=restarts, job=environment.job_id, hosts=hosts)
+    python = python_command(job.cluster)
     command = start_command(
-        folder.program(job),
-        starter=call.starter,
-        zero_stage=call.zero_stage,
-        place=place,
-        python=python_command(job.cluster),
+        folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
     )
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
     environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
-    stop_with = signal.SIGUSR2 if call.hears_warnings else signal.SIGTERM
+    stop_with = signal.SIGUSR2 if call.saves_on_warning else signal.SIGTERM
     processes = ProcessTree(command, environ, stop_with=stop_with, is_training=call.starter == "python")
     stop = _Stop(folder, job, signals=signals, job_id=environment.raw_job_id, is_first=place.node == 0)
     while (code := processes.poll()) is None:
@@ -145,7 +146,7 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
 
 
 class _Stop:
-    """What node 0 writes down, and does, while processes that were asked to stop save and end."""
+    """Node 0's part while processes that were told to stop save and end: notes, and a requeue where they are late."""
 
     def __init__(self, folder: JobFolder, job: Job, *, signals: _Signals, job_id: str, is_first: bool) -> None:
         self._folder, self._signals, self._job_id, self._is_first = folder, signals, job_id, is_first
@@ -185,14 +186,14 @@ class _Stop:
             self._requeue_at = time.time() + REQUEUE_AGAIN_S
 
     def _once(self, name: str) -> bool:
-        """Return whether this is the first time."""
+        """Whether this is the first call with this name."""
         is_new = name not in self._done
         self._done.add(name)
         return is_new
 
 
 def _on_this_machine(folder: JobFolder, job: Job, *, signals: _Signals) -> int:
-    """Run, and run again after failures: here nobody else does."""
+    """Run, and run again after failures: without Slurm nothing else does."""
     restarts = 0
     while True:
         code = _attempt(folder, job, signals=signals, restarts=restarts)

@@ -1,4 +1,7 @@
-"""The programs that can be submitted, and what is checked of their command lines before anything is queued. Imports no torch."""
+"""The programs that can be submitted, and the checks of their command lines before anything is queued.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from data.remote.locations import check_location, is_remote
 from data.sources.config import Write
 from engine.config import micro_batches_of
 from engine.errors import UserError
+from engine.extensions import loaded_extensions
 from engine.recipe import dump, parse
 from engine.run.folder import changed_fields
 from engine.run.lock import describe, find_holder
@@ -20,11 +24,12 @@ from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 Starter = Literal["accelerate", "torchrun", "python"]
+PROGRAMS = ("pretrain", "finetune", "data")
 DOCTOR = "launch/doctor"
 PROOF = "verify-resume"
-"""The first word of a pretraining call that proves and does not train."""
+"""The command of the pretraining program that proves and does not train."""
 RECIPE = "RECIPE"
-"""Stands in a call's words for the file with its resolved recipe."""
+"""Stands in a call's arguments for the file with its resolved recipe."""
 STARTERS: dict[str, Starter] = {
     "auto": "accelerate",
     "deepspeed": "accelerate",
@@ -39,7 +44,7 @@ class Call:
 
     program: str
     """`pretrain`, `finetune`, `data` or DOCTOR."""
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     """What follows `main.py` in the job; RECIPE stands for the resolved recipe's file."""
     folder: Path
     """The run folder."""
@@ -48,7 +53,9 @@ class Call:
     starter: Starter
     """How its processes start."""
     zero_stage: int
-    """What accelerate is told of DeepSpeed."""
+    """DeepSpeed's ZeRO stage, for accelerate."""
+    extensions: tuple[Path, ...] = ()
+    """Python files from outside the packages that the program imports first."""
 
     @property
     def script(self) -> Path:
@@ -56,21 +63,27 @@ class Call:
         return ROOT / self.program / "main.py"
 
     @property
-    def hears_warnings(self) -> bool:
-        """Whether its processes save when SIGUSR2 comes; what does not is ended by SIGTERM."""
-        return self.program != "data" and self.words[:1] != (PROOF,)
+    def is_proof(self) -> bool:
+        """Whether it is no training but the proof that resuming is exact."""
+        return self.arguments[:1] == (PROOF,)
+
+    @property
+    def saves_on_warning(self) -> bool:
+        """Whether its processes save when SIGUSR2 comes; others are ended by SIGTERM."""
+        return self.program != "data" and not self.is_proof
 
 
-def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Call:
-    """Return the call that a command line means, after every check that needs neither torch nor a GPU.
+def check_call(program: str, arguments: Sequence[str], *, num_processes: int) -> Call:
+    """Read a program's command line, with every check that needs neither torch nor a GPU.
 
     Raises:
-        UserError: what the program itself would refuse: processes that do not divide the micro-batches, shards that are
-            not there, another recipe than the one that made the checkpoints in the run folder, or a run folder in use.
+        UserError: what the program itself would refuse: processes that do not divide the micro-batches, shards that
+            are not there, another recipe than the one that made the checkpoints in the run folder, or a run folder in
+            use.
         SystemExit: the options do not parse; what is wrong has been printed.
     """
-    task, rest = choose_task(words) if program == "finetune" else (None, words)
-    config: Any = parse(PretrainConfig if task is None else CONFIGS[task], rest)
+    task, options = choose_task(arguments) if program == "finetune" else (None, arguments)
+    config: Any = parse(PretrainConfig if task is None else CONFIGS[task], options, program=f"{program}/main.py")
     micro_batches_of(
         0, world_size=num_processes, batch_size=config.data.batch_size, micro_batch_size=config.data.micro_batch_size
     )
@@ -79,44 +92,52 @@ def check_call(program: str, words: Sequence[str], *, num_processes: int) -> Cal
     _check_run_folder(config)
     return Call(
         program=program,
-        words=("--recipe", RECIPE),
+        arguments=("--recipe", RECIPE),
         folder=config.run.folder,
         recipe=dump(config),
         starter=STARTERS[config.distributed.engine],
         zero_stage=config.distributed.zero_stage,
+        extensions=tuple(loaded_extensions()),
     )
 
 
-def check_write(words: Sequence[str]) -> Call:
-    """Return the call of `data/main.py write` that a command line means; killed, the same command goes on.
+def check_write(arguments: Sequence[str]) -> Call:
+    """Read a command line of `data/main.py write`; killed, the same command goes on.
 
     Raises:
         UserError: it is another of the data program's commands, or the source is not there.
         SystemExit: the options do not parse; what is wrong has been printed.
     """
-    if not words or words[0] != "write":
+    if not arguments or arguments[0] != "write":
         raise UserError(
-            f"data takes the command write, got {words[0] if words else 'nothing'}; run the others where you are"
+            f"data takes the command write, got {arguments[0] if arguments else 'nothing'}; "
+            "run the others where you are"
         )
-    options = tyro.cli(Write, args=words[1:], prog="launch/main.py data write")
+    options = tyro.cli(Write, args=arguments[1:], prog="data/main.py write")
     if options.format != "scenes" and options.source != "scenes" and not Path(check_location(options.source)).exists():
         raise UserError(
             f"--source {options.source} does not exist here; it must lie where this machine and the nodes see it"
         )
     folder = options.out.with_name(f"{options.out.name}.job")
-    return Call(program="data", words=tuple(words), folder=folder, recipe="", starter="python", zero_stage=0)
+    return Call(
+        program="data",
+        arguments=tuple(arguments),
+        folder=folder,
+        recipe="",
+        starter="python",
+        zero_stage=0,
+        extensions=tuple(loaded_extensions()),
+    )
 
 
 def _shards(config: Any) -> Iterator[str]:
     """Yield where the labelled and unlabelled shards of a config lie."""
     yield from config.data.shards
     probe = getattr(config, "probe", None)
-    for location in (
-        getattr(config, "val_shards", None),
-        *(() if probe is None else (probe.train_shards, probe.val_shards)),
-    ):
-        if location is not None:
-            yield str(location)
+    labelled = [getattr(config, "val_shards", None)]
+    if probe is not None:
+        labelled += [probe.train_shards, probe.val_shards]
+    yield from (str(location) for location in labelled if location is not None)
 
 
 def _check_shards(location: str) -> None:
@@ -124,8 +145,8 @@ def _check_shards(location: str) -> None:
     location = check_location(location)
     if not is_remote(location) and not (Path(location) / "manifest.json").is_file():
         raise UserError(
-            f"{location} holds no shards: expected manifest.json in it, which `data/main.py write` or `index` makes; the "
-            f"folder must lie on a file system that this machine and the nodes share"
+            f"{location} holds no shards: expected manifest.json in it, which `data/main.py write` or `index` makes; "
+            f"the folder must lie on a file system that this machine and the nodes share"
         )
 
 

@@ -1,4 +1,4 @@
-"""What Slurm's own commands say and do: squeue, scontrol, scancel."""
+"""Slurm's own commands: squeue, scontrol, scancel."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Queued:
-    """A job that Slurm still knows to be waiting, running or ending."""
+    """A job that waits, runs or ends."""
 
     state: str
     """PENDING, RUNNING, COMPLETING, ..."""
@@ -30,7 +30,7 @@ class Queued:
 
 
 def find(job_id: str) -> Queued | None:
-    """Return the job's place in the queue; None where it is not in it any more.
+    """Look up a job's place in the queue; None where it is not in it any more.
 
     Raises:
         SlurmError: Slurm does not say; a controller that restarts does not for a while.
@@ -56,7 +56,8 @@ ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNA
 def requeue(job_id: str, *, wait_s: int) -> None:
     """Put a running job, which this ends, back into the queue, to start ``wait_s`` from now at the earliest."""
     _run("scontrol", "requeue", job_id)
-    # without this it waits for its credentials to expire, about two minutes; in the second of the requeue they are refused
+    # without this it waits for its credentials to expire, about two minutes; in the second of the requeue itself
+    # the update is refused
     with contextlib.suppress(SlurmError):
         _run("scontrol", "update", f"JobId={job_id}", f"StartTime=now+{max(wait_s, 3)}")
 
@@ -96,5 +97,5 @@ def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 def _failure(command: Sequence[str], done: subprocess.CompletedProcess[str]) -> SlurmError:
-    said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-    return SlurmError(f"Slurm does not answer, or refuses: `{' '.join(command)}` failed: {said}")
+    reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+    return SlurmError(f"Slurm does not answer, or refuses: `{' '.join(command)}` failed: {reason}")

@@ -1,4 +1,4 @@
-"""Submitting through submitit: what Slurm is asked for, and what it is shown to be asked for."""
+"""Submitting through submitit: what Slurm is asked for."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from launch.program_calls import ROOT
 
 
 def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list[str]:
-    """Submit one job, or an array of them; return their numbers. ``base`` is the folder that keeps submitit's files.
+    """Submit one job, or an array of them, and number them. ``base`` is the folder that keeps submitit's files.
 
     Raises:
         UserError: Slurm refuses them, in its words; the run folders are as before.
@@ -30,10 +30,10 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
     store = JobFolder(base)
     for folder in (store, *(JobFolder(job.call.folder) for job in jobs)):
         folder.make()
-    with contextlib.ExitStack() as kept:  # all is written before: a job may start at once
+    with contextlib.ExitStack() as before:  # all is written before: a job may start at once
         for job in jobs:
             folder = JobFolder(job.call.folder)
-            kept.enter_context(folder.unless_refused())
+            before.enter_context(folder.unless_refused())
             folder.cancelled.unlink(missing_ok=True)
             folder.write(job)
             folder.note("submit", nodes=job.nodes)
@@ -47,7 +47,7 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
 
 
 def script(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> str:
-    """Return the script that sbatch would be given."""
+    """Write the script that sbatch would be given."""
     parameters = slurm_parameters(jobs, name=name, parallel=parallel)
     if len(jobs) > 1:
         parameters["map_count"] = len(jobs)
@@ -57,17 +57,18 @@ def script(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> str:
 
 
 def slurm_parameters(jobs: Sequence[Job], *, name: str, parallel: int) -> dict[str, Any]:
-    """Return what submitit makes sbatch options and the script of."""
+    """Name submitit's parameters, of which it makes the options of sbatch and the script."""
     job, cluster = jobs[0], jobs[0].cluster
     more: dict[str, Any] = {"requeue": True, "chdir": job.cwd}
+    # if one node fails, srun ends the others; nodes that a killed attempt still occupies are waited for
     srun = ["--kill-on-bad-exit=1", f"--immediate={cluster.step_wait_s}"]
     if cluster.memory_gib is not None:
         more["mem"] = f"{cluster.memory_gib}G" if cluster.memory_gib else "0"
     if cluster.cpus_per_node is not None:
-        srun.append(f"--cpus-per-task={cluster.cpus_per_node}")
-    runs = " ".join(shlex.quote(str(other.call.folder)) for other in jobs)
+        srun.append(f"--cpus-per-task={cluster.cpus_per_node}")  # which srun does not take from sbatch
+    runs = " ".join(shlex.quote(str(each.call.folder)) for each in jobs)
     settle = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'launch' / 'main.py'))} settle"
-    asked = {
+    optional = {
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -93,13 +94,13 @@ def slurm_parameters(jobs: Sequence[Job], *, name: str, parallel: int) -> dict[s
         "teardown": [f"{settle} $? {runs}"],
         "srun_args": srun,
         "additional_parameters": more,
-        **{option: value for option, value in asked.items() if value is not None},
+        **{option: value for option, value in optional.items() if value is not None},
     }
 
 
 def _hand_over(jobs: Sequence[Job], *, store: JobFolder, name: str, parallel: int) -> list[str]:
     job = jobs[0]
-    runs = [one.call.folder.absolute() for one in jobs]
+    runs = [each.call.folder.absolute() for each in jobs]
     if job.cluster.scheduler == "local":
         return [_start_here(job, runs=runs, store=store)] * len(jobs)
     executor = SlurmExecutor(folder=store.jobs.absolute())
@@ -124,11 +125,11 @@ def _start_here(job: Job, *, runs: Sequence[Path], store: JobFolder) -> str:
 def _detached() -> Iterator[None]:
     """Start children in a process group of their own, so that Ctrl-C here does not reach them, and without our output.
 
-    Whoever reads that would wait for them until they end.
+    A reader of our output would wait for them until they end.
     """
     sys.stdout.flush()
     group = os.getpgrp()
-    kept = [os.dup(1), os.dup(2)]
+    outputs = [os.dup(1), os.dup(2)]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         with contextlib.suppress(PermissionError):  # the leader of a session has a group of its own already
@@ -137,7 +138,7 @@ def _detached() -> Iterator[None]:
         os.dup2(nowhere, 2)
         yield
     finally:
-        for number, copy in enumerate(kept, start=1):
+        for number, copy in enumerate(outputs, start=1):
             os.dup2(copy, number)
             os.close(copy)
         os.close(nowhere)

@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from launch import slurm_queue
 from launch.attempt.restart import Decision, Outcome, decide
@@ -50,8 +52,18 @@ def outcome_of(folder: JobFolder, *, exit_code: int) -> Outcome:
     return "stopped" if has_started and _had_warning(folder) else "failed"
 
 
-def settle(exit_code: int, runs: Sequence[Path]) -> None:
-    """End a Slurm job, as the last line of its script; an array's job finds its own run by its number.
+@dataclass(frozen=True)
+class SettleOptions:
+    """End an attempt: write down how it ended, and put the job back into the queue if it goes on."""
+
+    exit_code: tyro.conf.Positional[int]
+    """Of what ran before in the job's script."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of the job; an array's job finds its own by its number."""
+
+
+def settle(options: SettleOptions) -> None:
+    """End a Slurm job, as the last line of its script.
 
     Raises:
         SystemExit: always, with the job's exit code.
@@ -59,6 +71,7 @@ def settle(exit_code: int, runs: Sequence[Path]) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):  # they come with the requeue below
         signal.signal(number, signal.SIG_IGN)
     log_to_job()
+    exit_code, runs = options.exit_code, options.runs
     folder = JobFolder(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0])
     decision = end_attempt(folder, folder.read(), exit_code=exit_code)
     if not decision.go_on:
@@ -85,7 +98,7 @@ def log_to_job() -> None:
 
 
 def _requeue(job_id: str, *, wait_s: int) -> bool:
-    """Put this job back into the queue; False where that is Slurm's own work. A Slurm without an answer is asked again."""
+    """Put this job back into the queue, trying again while Slurm does not answer; False where Slurm does it itself."""
     for tries_left in reversed(range(NUM_TRIES)):
         try:
             queued = slurm_queue.find(job_id)

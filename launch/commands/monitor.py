@@ -1,4 +1,4 @@
-"""Looking after jobs that were submitted: how they stand, what they say, and ending them."""
+"""The commands that look after submitted jobs: status, logs and cancel."""
 
 import contextlib
 import os
@@ -6,50 +6,122 @@ import signal
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+import tyro
+from rich.console import Console
 from rich.table import Table
 
+from engine.commands import ExistingRun
 from engine.errors import UserError
 from engine.run.status import status as run_status
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 
+Options = TypeVar("Options", bound=ExistingRun)
 LAST_EVENTS = 12
+FOLLOW_S = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogOptions:
-    """What a job said."""
+@dataclass(frozen=True)
+class LogOptions(ExistingRun):
+    """Show what a job prints."""
 
+    _: KW_ONLY
     node: int = 0
-    """Of this node."""
+    """The node that prints it."""
     lines: int = 40
     """How many lines from the end."""
     follow: bool = False
     """Go on until interrupted."""
 
 
+@dataclass(frozen=True)
+class CancelOptions(ExistingRun):
+    """End a job; `resume` goes on."""
+
+    _: KW_ONLY
+    now: bool = False
+    """Without saving: go on from the last checkpoint."""
+
+
+def parse_run(argv: Sequence[str], program: str) -> ExistingRun:
+    """Read which run is meant."""
+    return _parse(ExistingRun, argv, program=program)
+
+
+def parse_logs(argv: Sequence[str], program: str) -> LogOptions:
+    """Read which logs to show."""
+    return _parse(LogOptions, argv, program=program)
+
+
+def parse_cancel(argv: Sequence[str], program: str) -> CancelOptions:
+    """Read which job to end, and how."""
+    return _parse(CancelOptions, argv, program=program)
+
+
+def check_run(folder: Path, *, program: str) -> None:
+    """Refuse a run folder that is not there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{program} takes one run folder that exists, got {folder}")
+
+
+def show_status(options: ExistingRun) -> None:
+    """Print where a run stands."""
+    console = Console()
+    for table in status(JobFolder(options.folder)):
+        console.print(table)
+
+
+def show_logs(options: LogOptions) -> None:
+    """Print the end of a node's log, and what is added to it.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = log_file(JobFolder(options.folder), node=options.node)
+    with path.open() as file:
+        sys.stdout.writelines(deque(file, options.lines))
+        with contextlib.suppress(KeyboardInterrupt):
+            while options.follow:
+                sys.stdout.flush()
+                text = file.read()
+                sys.stdout.write(text)
+                if not text:
+                    time.sleep(FOLLOW_S)
+
+
+def cancel_job(options: CancelOptions) -> None:
+    """End the newest job of a run, and say what happens to it."""
+    Console(soft_wrap=True).print(cancel(JobFolder(options.folder), now=options.now))
+
+
 def status(folder: JobFolder) -> list[Table]:
-    """Return tables that say how the job stands in the queue, what happened to it, and how far the run is."""
+    """Show in tables how the job stands in the queue, what happened to it, and how far the run is."""
     job = folder.read()
     table = Table(title=f"jobs of {folder.run}", show_header=False)
     table.add_row("job", job.ids[-1] if job.ids else "not submitted")
-    table.add_row("state", _state_in_words(job))
+    table.add_row("state", _state_or_unknown(job))
     for event in folder.events()[-LAST_EVENTS:]:
-        at = datetime.fromtimestamp(event["time"]).astimezone().isoformat(" ", "seconds")
-        said = ", ".join(
-            f"{key} {value}" for key, value in event.items() if key not in ("event", "time") and value is not None
+        at = datetime.fromtimestamp(event.pop("time")).astimezone().isoformat(" ", "seconds")
+        name = event.pop("event")
+        table.add_row(
+            at, f"{name}: " + ", ".join(f"{key} {value}" for key, value in event.items() if value is not None)
         )
-        table.add_row(at, f"{event['event']}: {said}")
     return [table, *([run_status(folder.run)] if (folder.run / "config.yaml").exists() else [])]
 
 
-def state(job: Job) -> str:
-    """Return how the newest job stands, in words.
+def queue_state(job: Job) -> str:
+    """Say how the newest job stands.
 
     Raises:
         SlurmError: Slurm does not answer, which says nothing of the job.
@@ -66,9 +138,9 @@ def state(job: Job) -> str:
     return f"{queued.state} on {queued.nodes} since {queued.starts}"
 
 
-def _state_in_words(job: Job) -> str:
+def _state_or_unknown(job: Job) -> str:
     try:
-        return state(job)
+        return queue_state(job)
     except slurm_queue.SlurmError as error:
         return f"unknown: {error}"
 
@@ -82,33 +154,15 @@ def check_not_queued(folder: JobFolder) -> None:
     if not folder.exists():
         return
     job = folder.read()
-    if job.ids and state(job) != "ended":
+    if job.ids and (state := queue_state(job)) != "ended":
         raise UserError(
-            f"job {job.ids[-1]} of {folder.run} is still {state(job)}; wait, or end it with "
+            f"job {job.ids[-1]} of {folder.run} is still {state}; wait, or end it with "
             f"`python launch/main.py cancel {folder.run}`"
         )
 
 
-def logs(folder: JobFolder, options: LogOptions) -> None:
-    """Print the end of a node's log, and what is added to it.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = log_file(folder, node=options.node)
-    with path.open() as file:
-        sys.stdout.writelines(deque(file, options.lines))
-        with contextlib.suppress(KeyboardInterrupt):
-            while options.follow:
-                sys.stdout.flush()
-                text = file.read()
-                sys.stdout.write(text)
-                if not text:
-                    time.sleep(0.5)
-
-
 def log_file(folder: JobFolder, *, node: int) -> Path:
-    """Return the log of a node of the newest job.
+    """Find the log of a node of the newest job.
 
     Raises:
         UserError: there is none.
@@ -119,14 +173,14 @@ def log_file(folder: JobFolder, *, node: int) -> Path:
         path = base.jobs / f"{number}_{node}_log.out"
         if path.is_file():
             return path
-    raise UserError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {_state_in_words(job)}")
+    raise UserError(f"{folder.jobs / f'{number}_{node}_log.out'} is not there; the job is {_state_or_unknown(job)}")
 
 
 def cancel(folder: JobFolder, *, now: bool) -> str:
-    """End the newest job: saved at the next step, or at once; return what was done."""
+    """End the newest job, saved after its step or at once; say what happens to it."""
     job = folder.read()
-    if state(job) in ("ended", "not submitted"):
-        return f"nothing to cancel: the job of {folder.run} is {state(job)}"
+    if (state := queue_state(job)) in ("ended", "not submitted"):
+        return f"nothing to cancel: the job of {folder.run} is {state}"
     folder.cancelled.touch()
     number = job.ids[-1]
     if job.cluster.scheduler == "local":
@@ -145,16 +199,22 @@ def _end_here(process: psutil.Process, *, now: bool) -> None:
     if not now:
         process.send_signal(signal.SIGTERM)
         return
-    for one in [process, *process.children(recursive=True)]:
+    for each in [process, *process.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            each.kill()
 
 
 def _process(job: Job) -> psutil.Process | None:
-    """Return submitit's process of a job on this machine, if it still runs."""
+    """Find submitit's process of a job on this machine, if it still runs."""
     try:
         process = psutil.Process(int(job.ids[-1]))
-        ours = "submitit.local._local" in process.cmdline() and process.uids().real == os.getuid()
-        return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+        is_ours = "submitit.local._local" in process.cmdline() and process.uids().real == os.getuid()
+        return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+
+
+def _parse(options_class: type[Options], argv: Sequence[str], *, program: str) -> Options:
+    options = tyro.cli(options_class, args=argv, prog=program)
+    check_run(options.folder, program=program)
+    return options

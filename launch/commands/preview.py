@@ -20,29 +20,29 @@ def show_plan(jobs: Sequence[Job], *, base: Path, name: str, parallel: int, cons
         console.print(script(jobs, base=base, name=name, parallel=parallel), markup=False)
     else:
         console.print("# a process on this machine, in the background", markup=False)
-    for one in jobs:
-        if one.call.recipe:
-            console.print(f"# {JobFolder(one.call.folder).recipe}:\n{one.call.recipe}", markup=False)
+    for each in jobs:
+        if each.call.recipe:
+            console.print(f"# {JobFolder(each.call.folder).recipe}:\n{each.call.recipe}", markup=False)
     console.print(f"# on each of {job.nodes} node(s), in {job.cwd}:", markup=False)
-    for one in jobs:
-        console.print(_command(one), markup=False)
+    for each in jobs:
+        console.print(_command(each), markup=False)
 
 
 def _command(job: Job) -> str:
-    """Return a node's command; its number, the first node's name and the port are known only in the job."""
+    """Write a node's command; its number, the first node's name and the port are known only in the job."""
     place = Place(node=0, nodes=job.nodes, processes=processes_per_node(job.cluster), master="FIRST-NODE", port=0)
     call = job.call
-    words = start_command(
+    command = start_command(
         JobFolder(call.folder).program(job),
         starter=call.starter,
         zero_stage=call.zero_stage,
         place=place,
         python=python_command(job.cluster),
     )
-    text = " ".join(f"{key}={shlex.quote(value)}" for key, value in process_environment(job.cluster).items())
-    line = f"{text} {shlex.join(words)}".strip()
+    variables = [f"{name}={shlex.quote(value)}" for name, value in process_environment(job.cluster).items()]
     return (
-        line.replace("--machine_rank 0", "--machine_rank NODE")
+        " ".join([*variables, shlex.join(command)])
+        .replace("--machine_rank 0", "--machine_rank NODE")
         .replace("--node-rank 0", "--node-rank NODE")
         .replace("_port 0", "_port PORT")
         .replace("-port 0", "-port PORT")

@@ -19,7 +19,8 @@ def check_space(folder: Path, *, num_parameters: int, kept: int) -> Finding:
     needed, free = checkpoint * (kept + 1), shutil.disk_usage(folder).free
     return judged(
         "disk space",
-        f"{free / 2**30:.1f} GiB free, {kept} + 1 checkpoints of {checkpoint / 2**30:.2f} GiB take {needed / 2**30:.1f} GiB",
+        f"{free / 2**30:.1f} GiB free, {kept} + 1 checkpoints of {checkpoint / 2**30:.2f} GiB take "
+        f"{needed / 2**30:.1f} GiB",
         fail=free < needed,
         warn=free < 2 * needed,
         advice="free space, take another --run.folder, or keep fewer (--run.keep-last, --run.keep-every-steps)",
@@ -47,7 +48,8 @@ def check_write_speed(folder: Path, *, num_parameters: int, num_bytes: int = WRI
         "write speed",
         f"{per_s / 2**20:.0f} MiB/s from one node, a checkpoint takes {save_s:.1f} s",
         warn=save_s > LONG_SAVE_S,
-        advice="save less often (--run.save-every-steps), and give the scheduler's warning (--cluster.warning-s) the time",
+        advice="save less often (--run.save-every-steps), and give the scheduler's warning (--cluster.warning-s) the "
+        "time",
     )
 
 
@@ -57,7 +59,7 @@ def leave_mark(folder: Path, *, token: str, rank: int) -> None:
 
 
 def check_shared(folder: Path, *, token: str, world_size: int, wait_s: float = 10.0) -> list[int]:
-    """Return the ranks whose files cannot be seen here; network file systems get some time to show them."""
+    """List the ranks whose files cannot be seen here; network file systems get some time to show them."""
     deadline = time.monotonic() + wait_s
     while True:
         absent = [rank for rank in range(world_size) if not _mark(folder, token, rank).exists()]

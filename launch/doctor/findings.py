@@ -1,4 +1,4 @@
-"""What a check found, and the table of all that was found."""
+"""The findings of checks, their file and their table."""
 
 import json
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ class Finding:
     """One line of the doctor's table."""
 
     check: str
-    """What was looked at."""
+    """Its subject."""
     level: Level
     """How bad it is."""
     said: str
-    """What was found, with its unit."""
+    """The finding in words, with its unit."""
     advice: str = ""
     """What to do about it; empty where all is well."""
 
 
 def judged(check: str, said: str, *, warn: bool = False, fail: bool = False, advice: str = "") -> Finding:
-    """Return a finding whose advice stands only where it is needed."""
+    """Make a finding whose advice is left out where all is well."""
     level: Level = "failure" if fail else "warning" if warn else "ok"
     return Finding(check=check, level=level, said=said, advice=advice if level != "ok" else "")
 
@@ -40,7 +40,7 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
 
 
 def read_findings(folder: Path) -> list[Finding]:
-    """Return the findings that a job wrote; none if it did not come so far."""
+    """Read the findings that a job wrote; none if it did not come so far."""
     try:
         return [Finding(**finding) for finding in json.loads((folder / FILE).read_text())]
     except (FileNotFoundError, ValueError):
@@ -48,7 +48,7 @@ def read_findings(folder: Path) -> list[Finding]:
 
 
 def findings_table(findings: Sequence[Finding], *, title: str) -> Table:
-    """Return the findings as a table, the worst in colour."""
+    """Show the findings as a table, the worst in colour."""
     table = Table(title=title, show_lines=False)
     for heading in ("check", "", "found", "what to do"):
         table.add_column(heading, overflow="fold")

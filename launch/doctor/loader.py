@@ -11,8 +11,8 @@ from pretrain.config import PretrainConfig
 IMAGES = 128
 
 
-def check_reading(config: PretrainConfig, *, processes_per_node: int, gpu_images_per_s: float | None) -> list[Finding]:
-    """Read and crop some images on one core of this node, and compare all its loader workers with what a GPU takes."""
+def check_loader(config: PretrainConfig, *, processes_per_node: int, gpu_images_per_s: float | None) -> list[Finding]:
+    """Read and crop some images on one core of this node, and compare all its loader workers with a GPU's need."""
     try:
         shards = open_shards(config.data.shards[0], cache=config.data.cache)
         figures = measure(shards, num_images=IMAGES, size=config.backbone.img_size[0], decode=config.data.decode)
@@ -30,8 +30,8 @@ def check_reading(config: PretrainConfig, *, processes_per_node: int, gpu_images
             f"{per_process:.0f} images/s per process with {workers} workers on {cores} cores of the node{need}",
             warn=gpu_images_per_s is not None and per_process < gpu_images_per_s,
             fail=bool(figures["bad_images"]),
-            advice="more cores (--cluster.cpus-per-node) and --data.workers, --data.decode scaled, smaller images in the shards; "
-            "broken images: `data/main.py verify`",
+            advice="more cores (--cluster.cpus-per-node) and --data.workers, --data.decode scaled, smaller images in "
+            "the shards; broken images: `data/main.py verify`",
         ),
         judged(
             "loader workers",

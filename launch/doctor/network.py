@@ -22,7 +22,7 @@ def join(*, timeout_s: float) -> None:
 
 
 def everyone(value: Any) -> list[Any]:
-    """Return every process's value (collective); plain data only."""
+    """Gather every process's value (collective); plain data only."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -41,15 +41,16 @@ def check_all_reduce(device: torch.device, *, num_bytes: int = REDUCED_BYTES) ->
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = (time.perf_counter() - start) / REPEATS
-    right = bool((values == float(world_size ** (REPEATS + 1))).all())
+    is_exact = bool((values == float(world_size ** (REPEATS + 1))).all())
     gb_per_s = 2 * (world_size - 1) / world_size * num_bytes / seconds / 1e9
     return judged(
         "all-reduce",
         f"{gb_per_s:.2f} GB/s bus bandwidth over {dist.get_backend()}, {world_size} processes, {num_bytes >> 20} MiB"
-        + ("" if right else "; the sums are wrong"),
-        fail=not right,
+        + ("" if is_exact else "; the sums are wrong"),
+        fail=not is_exact,
         warn=device.type == "cuda" and gb_per_s < SLOW_GPU_GB_PER_S,
-        advice="set NCCL_SOCKET_IFNAME or NCCL_IB_HCA in the cluster's environment, and look at NCCL_DEBUG=INFO for the transport",
+        advice="set NCCL_SOCKET_IFNAME or NCCL_IB_HCA in the cluster's environment, and look at NCCL_DEBUG=INFO for "
+        "the transport",
     )
 
 

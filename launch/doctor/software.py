@@ -14,14 +14,14 @@ BUILD_TOOLS = ("g++", "ninja")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that must be the same everywhere."""
-    found = {"python": platform.python_version()}
+    """Look up the versions that must be the same everywhere."""
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def check_versions(everywhere: Sequence[Mapping[str, str]]) -> Finding:
@@ -40,20 +40,20 @@ def check_versions(everywhere: Sequence[Mapping[str, str]]) -> Finding:
 
 
 def build_tools() -> list[str]:
-    """Return which of the tools that DeepSpeed builds its operators with are not found."""
+    """List the missing ones of the tools that DeepSpeed builds its operators with."""
     return [name for name in BUILD_TOOLS if shutil.which(name) is None]
 
 
 def check_builds(missing: Sequence[Sequence[str]], *, faults: Sequence[str | None]) -> Finding:
-    """Judge whether DeepSpeed can build operators, from what each node's tools and its own test say."""
+    """Judge whether DeepSpeed can build operators, from each node's missing tools and its own test."""
     tools = sorted({name for node in missing for name in node})
     failed = sorted({reason for reason in faults if reason})
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
-    said = f"can be built, in {folder}" if not tools and not failed else ""
+    problems = [*([f"not found: {', '.join(tools)}"] if tools else []), *failed]
     return judged(
         "DeepSpeed operators",
-        said or "; ".join([*([f"not found: {', '.join(tools)}"] if tools else []), *failed]),
-        warn=bool(tools or failed),
-        advice="install g++ and ninja (or load a compiler module in the cluster's setup), and give TORCH_EXTENSIONS_DIR a "
-        "folder that can be written; collectives among CPU processes go over gloo without it",
+        "; ".join(problems) or f"can be built, in {folder}",
+        warn=bool(problems),
+        advice="install g++ and ninja (or load a compiler module in the cluster's setup), and give "
+        "TORCH_EXTENSIONS_DIR a folder that can be written; collectives among CPU processes go over gloo without it",
     )

@@ -24,7 +24,7 @@ class Mailbox:
         self.arrived_at = self.arrived_at or time.time()
 
     def wait(self, *, sent_at: float) -> float | None:
-        """Return how many seconds the signal took, None if it did not come."""
+        """Wait for the signal; the seconds that it took, None if it did not come."""
         deadline = time.monotonic() + WAIT_S
         while self.arrived_at is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -32,7 +32,7 @@ class Mailbox:
 
 
 def send_warning(*, rank: int, local_rank: int) -> str:
-    """Send the signal as the scheduler would; return by what. Called by every process: some of them send.
+    """Send the signal as the scheduler would, and name the sender. Called by every process: some of them send.
 
     In a container without Slurm's commands, and where there is no Slurm, it comes from each node's launcher.
     """
@@ -52,12 +52,13 @@ def send_warning(*, rank: int, local_rank: int) -> str:
 
 def check_delivery(seconds: list[float | None], *, sender: str) -> Finding:
     """Judge how long the signal took to each process."""
-    deaf = [rank for rank, value in enumerate(seconds) if value is None]
+    missed = [rank for rank, value in enumerate(seconds) if value is None]
     slowest = max((value for value in seconds if value is not None), default=0.0)
     return judged(
         "warning signal",
-        f"SIGUSR2 by {sender} reached {len(seconds) - len(deaf)} of {len(seconds)} processes, the last after {slowest:.1f} s",
-        fail=bool(deaf),
-        advice=f"processes {', '.join(map(str, deaf[:8]))} did not get it: jobs would be ended without saving; save more often "
-        "(--run.save-every-steps) and ask who else handles signals on the nodes",
+        f"SIGUSR2 by {sender} reached {len(seconds) - len(missed)} of {len(seconds)} processes, the last after "
+        f"{slowest:.1f} s",
+        fail=bool(missed),
+        advice=f"processes {', '.join(map(str, missed[:8]))} did not get it: jobs would be ended without saving; save "
+        "more often (--run.save-every-steps) and ask who else handles signals on the nodes",
     )

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munged, slurmctld and two slurmd on loopback, started for a test and put away after it.
+"""A real Slurm on this machine: munged, slurmctld and two slurmd on loopback, started for a test, stopped after it.
 
 Needs root and Debian's packages `slurm-wlm` and `munge`. Everything lies in one folder; nothing of the machine's own
 configuration is read or changed. Programs find it through `SLURM_CONF`.
@@ -55,7 +55,7 @@ PartitionName=urgent Nodes=n[1-2] MaxTime=60 State=UP PriorityTier=10 PreemptMod
 
 
 def missing() -> str | None:
-    """Return why no Slurm can be started here; None if one can."""
+    """Why no Slurm can be started here; None if one can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"{', '.join(absent)} not installed (apt-get install slurm-wlm munge)"
@@ -175,7 +175,7 @@ def _path() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, the last two of them one after the other."""
+    """Find ports that nobody listens on, the last two of them one after the other."""
     for first in range(17_001, 18_000, count):
         ports = list(range(first, first + count))
         if all(_is_free(port) for port in ports):

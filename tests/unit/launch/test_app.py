@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from engine.recipe import parse
 from finetune.config import FinetuneConfig
-from launch.app import split_words
+from launch.app import COMMANDS
+from launch.commands.arguments import split_arguments
 from launch.config import read_cluster
 from launch.job_folder import Job, JobFolder
 from launch.program_calls import check_call
@@ -120,7 +122,7 @@ def test_a_proof_is_a_job_of_one_node_that_is_not_resumed(launch, words, tmp_pat
     assert "but a node has 2 GPUs" in error_of(launch("verify-resume", *words, *more, "--moved-processes", "4"))
     assert "--steps must be at least 2" in error_of(launch("verify-resume", *words, *more, "--steps", "1"))
     assert "one node, got --nodes 2" in error_of(launch("verify-resume", *words, *more, "--nodes", "2"))
-    call = replace(check_call("pretrain", words, num_processes=1), words=("verify-resume",))
+    call = replace(check_call("pretrain", words, num_processes=1), arguments=("verify-resume",))
     folder = JobFolder(tmp_path / "runs" / "x.job")
     folder.make()
     folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
@@ -134,8 +136,10 @@ def test_without_slurm_it_says_where_to_submit(launch, words):
 
 def test_an_unknown_cluster_and_an_unknown_command_are_refused_with_the_choices(launch, words):
     assert "--cluster takes one of a100, local" in error_of(launch("pretrain", *words, "--cluster", "b200"))
-    assert "choose pretrain, finetune" in error_of(launch("train"))
-    assert "takes one run folder that exists, got nothing" in error_of(launch("status"))
+    assert "choose pretrain, finetune" in error_of(launch("x"))
+    assert "Missing from launch/main.py status" in launch("status").stderr
+    for command in ("status", "logs", "cancel", "resume"):
+        assert "takes one run folder that exists, got nowhere" in error_of(launch(command, "nowhere"))
 
 
 def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, words, tmp_path):
@@ -186,8 +190,8 @@ def test_a_run_folder_that_was_moved_goes_on_where_it_is(launch, words, tmp_path
     assert yaml.safe_load(recipe)["run"]["folder"] == str(moved)
 
 
-def test_words_go_to_the_launcher_to_the_cluster_and_to_the_program():
-    words = [
+def test_arguments_go_to_the_launcher_to_the_cluster_and_to_the_program():
+    argv = [
         "--nodes",
         "2",
         "--data.shards",
@@ -200,8 +204,8 @@ def test_words_go_to_the_launcher_to_the_cluster_and_to_the_program():
         "--run.seed=3",
         "--dry-run",
     ]
-    ours, cluster, program = split_words(words)
-    assert ours == ["--nodes", "2", "--sweep", "x", "y", "--dry-run"]
+    own, cluster, program = split_arguments(argv)
+    assert own == ["--nodes", "2", "--sweep", "x", "y", "--dry-run"]
     assert cluster == ["--qos=high"]
     assert program == ["--data.shards", "a", "b", "--run.seed=3"]
 
@@ -240,8 +244,47 @@ def test_every_line_of_a_clusters_file_is_explained(launch):
 
 
 def test_the_command_is_found_from_any_folder_as_script_and_as_module(launch):
-    assert "usage: python launch/main.py" in launch().stdout
+    assert "usage: launch/main.py" in launch().stdout
     done = subprocess.run(
         [sys.executable, "-m", "launch.main", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "usage: python launch/main.py" in done.stdout
+    assert "usage: launch/main.py" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_command_and_every_command_has_its_own(launch, command):
+    assert re.search(rf"^  {command} ", launch("--help").stdout, re.MULTILINE)
+    write = ("write",) if command == "data" else ()
+    done = launch(command, *write, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: launch/main.py {command}" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "option"), [("pretrain", "--mim.mask-ratio"), ("doctor", "--mim.mask-ratio")])
+def test_help_of_a_command_shows_the_options_of_the_launcher_and_of_the_program(launch, command, option):
+    shown = launch(command, "--help").stdout
+    for text in ("--nodes", "--cluster.OPTION", option):
+        assert text in shown
+
+
+def test_an_extension_is_checked_and_handed_on_to_the_program(launch, words, tmp_path):
+    assert "takes a Python file" in error_of(launch("pretrain", *words, "--extension", "nowhere.py", "--dry-run"))
+    extension = tmp_path / "mine.py"
+    extension.write_text("")
+    done = launch("pretrain", *words, "--extension", "mine.py", "--cluster", "a100", "--nodes", "1", "--dry-run")
+    assert "process counts that work" in error_of(done)
+    more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
+    done = launch("pretrain", *words, "--extension", "mine.py", *more)
+    assert f"--recipe {tmp_path / 'runs/x/launch/recipe.yaml'} --extension {extension}" in done.stdout
+
+
+def test_a_run_with_an_extension_goes_on_with_it(launch, words, tmp_path):
+    extension = tmp_path / "mine.py"
+    extension.write_text("")
+    call = replace(check_call("pretrain", words, num_processes=1), extensions=(extension,))
+    folder = JobFolder(tmp_path / "runs" / "x")
+    folder.make()
+    folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
+    assert f"--extension {extension}" in launch("resume", str(folder.run), "--dry-run").stdout
+    extension.unlink()
+    assert "takes a Python file" in error_of(launch("resume", str(folder.run), "--dry-run"))

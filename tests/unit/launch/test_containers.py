@@ -15,7 +15,7 @@ SECTIONS = {"files", "post", "environment", "runscript", "test"}
 
 
 def definition():
-    """Return header and sections of the Apptainer definition."""
+    """Read header and sections of the Apptainer definition."""
     text = (FOLDER / "green-pretrain.def").read_text()
     header, *parts = re.split(r"^%(\w+)\n", text, flags=re.MULTILINE)
     return header, dict(zip(parts[::2], parts[1::2], strict=True))

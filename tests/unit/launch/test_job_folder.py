@@ -21,7 +21,7 @@ def folder(tmp_path):
 def job_of(folder, **cluster):
     call = Call(
         program="pretrain",
-        words=("--recipe", "RECIPE"),
+        arguments=("--recipe", "RECIPE"),
         folder=folder.run,
         recipe="a: 1\n",
         starter="accelerate",

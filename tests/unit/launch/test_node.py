@@ -23,7 +23,7 @@ class Environment:
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """Return a function that writes a job of a program and runs its node; the program waits for SIGUSR2."""
+    """Write a job of a program and run its node; the program waits for SIGUSR2."""
     program = (
         "import pathlib, signal, time\n"
         "got = []\n"
@@ -42,7 +42,7 @@ def started(tmp_path, monkeypatch):
     def start(*, program="pretrain", cancel_first=False):
         folder = JobFolder(tmp_path / "x")
         folder.make()
-        call = Call(program=program, words=(), folder=folder.run, recipe="", starter="python", zero_stage=0)
+        call = Call(program=program, arguments=(), folder=folder.run, recipe="", starter="python", zero_stage=0)
         folder.write(Job(call=call, cluster=ClusterConfig(), nodes=1, cwd=str(tmp_path)))
         if cancel_first:
             folder.cancelled.touch()

@@ -38,13 +38,13 @@ def slurm(tmp_path, monkeypatch):
 def folder(tmp_path):
     folder = JobFolder(tmp_path / "runs" / "x")
     folder.make()
-    call = Call(program="pretrain", words=(), folder=folder.run, recipe="", starter="torchrun", zero_stage=0)
+    call = Call(program="pretrain", arguments=(), folder=folder.run, recipe="", starter="torchrun", zero_stage=0)
     folder.write(Job(call=call, cluster=ClusterConfig(), nodes=1, cwd=str(tmp_path), ids=("7",)))
     return folder
 
 
 def failing(times, *, then, at):
-    """Return a script that fails so many times first."""
+    """Write a script that fails so many times first."""
     return f'[ "$(cat {at} 2>/dev/null | wc -l)" -ge {times} ] || {{ echo >> {at}; {DOWN}; }}\n{then}'
 
 
@@ -57,7 +57,7 @@ def settled(folder, monkeypatch):
     folder.note("start", step=0)
     folder.note("signal", name="SIGUSR2")
     with pytest.raises(SystemExit) as ended:
-        job_end.settle(1, [folder.run])
+        job_end.settle(job_end.SettleOptions(1, (folder.run,)))
     return ended.value.code
 
 

@@ -22,7 +22,9 @@ def job(tmp_path, monkeypatch):
     srun.write_text("#!/bin/sh\n")
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
-    call = Call(program="pretrain", words=(), folder=tmp_path / "x", recipe="a: 1\n", starter="torchrun", zero_stage=0)
+    call = Call(
+        program="pretrain", arguments=(), folder=tmp_path / "x", recipe="a: 1\n", starter="torchrun", zero_stage=0
+    )
     return Job(call=call, cluster=ClusterConfig(partition="gpus"), nodes=1, cwd=str(tmp_path))
 
 

@@ -29,7 +29,8 @@ helper.kill()
 LAUNCHER = """
 import os, subprocess, sys
 folder, slow, code = sys.argv[1:]
-ranks = [subprocess.Popen([sys.executable, "-c", code, folder, slow], env={**os.environ, "RANK": str(n)}) for n in range(2)]
+command = [sys.executable, "-c", code, folder, slow]
+ranks = [subprocess.Popen(command, env={**os.environ, "RANK": str(n)}) for n in range(2)]
 sys.exit(max(rank.wait() for rank in ranks))
 """
 

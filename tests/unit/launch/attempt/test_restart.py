@@ -9,7 +9,7 @@ LIMITS = RestartConfig(limit=5, limit_without_progress=2, backoff_s=10, longest_
 
 
 def attempts(*ends, first=0):
-    """Events of attempts that each ended as (outcome, step of the newest checkpoint); None was killed without an end."""
+    """Events of attempts that each ended as (outcome, step of the newest checkpoint); None was killed with no end."""
     events, step = [{"event": "submit"}], first
     for end in ends:
         events.append({"event": "start", "step": step})
