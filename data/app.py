@@ -1,27 +1,43 @@
 """The data program: write shards, index those of others, verify and show them, measure how fast they are read."""
 
-import tyro
-
-from data.commands.bench import run_bench
-from data.commands.config import Bench, Index, Show, Verify
-from data.commands.index import run_index
-from data.commands.show import run_show
-from data.commands.verify import run_verify
-from data.commands.write import run_write
-from data.sources.config import Write
+from engine.commands import Command, run_program
 from engine.errors import one_line_errors
 
 COMMANDS = {
-    "write": (Write, run_write),
-    "index": (Index, run_index),
-    "verify": (Verify, run_verify),
-    "show": (Show, run_show),
-    "bench": (Bench, run_bench),
+    "write": Command(
+        "write images of any source into shards",
+        options="data.sources.config:Write",
+        run="data.commands.write:run_write",
+        usage="--source SOURCE --out DIR",
+    ),
+    "index": Command(
+        "make manifest and index for tars that were written elsewhere",
+        options="data.commands.config:Index",
+        run="data.commands.index:run_index",
+        usage="--source TARS --out DIR",
+    ),
+    "verify": Command(
+        "check sizes, digests, images, keys and labels",
+        options="data.commands.config:Verify",
+        run="data.commands.verify:run_verify",
+        usage="--shards SHARDS",
+    ),
+    "show": Command(
+        "draw a contact sheet and count the classes",
+        options="data.commands.config:Show",
+        run="data.commands.show:run_show",
+        usage="--shards SHARDS",
+    ),
+    "bench": Command(
+        "measure how many images a second one core prepares",
+        options="data.commands.config:Bench",
+        run="data.commands.bench:run_bench",
+        usage="SHARDS",
+    ),
 }
 
 
 @one_line_errors
 def main() -> None:
     """Run the command that the command line names."""
-    options = tyro.extras.subcommand_cli_from_dict({name: each[0] for name, each in COMMANDS.items()})
-    next(run for kind, run in COMMANDS.values() if isinstance(options, kind))(options)
+    run_program(COMMANDS, about=__doc__ or "")

@@ -86,6 +86,8 @@ def _parts(options: Write, *, index_folder: Path, console: Console) -> list[_Par
     source_kind = source_format(name)
     selections = _selections(options, source_kind=source_kind, index_folder=index_folder)
     selections = {split: selection for split, selection in selections.items() if len(selection.numbers)}
+    if not selections:
+        raise UserError(f"{options.source} holds no sample of --format {name}")
     source = options.source if source_kind.is_drawn else str(Path(options.source).resolve())
     choices = {option: value for option, value in vars(options).items() if option not in NOT_IN_PLAN}
     choices = {option: str(v.resolve()) if isinstance(v, Path) else v for option, v in choices.items()}

@@ -41,10 +41,12 @@ class Write:
     """
 
     source: str
-    """Folder of images, ImageNet, COCO, ADE20K or shards, a CSV or Parquet table, or `scenes` for generated pictures."""
+    """Folder of images, ImageNet, COCO, ADE20K or shards, a CSV or Parquet table, or `scenes` for generated images."""
     out: Path
     """Folder to write to; must not hold anything else."""
-    format: Annotated[str, tyro.conf.arg(constructor_factory=_format_choices)] = AUTO
+    format: Annotated[
+        str, tyro.conf.arg(constructor_factory=_format_choices, help_behavior_hint=f"(default: {AUTO})")
+    ] = AUTO
     """What the source is; `auto` looks and says what it found."""
     images: Path | None = None
     """table, coco: folder that paths start from (default: the table's; found from the annotations' name)."""

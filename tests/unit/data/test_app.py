@@ -1,13 +1,17 @@
 """The data program: what its commands write and say, and one line with what to do on bad input."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from data.app import main
 from data.shards.shard_set import open_shards
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -222,3 +226,18 @@ def test_bad_input_ends_in_one_line(run, tmp_path, words, message):
 )
 def test_impossible_options_are_explained(run, tmp_path, words, message):
     assert message in run("write", "--source", "scenes", "--out", tmp_path / "o", *words, code=2).err
+
+
+COMMANDS = ("write", "index", "verify", "show", "bench")
+
+
+def test_help_names_all_commands_and_each_has_its_own_without_torch(tmp_path):
+    for words in ([], *([command] for command in COMMANDS)):
+        program = [sys.executable, "-X", "importtime", str(ROOT / "data" / "main.py"), *words, "--help"]
+        shown = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path)
+        modules = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines() if "|" in line}
+        assert not modules & {"torch", "torchvision", "PIL", "fsspec", "simplejpeg"}
+        if not words:
+            assert all(command in shown.stdout for command in COMMANDS)
+        else:
+            assert f"data/main.py {words[0]}" in shown.stdout
