@@ -1,6 +1,5 @@
-"""Hierarchical backbones, dense and on visible tokens only, registered with timm on import."""
+"""Hierarchical backbones, dense and on visible tokens only. Importing this has timm know the names of those in the zoo."""
 
-from backbones.sec import faster_vit, sec_swin, secvit
-from backbones.xformer import xformer
+from backbones.zoo import register_with_timm
 
-__all__ = ["faster_vit", "sec_swin", "secvit", "xformer"]
+register_with_timm()

@@ -5,10 +5,10 @@ from typing import Any
 
 import timm
 
-from engine.backbone_config import BackboneConfig, SecConfig
+from backbones.config import BackboneConfig, SecConfig
+from backbones.sizes import NUM_STAGES
+from backbones.zoo import ZOO
 from engine.errors import UserError
-
-NUM_STAGES = 4
 
 
 def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
@@ -44,8 +44,11 @@ def _sec_options(config: BackboneConfig, family: str) -> dict[str, Any]:
 
 
 def _family(name: str) -> str:
-    """Return the module that registers an architecture, without its package."""
-    return timm.model_entrypoint(name).__module__.rpartition(".")[2] if timm.is_model(name) else ""
+    """Return the module of an architecture, without its package."""
+    entry = next((entry.module for entry in ZOO if name in entry.names), None)
+    if entry is None:
+        entry = timm.model_entrypoint(name).__module__ if timm.is_model(name) else ""
+    return entry.rpartition(".")[2]
 
 
 def _vit(sizes: dict[str, Any]) -> dict[str, Any]:

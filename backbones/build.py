@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.arguments import timm_arguments
+from backbones.config import BackboneConfig
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.ops.window_attention import Implementation
 from backbones.pretrainable import DenseWay, Pretrainable
@@ -28,7 +29,6 @@ from backbones.visible.stacking import Layout, VisibleStack
 from backbones.weights.handoff import load_backbone, read_backbone
 from backbones.xformer.visible import XFORMER
 from backbones.xformer.xformer import XFormer
-from engine.backbone_config import BackboneConfig
 from engine.errors import UserError
 from engine.terms import Size
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from backbones.config import SecConfig
 from data.config import DataConfig
-from engine.backbone_config import SecConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
 from engine.terms import Size

@@ -5,8 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
+from backbones.config import BackboneConfig
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
 

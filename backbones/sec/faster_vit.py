@@ -13,13 +13,13 @@ from typing import Any, get_args
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.drop import DropPath
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from backbones.ops.submanifold import convolution, normed_convolution
 from backbones.sec.attention import GlobalToken
-from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
+from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import SecStage, rising
+from backbones.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.visible.token_grid import TokenGrid
 
 CLUSTERS = (1, 1, 2, 1)
@@ -157,30 +157,13 @@ class NormedDownsample(nn.Module):
         return grid.tokens(convolution(self.reduction, self.norm(x), above), len(x))
 
 
-_VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sec_faster_vit_0": {},
     "sec_faster_vit_1": {"depths": (1, 3, 8, 5), "embed_dim": 80, "stem_dim": 32},
     "sec_faster_vit_2": {"depths": (3, 3, 8, 5), "embed_dim": 96},
 }
 
-default_cfgs = generate_default_cfgs(
-    {tag: cfg for name in _VARIANTS for tag, cfg in describe(name, first_conv="patch_embed.conv1").items()}
-)
 
-
-@register_model
-def sec_faster_vit_0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SEC-FasterViT in the sizes of FasterViT-0, or its maps with ``features_only``."""
-    return build(make_sec_faster_vit, "sec_faster_vit_0", pretrained, {**_VARIANTS["sec_faster_vit_0"], **kwargs})
-
-
-@register_model
-def sec_faster_vit_1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SEC-FasterViT in the sizes of FasterViT-1, or its maps with ``features_only``."""
-    return build(make_sec_faster_vit, "sec_faster_vit_1", pretrained, {**_VARIANTS["sec_faster_vit_1"], **kwargs})
-
-
-@register_model
-def sec_faster_vit_2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SEC-FasterViT in the sizes of FasterViT-2, or its maps with ``features_only``."""
-    return build(make_sec_faster_vit, "sec_faster_vit_2", pretrained, {**_VARIANTS["sec_faster_vit_2"], **kwargs})
+def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
+    """Make the network of one of the published sizes, or its maps with ``features_only``."""
+    return create_by(make_sec_faster_vit, name, pretrained, {**VARIANTS[name], **model_args})

@@ -5,12 +5,11 @@ Tokens are ``b n c`` throughout: the same parts run on all tokens or on the visi
 Legend: b batch, n tokens, c channels, y x rows and columns of images, h w of the map at the last stride.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.weight_init import trunc_normal_
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
@@ -20,7 +19,6 @@ from backbones.visible.token_grid import UNIT, TokenGrid, dense_grid
 from engine.errors import UserError
 
 PROJECTION = 1024
-NUM_STAGES = 4
 M = TypeVar("M", bound=nn.Module)
 HeadKind = Literal["projected", "normed", "plain"]
 
@@ -194,29 +192,6 @@ class SecNetwork(nn.Module):
         return found
 
 
-def check_stages(**sizes: Sequence[int]) -> None:
-    """Refuse sizes that are not given for four stages, or are below 1.
-
-    Raises:
-        UserError: they are such; names them.
-    """
-    for name, values in sizes.items():
-        if len(values) != NUM_STAGES or min(values) < 1:
-            raise UserError(f"{name} takes {NUM_STAGES} numbers from 1 on, one for each stage, got {tuple(values)}")
-
-
-def check_choice(choices: Iterable[object], **options: object) -> None:
-    """Refuse options with a value that is none of the ``choices``.
-
-    Raises:
-        UserError: they are such; names them and the choices.
-    """
-    known = list(choices)
-    for name, value in options.items():
-        if value not in known:
-            raise UserError(f"{name} is {' or '.join(map(repr, known))}, got {value!r}")
-
-
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:
     """Return the grids of whole images: pixels, and halves of that (rounded up) down to stride 32."""
     height, width = images.shape[2:]
@@ -235,25 +210,8 @@ def init_weights(module: M) -> M:
     return module.apply(_init_weights)
 
 
-def describe(name: str, *, first_conv: str) -> dict[str, Any]:
-    """Return timm's description of an untrained network of 224 px."""
-    return {
-        f"{name}.untrained": {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": first_conv,
-            "classifier": "head",
-        }
-    }
-
-
-def build(make: Callable[..., SecNetwork], name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
-    """Return what timm's ``create_model`` returns: the network that ``make`` makes, or its maps with ``features_only``."""
+def create_by(make: Callable[..., SecNetwork], name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+    """Make what timm's ``create_model`` returns: the network of ``make``, or its maps with ``features_only``."""
     maker: Any = make
     features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
     return build_model_with_cfg(maker, name, pretrained, feature_cfg=features, **model_args)

@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from backbones.sec.attention import GlobalToken
-from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
+from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import SecStage, check_patches, rising
+from backbones.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.visible.token_grid import TokenGrid
 
 CLUSTERS = (32, 8, 2, 1)
@@ -119,23 +119,12 @@ class MergeDownsample(nn.Module):
         return self.reduction(self.norm(cells.reshape(len(x), -1, cells.shape[-1])))
 
 
-_VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sec_swin_tiny": {"drop_path_rate": 0.2},
     "sec_swin_small": {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3},
 }
 
-default_cfgs = generate_default_cfgs(
-    {tag: cfg for name in _VARIANTS for tag, cfg in describe(name, first_conv="patch_embed.proj").items()}
-)
 
-
-@register_model
-def sec_swin_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SEC-Swin-T, or its maps with ``features_only``."""
-    return build(make_sec_swin, "sec_swin_tiny", pretrained, {**_VARIANTS["sec_swin_tiny"], **kwargs})
-
-
-@register_model
-def sec_swin_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SEC-Swin-S, or its maps with ``features_only``."""
-    return build(make_sec_swin, "sec_swin_small", pretrained, {**_VARIANTS["sec_swin_small"], **kwargs})
+def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
+    """Make the network of one of the published sizes, or its maps with ``features_only``."""
+    return create_by(make_sec_swin, name, pretrained, {**VARIANTS[name], **model_args})

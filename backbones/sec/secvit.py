@@ -11,12 +11,12 @@ its checkpoints).
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from backbones.sec.attention import GlobalToken
-from backbones.sec.network import NUM_STAGES, SecNetwork, build, check_choice, check_stages, describe
+from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import STEMS, ConvDownsample, SecStage, rising
+from backbones.sizes import NUM_STAGES, check_choice, check_stages
 from engine.errors import UserError
 
 CLUSTERS = (32, 8, 2, 1)
@@ -127,7 +127,7 @@ def _check_attention(attention: Attention, *, num_heads: Sequence[int], window_s
         raise UserError(f"window_size is a number from 1 on, got {window_size}")
 
 
-_VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "secvit_tiny": {"depths": (2, 2, 9, 2), "drop_path_rate": 0.1},
     "secvit_small": {"depths": (3, 4, 18, 4), "drop_path_rate": 0.15},
     "secvit_base": {
@@ -146,34 +146,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-default_cfgs = generate_default_cfgs(
-    {tag: cfg for name in _VARIANTS for tag, cfg in describe(name, first_conv="patch_embed.proj.0").items()}
-)
 
-
-@register_model
-def secvit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SecViT-T, or its maps with ``features_only``."""
-    return _build("secvit_tiny", pretrained, kwargs)
-
-
-@register_model
-def secvit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SecViT-S, or its maps with ``features_only``."""
-    return _build("secvit_small", pretrained, kwargs)
-
-
-@register_model
-def secvit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SecViT-B ("M" in the published code), or its maps with ``features_only``."""
-    return _build("secvit_base", pretrained, kwargs)
-
-
-@register_model
-def secvit_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return SecViT-L, or its maps with ``features_only``."""
-    return _build("secvit_large", pretrained, kwargs)
-
-
-def _build(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
-    return build(make_secvit, name, pretrained, {**_VARIANTS[name], **model_args})
+def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
+    """Make the network of one of the published sizes, or its maps with ``features_only``."""
+    return create_by(make_secvit, name, pretrained, {**VARIANTS[name], **model_args})

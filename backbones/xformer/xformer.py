@@ -18,19 +18,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.classifier import ClassifierHead
 from timm.layers.conv_bn_act import ConvNormAct
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.layers.squeeze_excite import SqueezeExcite
 from timm.layers.weight_init import trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from backbones.recompute.blocks import run_block
-from backbones.sec.network import check_choice
+from backbones.sizes import check_choice
 from backbones.xformer.xfa import FORMULAS, Formula
 from engine.errors import UserError
 from engine.terms import Size
@@ -339,30 +338,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "xformer.untrained": {
-            "num_classes": 1000,
-            "input_size": (3, REFERENCE_SIZE, REFERENCE_SIZE),
-            "pool_size": (8, 8),
-            "crop_pct": 0.9,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "stem.conv",
-            "classifier": "head.fc",
-        }
-    }
-)
-
-
-@register_model
-def xformer(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Return the reconstructed XFormer, or its maps with ``features_only``."""
-    return build_model_with_cfg(
-        XFormer,
-        "xformer",
-        pretrained,
-        feature_cfg={"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True},
-        **kwargs,
-    )
+def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
+    """Make the reconstructed XFormer, or its maps with ``features_only``."""
+    features = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True}
+    return build_model_with_cfg(XFormer, name, pretrained, feature_cfg=features, **model_args)

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from backbones.config import BackboneConfig
 from benchmarks.drills.audited_shards import write_uneven
 from benchmarks.drills.killed_run import KilledRun, ProcessLayout
 from benchmarks.goals import Goal, finish, machine
@@ -36,7 +37,6 @@ from data.config import DataConfig
 from data.loading.mixing import training_order
 from data.loading.order import TrainingOrder
 from data.shards.shard_set import open_shards
-from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from engine.terms import MicroBatchKey
 from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig

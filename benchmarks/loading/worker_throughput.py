@@ -16,12 +16,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
 from data.loading.loader import training_batches
 from data.loading.mixing import training_order
 from data.shards.shard_set import open_shards
-from engine.backbone_config import BackboneConfig
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model
 from pretrain.micro_batch import PretrainBuilder

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
+from backbones.config import BackboneConfig
 from backbones.recompute.blocks import recompute_blocks
 from backbones.recompute.costs import ForwardCost
 from backbones.recompute.saved_bytes import saved_bytes
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from pretrain.activation_budget import (
     GIB,
     MASKS,

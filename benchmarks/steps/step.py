@@ -23,13 +23,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from backbones.recompute.saved_bytes import saved_bytes
 from backbones.visible.layout import Rule
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from benchmarks.kernels.device_limits import peak_bandwidth, peak_flops
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from engine.distributed.cpu import keep_freed_memory
 from pretrain.config import MimConfig, PretrainConfig
 from pretrain.greenmim import GreenMIM, build_model

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from engine.distributed.engine import Engine
 from engine.loop.optimizer import build_optimizer

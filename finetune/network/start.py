@@ -12,9 +12,9 @@ from torch import nn
 
 from backbones.arguments import takes_img_size
 from backbones.build import architecture
+from backbones.config import BackboneConfig
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
-from engine.backbone_config import BackboneConfig
 from engine.errors import UserError
 from engine.pixels import Statistics
 from engine.randomness import torch_seed

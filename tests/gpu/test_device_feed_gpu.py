@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from backbones.build import build, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 from engine.loop.device_feed import CudaSideStream, DeviceFeed, tensors_in
 
 pytestmark = [

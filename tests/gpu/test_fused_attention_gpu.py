@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from backbones.build import build, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import _arrays, build_layout
 from backbones.visible.stacking import VisibleStack
 from benchmarks.kernels.cuda_graphs import recorded
-from engine.backbone_config import BackboneConfig
 from tests.gpu.selection import selected
 from tests.unit.backbones.fused_attention_cases import CASES, plan_for
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.unit.backbones.test_token_grid import grid_for
 from torch import nn
 
 from backbones.ops import submanifold
 from backbones.ops.submanifold import depthwise
 from backbones.visible.token_grid import TokenGrid, dense_grid
 from tests.gpu.selection import selected
+from tests.unit.backbones.visible.test_token_grid import grid_for
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from pretrain.config import PretrainConfig
 from pretrain.greenmim import build_model
 from pretrain.masking import unit_mask

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from backbones.build import build, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.kernels import window_attention as fused
 from backbones.ops import window_attention as dispatch
 from backbones.ops.window_attention import window_attention
 from backbones.visible.layout import LayoutSpec, build_layout
 from backbones.visible.stacking import VisibleStack
 from backbones.visible.window_layout import StageSpec, window_stages
-from engine.backbone_config import BackboneConfig
 from tests.unit.backbones.fused_attention_cases import plan_for
 
 

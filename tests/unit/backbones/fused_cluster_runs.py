@@ -5,14 +5,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from tests.unit.backbones.test_sec_visible import layout_for
-from tests.unit.backbones.test_secvit import images as random_images
-from tests.unit.backbones.test_secvit import small
 
 from backbones.build import forward_visible
 from backbones.kernels import cluster_attention as fused
 from backbones.sec.attention import ordered_attention, rotation, similarity, turned
 from tests.unit.backbones.fused_attention_runs import products_of_bf16, relative_error
+from tests.unit.backbones.sec.test_secvit import images as random_images
+from tests.unit.backbones.sec.test_secvit import small
+from tests.unit.backbones.sec.test_visible import layout_for
 
 PARTS = ("similarity", "output", "values", "gradient")
 

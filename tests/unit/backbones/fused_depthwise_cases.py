@@ -8,12 +8,12 @@ import json
 import sys
 
 import torch
-from tests.unit.backbones.test_token_grid import grid_for
 from torch import nn
 
 from backbones.kernels.depthwise import fused_depthwise
 from backbones.ops.submanifold import depthwise
 from backbones.visible.token_grid import dense_grid
+from tests.unit.backbones.visible.test_token_grid import grid_for
 
 GRIDS = {
     "some units": lambda: grid_for(units=(2, 3), tile=4, reach=2, seed=1)[0],

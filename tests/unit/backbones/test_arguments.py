@@ -3,8 +3,8 @@
 import pytest
 
 from backbones.arguments import timm_arguments
+from backbones.config import BackboneConfig, SecConfig
 from backbones.weights.handoff import skeleton
-from engine.backbone_config import BackboneConfig, SecConfig
 
 SIZES = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4), "window": 4},

@@ -8,8 +8,8 @@ import timm
 import torch
 
 from backbones.build import architecture, build, feature_dim, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 
 SMALL = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
 TINY = "swin_tiny_patch4_window7_224"

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import numpy as np, torch
 from backbones.build import build, forward_visible, layout_spec
-from engine.backbone_config import BackboneConfig
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 
 name, window = {name!r}, 7
@@ -43,7 +43,7 @@ import numpy as np, torch
 from backbones.build import build, forward_visible, layout_spec
 from backbones.recompute.blocks import recompute_blocks
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
+from backbones.config import BackboneConfig
 
 sizes = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2))
 model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", img_size=(64, 96), window=7, **sizes))
@@ -72,7 +72,7 @@ MASKS = """
 import torch
 from backbones.build import build, forward_visible, layout_spec
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
+from backbones.config import BackboneConfig
 from pretrain.masking import unit_mask
 
 sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
@@ -115,7 +115,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from backbones.build import build, forward_visible, layout_spec
 from backbones.visible.stacking import VisibleStack
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
+from backbones.config import BackboneConfig
 from pretrain.masking import unit_mask
 
 sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))

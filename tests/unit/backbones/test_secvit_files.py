@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tests.unit.backbones.test_secvit import SMALL, images, small
 
 from backbones.weights.handoff import load_backbone, read_backbone, write_backbone
 from backbones.weights.importing import import_backbone
 from backbones.weights.key_names import to_timm
 from benchmarks.steps.plain_secvit import PlainSecViT
+from tests.unit.backbones.sec.test_secvit import SMALL, images, small
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 

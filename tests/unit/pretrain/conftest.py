@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from backbones.config import BackboneConfig
 from data.config import DataConfig
 from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
-from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from pretrain.config import MimConfig, PretrainConfig
 

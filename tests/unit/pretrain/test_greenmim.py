@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from pretrain.config import MimConfig, PretrainConfig
 from pretrain.decoder import Decoder, block_at, place_features, sine_cosine_position
 from pretrain.greenmim import build_model

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.backbone_config import SecConfig
+from backbones.config import SecConfig
 from engine.checkpoint.store import CheckpointStore
 from pretrain.trainer import train
 

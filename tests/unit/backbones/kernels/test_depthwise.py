@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.backbones.test_token_grid import grid_for
 from torch import nn
 
 from backbones.ops import submanifold
+from tests.unit.backbones.visible.test_token_grid import grid_for
 
 ROOT = Path(__file__).parents[4]
 BOUNDS = {"torch.float32": 1e-5, "torch.bfloat16": 2**-7, "torch.float16": 2**-10}

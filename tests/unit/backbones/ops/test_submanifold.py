@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.unit.backbones.test_token_grid import grid_for
 from torch import nn
 
 from backbones.ops.submanifold import convolution, depthwise
 from backbones.visible.token_grid import dense_grid
+from tests.unit.backbones.visible.test_token_grid import grid_for
 
 
 def on_the_map(conv, x, grid, size):

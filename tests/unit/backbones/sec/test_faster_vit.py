@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from tests.unit.backbones.test_secvit import images
 
 from backbones.sec.attention import SecAttention
 from backbones.weights.handoff import skeleton
+from tests.unit.backbones.sec.test_secvit import images
 
 NARROW = {"embed_dim": 16, "stem_dim": 8, "num_heads": (2, 2, 4, 4)}
 

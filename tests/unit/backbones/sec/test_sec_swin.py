@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
-from tests.unit.backbones.test_secvit import images
 
 from backbones.weights.handoff import skeleton
+from tests.unit.backbones.sec.test_secvit import images
 
 NARROW = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4), "drop_path_rate": 0.0}
 

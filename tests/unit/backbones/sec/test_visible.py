@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.backbones.test_secvit import ABLATIONS, images, small
 
 from backbones.build import forward_masked, forward_visible, layout_spec, mask_token_dim
 from backbones.sec.attention import num_clusters_for
 from backbones.visible.layout import build_layout
 from engine.distributed.batch_norm import commit_step_statistics, step_batch_norm
+from tests.unit.backbones.sec.test_secvit import ABLATIONS, images, small
 from tests.unit.backbones.sec_reference import dense_reference
 
 NAMES = ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"]

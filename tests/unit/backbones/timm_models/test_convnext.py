@@ -6,8 +6,8 @@ import timm
 import torch
 
 from backbones.build import build, forward_masked, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 
 SIZES = [(64, 64), (96, 160), (32, 128)]
 VARIANTS = [

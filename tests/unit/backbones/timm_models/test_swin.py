@@ -6,8 +6,8 @@ import timm
 import torch
 
 from backbones.build import build, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 from tests.unit.backbones.dense_reference import forward_reference
 
 TINY = "swin_tiny_patch4_window7_224"

@@ -6,8 +6,8 @@ import timm
 import torch
 
 from backbones.build import build, forward_masked, forward_visible, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 
 NARROW = {"embed_dim": 8, "depths": (2, 2, 3, 2), "num_heads": (1, 2, 2, 4)}
 WHOLE_WINDOWS = [((224, 224), 7), ((224, 448), 7), ((128, 64), 2), ((128, 256), 4)]

@@ -10,10 +10,10 @@ from timm.layers.mlp import Mlp
 from torch import nn
 
 from backbones.build import layout_spec
+from backbones.config import BackboneConfig
 from backbones.ops.lean_mlp import lean_mlp
 from backbones.visible.layout import build_layout
 from data.config import DataConfig
-from engine.backbone_config import BackboneConfig
 from engine.config import DistributedConfig
 from engine.distributed import engine as distributed
 from engine.distributed.engine import Engine

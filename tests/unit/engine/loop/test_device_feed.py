@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from backbones.build import build, layout_spec
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from engine.backbone_config import BackboneConfig
 from engine.loop import device_feed
 from engine.loop.device_feed import Copy, CudaSideStream, DeviceFeed, tensors_in, to_device
 from tests import tiny_run

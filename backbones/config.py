@@ -1,4 +1,4 @@
-"""Which backbone and where its weights come from. Imports no torch."""
+"""Which backbone, its sizes and where its weights come from. Imports no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

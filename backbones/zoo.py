@@ -1,0 +1,123 @@
+"""timm's names of the networks that are written here.
+
+``import backbones`` is all that ``timm.create_model("secvit_tiny")`` needs, and yet programs without torch import the
+configs and pure functions of this package. So the names are registered when timm is imported, before or after this
+package, and a network's module is imported when one is made.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Networks of one module, as timm wants them described."""
+
+    module: str
+    """Has the function ``create(name, pretrained, **model_args)``."""
+    names: tuple[str, ...]
+    first_conv: str
+    """The layer that takes the channels of images."""
+    classifier: str = "head"
+    side: int = 224
+    """Height and width in pixels of the images that it is published for."""
+    crop_pct: float = 0.875
+    """The share of a validation image's shorter side that is looked at."""
+
+    def description(self) -> dict[str, Any]:
+        """Describe an untrained network in the words of timm's configs."""
+        return {
+            "num_classes": 1000,
+            "input_size": (3, self.side, self.side),
+            "pool_size": (self.side // 32, self.side // 32),
+            "crop_pct": self.crop_pct,
+            "interpolation": "bicubic",
+            "mean": (0.485, 0.456, 0.406),  # of ImageNet
+            "std": (0.229, 0.224, 0.225),
+            "first_conv": self.first_conv,
+            "classifier": self.classifier,
+        }
+
+
+ZOO = (
+    Entry(
+        module="backbones.sec.secvit",
+        names=("secvit_tiny", "secvit_small", "secvit_base", "secvit_large"),
+        first_conv="patch_embed.proj.0",
+    ),
+    Entry(
+        module="backbones.sec.sec_swin",
+        names=("sec_swin_tiny", "sec_swin_small"),
+        first_conv="patch_embed.proj",
+    ),
+    Entry(
+        module="backbones.sec.faster_vit",
+        names=("sec_faster_vit_0", "sec_faster_vit_1", "sec_faster_vit_2"),
+        first_conv="patch_embed.conv1",
+    ),
+    Entry(
+        module="backbones.xformer.xformer",
+        names=("xformer",),
+        first_conv="stem.conv",
+        classifier="head.fc",
+        side=256,
+        crop_pct=0.9,
+    ),
+)
+default_cfgs: dict[str, Any] = {}
+"""What timm's ``register_model`` reads beside an entry point: descriptions by name."""
+
+
+def register_with_timm() -> None:
+    """Register the names of ``ZOO``, now if timm is there, else as soon as it is imported."""
+    if "timm" in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _AfterTimm())
+
+
+def _register() -> None:
+    from timm.models import generate_default_cfgs, register_model  # noqa: PLC0415 # imports torch
+
+    descriptions: dict[str, Any] = {f"{name}.untrained": entry.description() for entry in ZOO for name in entry.names}
+    default_cfgs.update(generate_default_cfgs(descriptions))
+    for entry in ZOO:
+        for name in entry.names:
+            register_model(_entry_point(entry.module, name))
+
+
+def _entry_point(module: str, name: str) -> Callable[..., Any]:
+    def create(pretrained: bool = False, **model_args: Any) -> Any:
+        return importlib.import_module(module).create(name, pretrained, **model_args)
+
+    create.__name__ = name
+    return create
+
+
+class _AfterTimm(MetaPathFinder):
+    """Finds timm as others do, and has the names registered once it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            loader.exec_module = partial(self._exec_module, loader.exec_module)
+        return spec
+
+    def _exec_module(self, exec_module: Callable[[ModuleType], None], module: ModuleType) -> None:
+        exec_module(module)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _register()
