@@ -4,12 +4,16 @@
 is a bug, and its traceback says where.
 """
 
+import contextlib
 import errno
 import functools
 import os
+import re
 import sys
+import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 RANK_ZERO_SPEAKS_FIRST_S = 2.0
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -27,12 +31,21 @@ REMEDIES = {
     errno.EEXIST: "move it away or choose another name",
     errno.ENOTEMPTY: "empty it or choose another folder",
     errno.ELOOP: "its links lead in a circle",
-    errno.EMFILE: "raise the limit of open files: ulimit -n",
-    errno.ENFILE: "the machine has too many open files: close other programs",
     errno.EIO: "the disk or its server fails: look at the system's log",
     errno.ESTALE: "the network file system lost it: mount it again",
+    errno.EBUSY: "another program uses it: wait, or choose another place",
+    errno.ENXIO: "it is no regular file: name another one",
+    errno.ENODEV: "it is no regular file: name another one",
 }
 """What a user can do about an error of the system at a path."""
+MACHINE_REMEDIES = {
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENFILE: "the machine has too many open files: close other programs",
+    errno.ENOMEM: "the machine has no memory left: use fewer processes, or smaller batches",
+    errno.EAGAIN: "the machine starts no more processes: use fewer, or raise the limit: ulimit -u",
+}
+"""What a user can do about an error of the system at no path."""
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class UserError(ValueError):
@@ -59,6 +72,10 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(BROKEN_PIPE)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except SystemExit as stop:
+            if (bug := _bug_behind(stop)) is not None:
+                raise bug from None
+            raise
         except OSError as error:
             message = explain(error)
             if message is None:
@@ -70,11 +87,54 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def explain(error: OSError) -> str | None:
     """Say in one line what the system refused, where, and what to do; None where no user could tell."""
+    path = None if error.filename is None else os.fsdecode(error.filename)
+    where = "" if path is None else f"{path}: "
     if error.errno in NO_SPACE:
-        return f"{error}; free some space, then start again: a run goes on from its last checkpoint"
-    if error.filename is None or error.errno not in REMEDIES:
+        return f"{where}{error.strerror}; free some space, then start again, or choose another place"
+    if error.errno in MACHINE_REMEDIES:
+        return f"{where}{error.strerror}; {MACHINE_REMEDIES[error.errno]}"
+    if path is None or error.errno not in REMEDIES:
         return None
-    return f"{os.fsdecode(error.filename)}: {error.strerror}; {REMEDIES[error.errno]}"
+    return f"{where}{error.strerror}; {REMEDIES[error.errno]}"
+
+
+@contextlib.contextmanager
+def at_path(path: Path) -> Iterator[None]:
+    """Name ``path`` in what the system refuses within: writing to a full disk fails without saying where.
+
+    Libraries written in Rust, such as safetensors, put the system's error into words; it becomes an ``OSError`` again.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a library raised ``error``, not code of this project or of an extension.
+
+    Libraries refuse values of their users with any exception; what arises in a line of ours is a bug.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_filename.startswith(("<", *_LIBRARIES))
+
+
+def _bug_behind(stop: SystemExit) -> BaseException | None:
+    """Return the bug that tyro took for a fault of the command line: it shows every ``ValueError`` of a config as one."""
+    error = stop.__context__
+    while error is not None:
+        if isinstance(error, ValueError) and not isinstance(error, UserError) and not is_refusal(error):
+            return error
+        error = error.__context__
+    return None
 
 
 def _end(message: str) -> None:

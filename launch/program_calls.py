@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-import yaml
 
 from data.remote.locations import check_location, is_remote
 from data.sources.config import Write
@@ -17,7 +16,7 @@ from engine.config import micro_batches_of
 from engine.errors import UserError
 from engine.extensions import loaded_extensions
 from engine.recipe import dump, parse
-from engine.run.folder import changed_fields
+from engine.run.folder import changed_fields, read_recipe
 from engine.run.lock import describe, find_holder
 from finetune.choosing import CONFIGS, choose_task
 from pretrain.config import PretrainConfig
@@ -160,7 +159,7 @@ def _check_run_folder(config: Any) -> None:
             f"another --run.folder"
         )
     if any((folder / "checkpoints").glob("step-*[0-9]")) and (folder / "config.yaml").is_file():
-        changes = changed_fields(config, stored=yaml.safe_load((folder / "config.yaml").read_text()) or {})
+        changes = changed_fields(config, stored=read_recipe(folder / "config.yaml"))
         if changes:
             raise UserError(
                 f"{folder / 'config.yaml'} made the checkpoints in this folder and differs from what is asked: "

@@ -1,6 +1,5 @@
 """Looks at a stored sample in full: its image decodes, its label map fits the image, its annotations are JSON."""
 
-import json
 from dataclasses import dataclass
 
 from data.images.decode import BadImage, decode_rgb, read_header
@@ -8,6 +7,7 @@ from data.shards.shard_set import ShardSet
 from data.sources.config import Preparation
 from data.sources.label_maps import check_label_map
 from data.sources.preparation import MAX_FILE_BYTES
+from engine.documents import DocumentError, parse_json
 from engine.terms import Size
 
 SAMPLES_PER_TASK = 32
@@ -53,6 +53,6 @@ def _check_member(check: SampleCheck, *, shard: int, position: int, extension: s
         check_label_map(content, size=size, preparation=Preparation(max_pixels=check.max_pixels))
         return
     try:
-        json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadImage(f"its .{extension} is no JSON: {error}") from error
+        parse_json(content)
+    except DocumentError as error:
+        raise BadImage(f"its .{extension}: {error}") from None

@@ -11,7 +11,6 @@ Legend: n objects, h w height and width of the upright image in pixels.
 """
 
 import io
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from data.images.decode import BadImage
-from engine.errors import UserError
+from engine.documents import member, parse_json, real_number, whole_number
+from engine.errors import UserError, is_refusal
 from engine.terms import Size
 
 logger = logging.getLogger(__name__)
@@ -57,25 +57,9 @@ def read_objects(content: bytes, *, size: Size, masks: bool = True) -> Objects:
         BadImage: it is not of this form, or made for an image of another ``size`` (height, width).
     """
     try:
-        tree: Any = json.loads(content)
-        annotated: list[dict[str, Any]] = list(tree["objects"])
-        made_for = (int(tree["height"]), int(tree["width"]))
-        if made_for != size:
-            raise UserError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
-        items = [item for item in annotated if _is_usable(item, size=size)]
-        boxes = np.array([item["bbox"] for item in items], np.float32).reshape(len(items), 4)
-        boxes[:, 2:] += boxes[:, :2]
-        sides = boxes[:, 2:] - boxes[:, :2]
-        areas = [item.get("area", side.prod()) for item, side in zip(items, sides, strict=True)]
-        return Objects(
-            boxes=boxes,
-            categories=np.array([int(item["category"]) for item in items], np.int64),
-            crowd=np.array([bool(item.get("iscrowd", 0)) for item in items], np.bool_),
-            areas=np.array(areas, np.float32),
-            masks=_masks(items, size=size) if masks else None,
-        )
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError) as error:
-        raise BadImage(f"its annotations are not as expected: {type(error).__name__}: {error}") from error
+        return _objects(parse_json(content), size=size, masks=masks)
+    except UserError as error:
+        raise BadImage(f"its annotations are not as expected: {error}") from None
 
 
 def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]]:
@@ -92,6 +76,8 @@ def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]
                 raise UserError(f"mode {image.mode}, expected one value a pixel")
             values = np.asarray(image)
     except Exception as error:  # plugins raise what they like on hostile bytes
+        if not isinstance(error, UserError) and not is_refusal(error):
+            raise
         raise BadImage(f"its label map is not as expected: {error}") from error
     return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
 
@@ -107,8 +93,7 @@ def mask_of(segmentation: Any, *, size: Size) -> Mask:
         return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size, order="F")
     canvas = Image.new("1", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
-    for polygon in segmentation:
-        corners = _corners(polygon)
+    for corners in _polygons(segmentation):
         if len(corners) >= 3:  # fewer enclose nothing
             draw.polygon(corners.flatten().tolist(), fill=1)
     return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
@@ -117,14 +102,42 @@ def mask_of(segmentation: Any, *, size: Size) -> Mask:
 def fault_of_object(item: Any, *, size: Size) -> str:
     """Return why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
     try:
-        int(item["category"])
-        int(item.get("category_id", 0))
-        int(item.get("iscrowd", 0))
-        float(item.get("area", 0))
-        box = [float(value) for value in item["bbox"]]
-        return _fault_of_box(box, size=size) or _fault_of_mask(item.get("segmentation"), size=size)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        return f"{type(error).__name__}: {error}"
+        whole_number(item, "category")
+        whole_number(item, "category_id", default=0)
+        whole_number(item, "iscrowd", default=0)
+        real_number(item, "area", default=0)
+        return _fault_of_box(_box(item), size=size) or _fault_of_mask(item.get("segmentation"), size=size)
+    except UserError as error:
+        return str(error)
+
+
+def _objects(tree: Any, *, size: Size, masks: bool) -> Objects:
+    made_for = (whole_number(tree, "height"), whole_number(tree, "width"))
+    if made_for != size:
+        raise UserError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
+    items = [item for item in member(tree, "objects", list) if _is_usable(item, size=size)]
+    boxes = np.array([_box(item) for item in items], np.float32).reshape(len(items), 4)
+    boxes[:, 2:] += boxes[:, :2]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = [real_number(item, "area", default=side.prod()) for item, side in zip(items, sides, strict=True)]
+    return Objects(
+        boxes=boxes,
+        categories=np.array([whole_number(item, "category") for item in items], np.int64),
+        crowd=np.array([bool(item.get("iscrowd", 0)) for item in items], np.bool_),
+        areas=np.array(areas, np.float32),
+        masks=_masks(items, size=size) if masks else None,
+    )
+
+
+def _box(item: Any) -> list[float]:
+    box = member(item, "bbox", list)
+    try:
+        numbers = [float(value) for value in box]
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"its box {box} holds what is no number") from None
+    if len(numbers) != 4:
+        raise UserError(f"its box {box} has {len(numbers)} numbers, expected left, top, width and height")
+    return numbers
 
 
 def _is_usable(item: Any, *, size: Size) -> bool:
@@ -154,16 +167,25 @@ def _fault_of_mask(segmentation: Any, *, size: Size) -> str:
     return "" if found else "its mask is empty"
 
 
-def _has_corner_inside(polygons: list[list[float]], *, size: Size) -> bool:
+def _has_corner_inside(segmentation: Any, *, size: Size) -> bool:
     """Return whether the corners alone tell that there is a pixel, which is many times faster than to fill the polygons."""
-    shapes = [_corners(polygon) for polygon in polygons]
+    shapes = _polygons(segmentation)
     last = size[1] - 1, size[0] - 1
     return any(len(corners) >= 3 and ((corners >= 0) & (corners <= last)).all(1).any() for corners in shapes)
 
 
-def _corners(polygon: list[float]) -> npt.NDArray[np.float64]:
+def _polygons(segmentation: Any) -> list[npt.NDArray[np.float64]]:
+    if not isinstance(segmentation, list):
+        raise UserError(f"a mask that is neither polygons nor runs: {segmentation!r:.40}")
+    return [_corners(polygon) for polygon in segmentation]
+
+
+def _corners(polygon: Any) -> npt.NDArray[np.float64]:
     """Return a polygon as x and y of each corner."""
-    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    try:
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError("a polygon that is no list of x and y") from None
     if not (np.abs(corners) <= MAX_COORDINATE).all():
         raise UserError(f"a polygon with a corner that is not within {MAX_COORDINATE:.0f} pixels")
     return corners
@@ -182,10 +204,14 @@ def _masks(items: list[dict[str, Any]], *, size: Size) -> Mask | None:
 
 def _runs(rle: dict[str, Any], *, size: Size) -> npt.NDArray[np.int64]:
     """Return the lengths of the false, true, false, ... runs of an RLE, column by column."""
-    if tuple(rle["size"]) != size:
+    if member(rle, "size", list) != list(size):
         raise UserError(f"a mask of {rle['size']} in an image of {list(size)}")
-    counts = rle["counts"]
-    lengths = np.array(_unpacked(counts) if isinstance(counts, str) else counts, np.int64)
+    counts: Any = member(rle, "counts", object)
+    runs = _unpacked(counts) if isinstance(counts, str) else counts
+    try:
+        lengths = np.array(runs, np.int64).reshape(-1)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError("a mask with runs that are no whole numbers") from None
     if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
         raise UserError(f"runs over {lengths.sum()} pixels in an image of {size[0]}x{size[1]}")
     return lengths
@@ -195,7 +221,7 @@ def _unpacked(text: str) -> list[int]:
     """Return the runs of a compressed RLE: six bits a character, and each run after the third less the one before the last."""
     counts: list[int] = []
     value = shift = 0
-    for character in text.encode():
+    for character in text.encode(errors="replace"):
         bits = character - 48
         if shift > MAX_RUN_BITS:  # numbers that grow without end would take time by their square
             raise UserError("a compressed mask with a run that does not end")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards.shard_set import Sample
-from engine.errors import UserError
+from engine.errors import UserError, is_refusal
 from engine.terms import Size
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,8 @@ def _decode_pil(data: bytes) -> Pixels:
         try:
             pixels = _as_rgb(image)
         except Exception as error:
+            if not is_refusal(error):
+                raise
             raise BadImage(f"{image.format} does not decode: {error}") from error
     return _upright(pixels, orientation=orientation)
 
@@ -232,6 +234,8 @@ def _decode_jpeg(data: bytes, *, min_size: Size, header: Header) -> Pixels:
         try:
             return _as_rgb(image)
         except Exception as error:
+            if not is_refusal(error):
+                raise
             raise BadImage(f"JPEG does not decode: {error}") from error
 
 

@@ -69,7 +69,10 @@ class ShardCache:
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
-        self.folder = config.folder.expanduser().absolute()
+        try:
+            self.folder = config.folder.expanduser().absolute()
+        except RuntimeError as error:  # ~somebody, who is not known here
+            raise UserError(f"data.cache.folder {config.folder}: {error}") from None
         self.fetched_bytes = 0
         """Bytes that this process has downloaded."""
         self.wait_s = 0.0

@@ -31,7 +31,11 @@ def check_location(location: Path | str) -> str:
             "write a local path that holds a colon as an absolute one"
         )
     text = f"{scheme}://{rest.lstrip('/')}"  # `Path` makes one slash of two
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # which is read only here
+    except ValueError as error:
+        raise UserError(f"{text} is no URL: {error}") from None
     if "@" in parts.netloc:
         raise UserError(
             f"the URL of {parts.hostname} holds a user name or password, which would end up in logs and recipes; "

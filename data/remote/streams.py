@@ -24,7 +24,7 @@ from typing import IO, Any
 import fsspec
 
 from data.remote.locations import check_location, is_remote
-from engine.errors import UserError
+from engine.errors import UserError, is_refusal
 
 EXTRAS = {"s3": "s3", "gs": "gs"}
 HTTP_CHUNK_BYTES = 256 * 1024
@@ -101,9 +101,9 @@ def _open_http(url: str, *, start: int, timeout_s: float) -> Iterator[Stream]:
     with _http_errors(url):
         response = _opener().open(_request(url, start=start), timeout=timeout_s)
     with response:
-        left = response.headers.get("Content-Length")
+        left = response.headers.get("Content-Length") or ""
         begins = start if response.status == http.client.PARTIAL_CONTENT else 0
-        size_bytes = None if left is None else begins + int(left)
+        size_bytes = begins + int(left) if left.isdecimal() else None
         yield Stream(start=begins, size_bytes=size_bytes, chunks=_http_chunks(response, url))
 
 
@@ -171,7 +171,7 @@ def _http_errors(url: str) -> Iterator[None]:
         if error.code >= 500 or error.code in BUSY:
             raise UnavailableError(f"{url} answered {error.code} {error.reason}") from error
         raise UserError(f"{url} cannot be read: {error.code} {error.reason}") from error
-    except http.client.InvalidURL as error:
+    except (http.client.InvalidURL, UnicodeError) as error:  # a host name that IDNA cannot encode
         raise UserError(f"{url} is no URL: {error}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
@@ -228,4 +228,6 @@ def _object_errors(url: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
             raise UserError(f"{url} cannot be read: {error}") from error
+        if not is_refusal(error):
+            raise
         raise UnavailableError(f"{url}: {type(error).__name__} {error}") from error

@@ -1,9 +1,9 @@
 """Lists of class names as people keep them: JSON, one a line, ImageNet's synset mapping, ADE20K's objectInfo150.txt."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from engine.documents import DocumentError, parse_json, read_text
 from engine.errors import UserError
 
 MAX_CLASSES = 1_000_000
@@ -25,7 +25,7 @@ def read_class_names(path: Path) -> list[str]:
     Raises:
         UserError: the file holds no list of names.
     """
-    text = path.read_text()
+    text = read_text(path)
     names = _from_json(text, path=path) if path.suffix == ".json" else _from_lines(text)
     if not names:
         raise UserError(f"{path} holds no class names")
@@ -34,9 +34,9 @@ def read_class_names(path: Path) -> list[str]:
 
 def _from_json(text: str, *, path: Path) -> list[str]:
     try:
-        tree: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        tree: Any = parse_json(text)
+    except DocumentError as error:
+        raise UserError(f"{path}: {error}") from None
     if isinstance(tree, dict) and isinstance(tree.get("classes"), list | dict):
         tree = tree["classes"]
     if isinstance(tree, dict) and set(tree) == {str(number) for number in range(len(tree))}:

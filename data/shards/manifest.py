@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from data.remote.config import CacheConfig
 from data.remote.download import download_bytes
 from data.remote.locations import check_location, is_remote, join
+from engine.documents import from_tree, member, parse_json
 from engine.errors import UserError
 from engine.run.durable import write_durably
 
@@ -82,9 +83,9 @@ def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Ma
     path = join(check_location(folder), MANIFEST_NAME)
     content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
     try:
-        return _parse(json.loads(content))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} is no manifest of this program ({error}); make it again with `index`") from error
+        return _parse(parse_json(content))
+    except UserError as error:
+        raise UserError(f"{path} is no manifest of this program ({error}); make it again with `index`") from None
 
 
 def _read_local(folder: Path) -> bytes:
@@ -136,21 +137,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _parse(tree: Mapping[str, Any]) -> Manifest:
-    if tree["format"] != FORMAT:
-        raise UserError(f"format {tree['format']}, expected {FORMAT}")
-    shards = tuple(ShardInfo(**line) for line in tree["shards"])
+def _parse(tree: Any) -> Manifest:
+    if (version := member(tree, "format", int)) != FORMAT:
+        raise UserError(f"format {version}, expected {FORMAT}")
+    shards = tuple(from_tree(ShardInfo, line) for line in member(tree, "shards", list))
     for shard in shards:
         _check(shard)
-    classes = tree["classes"]
-    return Manifest(shards=shards, classes=None if classes is None else tuple(str(name) for name in classes))
+    named = tree.get("classes") is not None
+    return Manifest(shards=shards, classes=tuple(map(str, member(tree, "classes", list))) if named else None)
 
 
 def _check(shard: ShardInfo) -> None:
-    for name, value in dataclasses.asdict(shard).items():
-        count = name in ("num_samples", "size_bytes")
-        if not (isinstance(value, int) and 0 <= value < MAX_COUNT if count else isinstance(value, str)):
-            raise UserError(f"shard {shard.name!r} has {name} {value!r}")
+    for name in ("num_samples", "size_bytes"):
+        if not 0 <= (count := getattr(shard, name)) < MAX_COUNT:
+            raise UserError(f"shard {shard.name!r} has {name} {count}")
     if is_remote(shard.name):
         check_location(shard.name)
     if is_remote(shard.index) or Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:

@@ -65,9 +65,9 @@ class ShardSet:
         cache: CacheConfig | None = None,
     ) -> None:
         """Read the shards of ``manifest``, whose names are relative to ``folder``; `open_shards` makes all this."""
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()  # first: it is closed however making this ends
         self.cache = ShardCache(cache or CacheConfig())
         self._counters = ReadingCounters()
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
         self._confirmed: set[int] = set()
         self.folder = folder

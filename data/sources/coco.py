@@ -27,6 +27,7 @@ from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES
 from data.sources.preparation import Prepared, prepare_file
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
+from engine.documents import member, parse_json, whole_number
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -110,21 +111,20 @@ def _split_name(path: Path) -> str:
 
 def _read(path: Path, *, images: Path | None, preparation: Preparation) -> AnnotatedImages:
     try:
-        tree: Any = json.loads(path.read_bytes())
-        records: list[dict[str, Any]] = sorted(tree["images"], key=lambda record: record["id"])
-        categories: list[dict[str, Any]] = sorted(tree["categories"], key=lambda category: category["id"])
-        objects = _objects(tree["annotations"], numbers={c["id"]: n for n, c in enumerate(categories)})
+        tree = parse_json(path.read_bytes())
+        records, categories = (_by_id(tree, name) for name in ("images", "categories"))
+        objects = _objects(tree, numbers={c["id"]: n for n, c in enumerate(categories)})
         unknown = objects.keys() - {record["id"] for record in records}
         if unknown:
             raise UserError(f"annotations of image {min(unknown)}, which is not listed")
         if not records:
             raise UserError("no images")
         annotations = [_member(record, objects=objects.get(record["id"], [])) for record in records]
-        sizes = [(int(record["height"]), int(record["width"])) for record in records]
-        names = [str(record["file_name"]) for record in records]
-        classes = tuple(str(category["name"]) for category in categories)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} is no COCO instances file: {type(error).__name__}: {error}") from error
+        sizes = [(whole_number(record, "height"), whole_number(record, "width")) for record in records]
+        names = [str(member(record, "file_name", object)) for record in records]
+        classes = tuple(str(member(category, "name", object)) for category in categories)
+    except UserError as error:
+        raise UserError(f"{path} is no COCO instances file: {error}") from None
     folder = images or _image_folder(path, first=names[0])
     return AnnotatedImages(
         paths=tuple(str(folder / name) for name in names),
@@ -135,21 +135,38 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Annot
     )
 
 
-def _objects(annotations: list[dict[str, Any]], *, numbers: dict[int, int]) -> dict[int, list[dict[str, Any]]]:
+def _by_id(tree: Any, name: str) -> list[dict[str, Any]]:
+    """Sort the entries of a list of the file by their ids."""
+    entries: list[dict[str, Any]] = member(tree, name, list)
+    kinds = {type(_id(entry, "id", of=name)) for entry in entries}
+    if len(kinds) > 1:
+        raise UserError(f"some ids of {name} are numbers and some are text")
+    return sorted(entries, key=lambda entry: entry["id"])
+
+
+def _id(entry: Any, key: str, *, of: str) -> int | str:
+    value = member(entry, key, object)
+    if not isinstance(value, int | str):
+        raise UserError(f"an entry of {of} has {key} {value!r}, expected a number or text")
+    return value
+
+
+def _objects(tree: Any, *, numbers: dict[int | str, int]) -> dict[int | str, list[dict[str, Any]]]:
     """Sort the objects by image, in the order of the file."""
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in annotations:
-        if annotation["category_id"] not in numbers:
-            raise UserError(f"annotation {annotation.get('id')} has category {annotation['category_id']}, not listed")
-        if len(annotation["bbox"]) != 4:
+    objects: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in member(tree, "annotations", list):
+        category, image = (_id(annotation, key, of="annotations") for key in ("category_id", "image_id"))
+        if category not in numbers:
+            raise UserError(f"annotation {annotation.get('id')} has category {category}, not listed")
+        if len(member(annotation, "bbox", list)) != 4:
             raise UserError(f"annotation {annotation.get('id')} has the box {annotation['bbox']}")
         rest = {name: value for name, value in annotation.items() if name != "image_id"}
-        objects[annotation["image_id"]].append({"category": numbers[annotation["category_id"]], **rest})
+        objects[image].append({"category": numbers[category], **rest})
     return objects
 
 
 def _member(record: dict[str, Any], *, objects: list[dict[str, Any]]) -> bytes:
-    names = {"image_id": record["id"], **{name: record[name] for name in ("file_name", "height", "width")}}
+    names = {"image_id": record["id"]} | {n: member(record, n, object) for n in ("file_name", "height", "width")}
     licence = {"license": record["license"]} if "license" in record else {}
     return json.dumps({**names, **licence, "objects": objects}, separators=(",", ":")).encode()
 

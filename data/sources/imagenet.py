@@ -24,6 +24,7 @@ from data.sources.formats import SourceFormat
 from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles, find_split, images_of, same_classes
 from data.sources.reshard import StoredSamples, stored_samples
 from data.sources.source import Source
+from engine.documents import read_text
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -117,18 +118,18 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
     numbers = {name: number for number, name in enumerate(classes)}
     numbers |= {str(number): number for number in range(len(classes))}
     labels: dict[str, int] = {}
-    with path.open(newline="") as file:
-        for place, row in enumerate(csv.reader(line.replace("\t", ",").replace(" ", ",") for line in file)):
-            fields = [field for field in row if field]
-            if (place == 0 and fields and fields[0] == "ImageId") or not fields:
-                continue
-            if len(fields) < 2 or fields[1] not in numbers:
-                raise UserError(
-                    f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid "
-                    f"(one of the {len(classes)} in training) or class number; the devkit's "
-                    "ILSVRC2012_validation_ground_truth.txt has numbers of its own and no names"
-                )
-            labels[fields[0].split(".")[0]] = numbers[fields[1]]
+    lines = read_text(path).replace("\t", ",").replace(" ", ",").splitlines()
+    for place, row in enumerate(csv.reader(lines)):
+        fields = [field for field in row if field]
+        if (place == 0 and fields and fields[0] == "ImageId") or not fields:
+            continue
+        if len(fields) < 2 or fields[1] not in numbers:
+            raise UserError(
+                f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid (one of "
+                f"the {len(classes)} in training) or class number; the devkit's ILSVRC2012_validation_ground_truth.txt "
+                "has numbers of its own and no names"
+            )
+        labels[fields[0].split(".")[0]] = numbers[fields[1]]
     return labels
 
 

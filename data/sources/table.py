@@ -5,6 +5,7 @@ Labels that are all whole numbers are class numbers; others are class names, num
 
 import csv
 import importlib
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from data.shards.index import UNLABELLED
 from data.sources.config import Preparation
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import ImageFiles
+from engine.documents import read_text
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,18 +65,19 @@ def _read(table: Path) -> Table:
         raise UserError(f"expected a table ({', '.join(TABLE_SUFFIXES)}), but {table} is no file")
     try:
         columns = _read_parquet(table) if table.suffix.lower() == ".parquet" else _read_csv(table)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{table} cannot be read as a table: {error}") from error
+    except csv.Error as error:
+        raise UserError(f"{table} cannot be read as a table: {error}") from None
     if not columns or not len(next(iter(columns.values()))):
         raise UserError(f"{table} has no rows; the first line must name the columns")
     return columns
 
 
 def _read_csv(table: Path) -> Table:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
-        header = next(rows, [])
-        lines = [row for row in rows if row]
+    text = read_text(table).removeprefix("\ufeff")
+    delimiter = "\t" if table.suffix.lower() == ".tsv" else ","
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header = next(rows, [])
+    lines = [row for row in rows if row]
     uneven = next((place for place, row in enumerate(lines) if len(row) != len(header)), None)
     if uneven is not None:
         raise UserError(

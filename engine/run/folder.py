@@ -27,9 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
-from engine.errors import NO_SPACE, UserError
+from engine.documents import parse_yaml, read_yaml
+from engine.errors import UserError, explain
 from engine.recipe import dump
 from engine.run.durable import write_durably
 from engine.run.environment import describe_environment
@@ -80,8 +79,8 @@ class RunFolder:
                 run.stopped.unlink(missing_ok=True)
             except OSError as error:
                 run.close()
-                advice = "free some space, then start again" if error.errno in NO_SPACE else "check --run.folder"
-                raise UserError(f"run folder {path} cannot be used: {error.strerror}; {advice}") from None
+                reason = explain(error) or f"{error}; check --run.folder"
+                raise UserError(f"run folder {path} cannot be used: {reason}") from None
             except BaseException:
                 run.close()
                 raise
@@ -147,7 +146,7 @@ class RunFolder:
     def _record(self, config: Any) -> None:
         text = dump(config)
         if self.config.exists() and any(self.checkpoints.glob("step-*[0-9]")):
-            changes = changed_fields(config, stored=_read_yaml(self.config))
+            changes = changed_fields(config, stored=read_recipe(self.config))
             if changes:
                 raise UserError(
                     f"{self.config} made the checkpoints in this folder and differs from what is asked: {'; '.join(changes)}. "
@@ -184,7 +183,7 @@ def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:
 
     A field that the stored config does not know yet counts as its default.
     """
-    asked: dict[str, Any] = yaml.safe_load(dump(config))
+    asked = parse_yaml(dump(config))
     return list(_changes(config, asked, stored, prefix=""))
 
 
@@ -197,7 +196,11 @@ def _changes(config: Any, asked: dict[str, Any], stored: dict[str, Any], *, pref
         elif field.metadata.get("may_change"):
             continue
         elif dataclasses.is_dataclass(value := getattr(config, name)):
-            yield from _changes(value, asked[name], stored.get(name) or {}, prefix=f"{full}.")
+            section = stored.get(name) or {}
+            if isinstance(section, dict):
+                yield from _changes(value, asked[name], section, prefix=f"{full}.")
+            else:
+                yield f"{full}: stored {section!r}, expected a mapping"
         elif name not in stored:
             if getattr(config, name) != _default(field):
                 yield f"{full}: not stored, asked {asked[name]!r}"
@@ -209,14 +212,17 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the recipe that a run wrote down.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; restore it or choose another --run.folder"
-        ) from None
-    return tree if isinstance(tree, dict) else {}
+        return read_yaml(path)
+    except (UserError, OSError) as error:
+        reason = explain(error) or str(error) if isinstance(error, OSError) else str(error)
+        raise UserError(f"{reason}; restore {path.name} or choose another --run.folder") from None
 
 
 def is_until(line: bytes, step: int) -> bool:

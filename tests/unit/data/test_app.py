@@ -84,7 +84,7 @@ def test_json_that_nests_without_end_and_patterns_elsewhere_are_one_line(run, tm
     said = run("write", "--source", tmp_path / "deep.json", *out, code=1)
     assert "deep.json is no COCO instances file" in said.err
     said = run("write", "--source", tmp_path / "list.csv", "--classes", tmp_path / "deep.json", *out, code=1)
-    assert "deep.json is no JSON" in said.err
+    assert "deep.json: expected JSON, but it is nested too deeply" in said.err
     said = run("index", "--source", tmp_path, "--pattern", "/etc/*", *out, code=1)
     assert "--pattern is of names in" in said.err
 

@@ -1,13 +1,27 @@
 """Programs end with one line where their user has to act, and with a traceback where we have."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
-from engine.errors import BROKEN_PIPE, INTERRUPTED, REMEDIES, UserError, one_line_errors
+from engine.errors import (
+    BROKEN_PIPE,
+    INTERRUPTED,
+    MACHINE_REMEDIES,
+    REMEDIES,
+    UserError,
+    at_path,
+    is_refusal,
+    one_line_errors,
+)
+from engine.recipe import parse
 
 
 def raising(error):
@@ -30,7 +44,7 @@ def test_a_full_disk_is_one_line_that_says_what_to_do(capsys):
     with pytest.raises(SystemExit):
         raising(full)()
     said = capsys.readouterr().err
-    assert "No space left on device: 'runs/x/metrics.jsonl'; free some space, then start again" in said
+    assert said.startswith("error: runs/x/metrics.jsonl: No space left on device; free some space, then start again")
 
 
 @pytest.mark.parametrize("number", REMEDIES)
@@ -55,6 +69,76 @@ def test_what_the_system_refuses_at_a_path_is_one_line_with_the_path_and_what_to
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         raising(error)()
+
+
+def test_a_refusal_without_a_path_gets_the_one_that_is_written_to(capsys):
+    @one_line_errors
+    def main():
+        with at_path(Path("runs/x/metrics.jsonl")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith("error: runs/x/metrics.jsonl: No space left on device; free some space")
+
+
+def test_a_system_error_in_words_becomes_one_again():
+    with (
+        pytest.raises(OSError, match=r"No space left on device: 'a\.safetensors'") as full,
+        at_path(Path("a.safetensors")),
+    ):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert full.value.errno == errno.ENOSPC
+    with pytest.raises(RuntimeError, match="something else"), at_path(Path("a")):
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("number", MACHINE_REMEDIES)
+def test_what_the_machine_refuses_is_one_line_without_a_path(number, capsys):
+    with pytest.raises(SystemExit):
+        raising(OSError(number, os.strerror(number)))()
+    assert capsys.readouterr().err == f"error: {os.strerror(number)}; {MACHINE_REMEDIES[number]}\n"
+
+
+def test_a_bug_in_a_config_keeps_its_traceback_where_the_parser_takes_it_for_a_wrong_option(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Section:
+        x: int = 0
+
+        def __post_init__(self):
+            _first, _second = (1, 2, 3)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        section: Section
+
+    @one_line_errors
+    def main():
+        parse(Config, ["--section.x", value])
+
+    value = "3"
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        main()
+    value = "three"
+    with pytest.raises(SystemExit):
+        main()
+    assert "invalid literal" in capsys.readouterr().err
+
+
+def test_who_raised_an_error_tells_a_refusal_from_a_bug():
+    def error_of(function):
+        try:
+            function()
+        except Exception as error:
+            return error
+        raise AssertionError
+
+    def bug():
+        _first, _second = (1, 2, 3)
+
+    assert is_refusal(error_of(lambda: json.loads("{")))
+    assert is_refusal(error_of(lambda: torch.nn.Linear(-1, 2)))
+    assert not is_refusal(error_of(bug))
 
 
 def test_an_interrupt_ends_without_a_traceback():

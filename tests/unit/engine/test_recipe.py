@@ -83,7 +83,7 @@ def test_later_recipe_wins(write):
         ("- a", "expected a mapping at the top, got a list"),
         ("steps: 1\nsteps: 2", "line 2: key 'steps' appears twice"),
         ("inner: {names: [-y]}", "'inner.names' has the item '-y'"),
-        ("a: [", "r.yaml: while parsing"),
+        ("a: [", "r.yaml: line 1: expected YAML, but while parsing"),
     ],
 )
 def test_bad_recipe_names_file_and_key(write, text, words):
@@ -137,5 +137,5 @@ def test_a_recipe_in_two_sub_folders_is_refused_with_both(tmp_path):
 
 
 def test_a_recipe_that_is_nowhere_is_named_as_it_was_given(tmp_path):
-    with pytest.raises(SystemExit, match=rf"{tmp_path / 'a.yaml'}: .* No such file"):
+    with pytest.raises(SystemExit, match=rf"{tmp_path / 'a.yaml'}: No such file or directory; check its name"):
         parse(Outer, ["--recipe", str(tmp_path / "a.yaml")])

@@ -122,9 +122,9 @@ def test_a_picture_that_lies_on_its_side_is_left_out(coco):
         ({"annotations": [annotation(1, image=9)]}, "annotations of image 9, which is not listed"),
         ({"annotations": [annotation(1, image=7, category=8)]}, "annotation 1 has category 8, not listed"),
         ({"annotations": [annotation(1, image=7, bbox=[1, 2])]}, r"annotation 1 has the box \[1, 2\]"),
-        ({"annotations": [{"id": 1}]}, "KeyError: 'category_id'"),
+        ({"annotations": [{"id": 1}]}, "'category_id' is missing"),
         ({"images": []}, "annotations of image 3|no images"),
-        ({"images": 3}, "TypeError"),
+        ({"images": 3}, "expected a list for 'images', got a whole number, 3"),
     ],
 )
 def test_malformed_files_are_explained(coco, fields, message):

@@ -106,7 +106,7 @@ def test_verify_finds_broken_maps_and_annotations(picture, tmp_path):
     assert len(problems) == 3
     assert "sample 000001" in problems[0]
     assert "the label map is 9x56 pixels" in problems[0]
-    assert "its .json is no JSON" in problems[1]
+    assert "its .json: expected JSON, but Expecting" in problems[1]
     assert "sample 000003" in problems[2]
 
 
