@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make setup      environment in $(VENV)"
-	@echo "make demo       the main job on generated pictures; IMAGES=folder for your own"
+	@echo "make demo       the main job on generated images; IMAGES=folder for your own"
 	@echo "make test       the tests (10 minutes on 2 cores)"
 	@echo "make check      ruff, pyright, import-linter and the unit tests"
 	@echo "make test-slow  the long drills"

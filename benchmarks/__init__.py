@@ -1,1 +1,1 @@
-"""What is measured: one program per question, and dated results. Tests never import it."""
+"""What is measured: one program per question, and dated results. Tests may run the drills and check the figures."""

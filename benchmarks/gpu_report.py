@@ -1,10 +1,13 @@
-"""Joins what ``benchmarks/gpu.sh`` measured: ``gpu_report.py PARTS OUT`` writes OUT/gpu.json and OUT/gpu.md.
+"""Join what ``benchmarks/gpu.sh`` measured: ``python benchmarks/gpu_report.py PARTS OUT``.
 
 PARTS/NAME.out       what a part printed; its last line is JSON, but for the tests
 PARTS/NAME.failed    its exit code, if that was not 0: a missed goal, or an error
 PARTS/NAME.skipped   why it was not run
+OUT/gpu.json         all figures
+OUT/gpu.md           their tables
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -15,18 +18,22 @@ from typing import Any
 
 def main() -> None:
     """Join the parts."""
-    parts, out = (Path(word) for word in sys.argv[1:])
-    found = {path.stem: _result(path) for path in sorted(parts.glob("*.out"))}
-    said = {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.skipped"))}
-    said |= {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.failed"))}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", type=Path, help="folder of what the parts printed")
+    parser.add_argument("out", type=Path, help="folder for the figures and tables")
+    options = parser.parse_args()
+    parts, out = options.parts, options.out
+    results = {path.stem: _result(path) for path in sorted(parts.glob("*.out"))}
+    problems = {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.skipped"))}
+    problems |= {path.stem: path.read_text().strip() for path in sorted(parts.glob("*.failed"))}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.json").write_text(json.dumps({"said": said, **found}, indent=1) + "\n")
-    (out / "gpu.md").write_text("\n".join(_lines(found, said)) + "\n")
+    (out / "gpu.json").write_text(json.dumps({"said": problems, **results}, indent=1) + "\n")
+    (out / "gpu.md").write_text("\n".join(_lines(results, problems)) + "\n")
     sys.stdout.write(f"{out / 'gpu.md'}\n")
 
 
 def _result(path: Path) -> Any:
-    """Return the JSON that a part ended with, else its last line."""
+    """The JSON that a part ended with, else its last line."""
     last = path.read_text().strip().rpartition("\n")[2]
     try:
         return json.loads(last)
@@ -34,26 +41,28 @@ def _result(path: Path) -> Any:
         return last
 
 
-def _lines(found: dict[str, Any], said: dict[str, str]) -> Iterator[str]:
-    step, kernels = (found[name] if isinstance(found.get(name), dict) else {} for name in ("step", "kernels"))
+def _lines(results: dict[str, Any], problems: dict[str, str]) -> Iterator[str]:
+    step, kernels = (results[name] if isinstance(results.get(name), dict) else {} for name in ("step", "kernels"))
+    device, machine = step.get("device", "no device"), step.get("machine", {})
     yield "# On a GPU"
     yield ""
-    yield f"`benchmarks/gpu.sh`, {datetime.now(UTC):%Y-%m-%d}, {step.get('device', 'no device')}, {step.get('machine', {})}"
+    yield f"`benchmarks/gpu.sh`, {datetime.now(UTC):%Y-%m-%d}, {device}, {machine}"
     yield ""
-    yield f"Tests: {found.get('tests', 'not run')}"
-    yield from (f"* {name}: {words}" for name, words in said.items())
+    yield f"Tests: {results.get('tests', 'not run')}"
+    yield from (f"* {name}: {problem}" for name, problem in problems.items())
     if step:
         yield from _steps(step)
         yield from (f"Out of memory: {name}." for name in step.get("out_of_memory", []))
-    if isinstance(found.get("variants"), dict):
-        yield from _variants(found["variants"])
+    if isinstance(results.get("variants"), dict):
+        yield from _variants(results["variants"])
     for family in ("window_attention", "depthwise", "cluster_attention"):
         if family in kernels:
             yield from _kernels(family, kernels[family])
-    if isinstance(found.get("trainer"), dict):
-        trainer = found["trainer"]
+    if isinstance(results.get("trainer"), dict):
+        trainer = results["trainer"]
+        bare_ms = 1000 * trainer["seconds_bare"]
         yield ""
-        yield f"The trainer adds {trainer['milliseconds_added']:.2f} ms to a bare step of {1000 * trainer['seconds_bare']:.1f} ms."
+        yield f"The trainer adds {trainer['milliseconds_added']:.2f} ms to a bare step of {bare_ms:.1f} ms."
 
 
 def _steps(step: dict[str, Any]) -> Iterator[str]:

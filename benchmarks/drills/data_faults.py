@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.drills import damaged_data, hostile_data, remote_faults
 from benchmarks.drills.drill import LIMIT_S, NUM_SAMPLES, PER_SHARD, STEPS, Drill, Missed, Trained, expect
+from benchmarks.drills.faults import damaged_data, hostile_data, remote_faults
 from benchmarks.goals import Goal, finish, machine
 
 DRILLS: tuple[Callable[[Drill], str], ...] = (

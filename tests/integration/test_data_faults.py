@@ -2,11 +2,11 @@
 
 import pytest
 
-from benchmarks.drills.damaged_data import corrupt_pictures
 from benchmarks.drills.data_faults import run_drills
 from benchmarks.drills.drill import Drill
-from benchmarks.drills.hostile_data import pickle_members
-from benchmarks.drills.remote_faults import hanging_server
+from benchmarks.drills.faults.damaged_data import corrupt_pictures
+from benchmarks.drills.faults.hostile_data import pickle_members
+from benchmarks.drills.faults.remote_faults import hanging_server
 
 
 @pytest.mark.slow

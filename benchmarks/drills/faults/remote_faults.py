@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.drills.drill import NUM_SAMPLES, PER_SHARD, Drill, expect
-from benchmarks.drills.faulty_server import FaultyServer
+from benchmarks.drills.faults.faulty_server import FaultyServer
 
 SHORT_WAITS = ("--data.cache.timeout-s", "1", "--data.cache.give-up-s", "4")
 MOST_SECONDS = 60.0  # start-up and the waits, on a busy machine

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from benchmarks.drills.drill import BATCH, NUM_SAMPLES, PER_SHARD, STEPS, Drill, expect
-from benchmarks.drills.faulty_server import FaultyServer
-from benchmarks.drills.faulty_shards import DAMAGES, copy_tars, jpeg_bomb, png_bomb, replace_pictures
+from benchmarks.drills.faults.faulty_server import FaultyServer
+from benchmarks.drills.faults.faulty_shards import DAMAGES, copy_tars, jpeg_bomb, png_bomb, replace_pictures
 
 BROKEN = (5, 40, 101, 170, 222, 303)
 BOMBS = (7, 200)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.drills.drill import Drill, expect
-from benchmarks.drills.faulty_server import FaultyServer
-from benchmarks.drills.faulty_shards import copy_tars, read_tar, write_tar
+from benchmarks.drills.faults.faulty_server import FaultyServer
+from benchmarks.drills.faults.faulty_shards import copy_tars, read_tar, write_tar
 
 PICKLED = ("pkl", "pyd", "pickle", "pth", "npy")
 

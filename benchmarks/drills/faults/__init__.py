@@ -1,0 +1,1 @@
+"""The single faults of `benchmarks/drills/data_faults.py`, and what brings them about."""
