@@ -11,7 +11,7 @@ WARM_UP = 3
 
 
 def median_ms(run: Callable[[], object], *, device: torch.device, rounds: int) -> float:
-    """Return the median milliseconds of ``run``, which may compile at first: the first calls do not count."""
+    """Time ``run`` in milliseconds (median), which may compile at first: the first calls do not count."""
     for _ in range(WARM_UP):
         run()
     return 1000 * median(seconds_of(run, device=device) for _ in range(rounds))
@@ -20,7 +20,7 @@ def median_ms(run: Callable[[], object], *, device: torch.device, rounds: int) -
 def forward_backward_ms(
     run: Callable[[], Tensor], wanted: Sequence[Tensor], *, device: torch.device, rounds: int
 ) -> dict[str, float]:
-    """Return the median milliseconds of ``run`` alone, and with its gradients for ``wanted``."""
+    """Time ``run`` alone, and with its gradients for ``wanted``, in milliseconds (medians)."""
     weight = torch.randn_like(run())
     return {
         "forward": median_ms(run, device=device, rounds=rounds),
@@ -29,7 +29,7 @@ def forward_backward_ms(
 
 
 def seconds_of(run: Callable[[], object], *, device: torch.device) -> float:
-    """Return the seconds that ``run`` takes once."""
+    """Time one call of ``run``, in seconds."""
     if device.type == "cpu":
         started = time.process_time()
         run()

@@ -39,7 +39,7 @@ def finish(figures: dict[str, Any], goals: list[Goal], *, check: bool) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on and with."""
+    """Describe the machine and the versions that figures are measured with."""
     names = ("torch", "timm", "accelerate", "deepspeed", "numpy")
     return {
         "processor": _processor(),

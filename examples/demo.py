@@ -1,4 +1,6 @@
-"""The main job on one machine in minutes: shards, GreenMIM pretraining, hand-off, fine-tuning, one table. Run by ``make demo``.
+"""The main job on one machine in minutes: shards, GreenMIM pretraining, hand-off, fine-tuning, one table.
+
+Run by ``make demo``.
 
 Without ``--images`` it draws labelled scenes. Every step is one of the project's own commands, shown before it runs.
 """
@@ -51,8 +53,8 @@ def main() -> None:
 
 
 READING = """
-What so short a run can show: the loss falls, reconstructions take shape, and fine-tuning starts from a better place. The
-probes of the frozen encoder need longer: on photographs the linear probe rises after some hundred steps more (see
+What so short a run can show: the loss falls, reconstructions take shape, and fine-tuning starts from a better place.
+The probes of the frozen encoder need longer: on photographs the linear probe rises after some hundred steps more (see
 benchmarks/results), and kNN may stay below raw pixels. What it cannot show: the accuracy that masked image modelling
 reaches after hundreds of epochs on a million images.
 """
@@ -131,12 +133,12 @@ def speed_rows(folder: Path, table: Table) -> None:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage."""
+    """Write a share as a percentage."""
     return f"{100 * share:.1f} %"
 
 
 def accelerate() -> list[str]:
-    """Return the words that start accelerate's launcher from this environment."""
+    """The command that starts accelerate's launcher from this environment."""
     return [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 

@@ -1,4 +1,4 @@
-"""Shards that are hard on an order: uneven ones, of one sample or none, with a few pictures that do not decode."""
+"""Shards that are hard on an order: uneven ones, of one sample or none, with a few images that do not decode."""
 
 import io
 import tarfile
@@ -9,12 +9,12 @@ from PIL import Image
 
 from data.shards.scan import index_shards
 
-BROKEN = (b"\xff\xd8\xff no picture", b"neither is this")
+BROKEN = (b"\xff\xd8\xff no image", b"neither is this")
 CLASSES = ("a", "b")
 
 
 def write_uneven(out: Path, *, num_samples: int, num_broken: int, seed: int) -> frozenset[int]:
-    """Write small labelled pictures as WebDataset tars with their manifest; return the numbers of the broken ones."""
+    """Write small labelled images as WebDataset tars with their manifest, and number the broken ones."""
     rng = np.random.default_rng(seed)
     broken = frozenset(rng.permutation(num_samples)[:num_broken].tolist())
     out.mkdir(parents=True)
@@ -22,8 +22,8 @@ def write_uneven(out: Path, *, num_samples: int, num_broken: int, seed: int) -> 
     for shard, size in enumerate(uneven_sizes(num_samples, rng)):
         with tarfile.open(out / f"{shard:03d}.tar", "w") as tar:
             for number in range(start, start + size):
-                picture = BROKEN[number % 2] if number in broken else _picture(rng)
-                _add(tar, f"{number:06d}.jpg", picture)
+                image = BROKEN[number % 2] if number in broken else _image(rng)
+                _add(tar, f"{number:06d}.jpg", image)
                 _add(tar, f"{number:06d}.cls", str(number % len(CLASSES)).encode())
         start += size
     index_shards(out, out=out, classes=CLASSES)
@@ -31,14 +31,14 @@ def write_uneven(out: Path, *, num_samples: int, num_broken: int, seed: int) -> 
 
 
 def uneven_sizes(num_samples: int, rng: np.random.Generator) -> list[int]:
-    """Return sizes that add up, an empty shard and some of one sample among them."""
+    """Draw sizes that add up, an empty shard and some of one sample among them."""
     sizes = [0, 1, 1]
     while sum(sizes) < num_samples:
         sizes.append(min(int(rng.integers(1, max(3, num_samples // 5))), num_samples - sum(sizes)))
     return rng.permutation(sizes).tolist()
 
 
-def _picture(rng: np.random.Generator) -> bytes:
+def _image(rng: np.random.Generator) -> bytes:
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(coarse).resize((48, 40)).save(content, "JPEG")

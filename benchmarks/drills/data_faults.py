@@ -1,10 +1,10 @@
 """Does each fault of the data end as it is promised to? ``python benchmarks/drills/data_faults.py``.
 
-Each drill breaks a data set of generated pictures in its own way and runs the project's programs on it as a user would, a
-training run of a tiny Swin among them. Promised are: a permanently bad picture is replaced, named once and counted, and
-everything else stays as it is; what cannot be read stops the run with one line that says why, and replaces nothing; what is
-hostile runs no code, writes nothing outside and takes no more memory. Every drill has a time limit, and no process may
-outlive its program. A table, then one JSON line; exit code 1 where a promise is broken.
+Each drill breaks a data set of generated images in its own way and runs the project's programs on it as a user would,
+a training run of a tiny Swin among them. Promised are: a permanently bad image is replaced, named once and counted,
+and everything else stays as it is; what cannot be read stops the run with one line that says why, and replaces nothing;
+what is hostile runs no code, writes nothing outside and takes no more memory. Every drill has a time limit, and no
+process may outlive its program. A table, then one JSON line; exit code 1 where a promise is broken.
 """
 
 import argparse

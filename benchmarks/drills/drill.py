@@ -99,7 +99,7 @@ class Drill:
     folder: Path
     """Everything that it writes is in here."""
     sound: Path
-    """Shards that nothing is wrong with: `NUM_SAMPLES` generated pictures, `PER_SHARD` in each. Not to be changed."""
+    """Shards that nothing is wrong with: `NUM_SAMPLES` generated images, `PER_SHARD` in each. Not to be changed."""
     reference: Trained | None = None
     """What training on them gives."""
     reference_mib: float = 0.0
@@ -129,11 +129,11 @@ class Drill:
         return self._run([str(word) for word in line], prefix=prefix)
 
     def trained(self, run: str = "run") -> Trained:
-        """Return what a run wrote down."""
+        """Read what a run wrote down."""
         return Trained(self.folder / run)
 
     def expect_reference(self, run: str = "run") -> None:
-        """Insist that a run has trained on the same samples, crops and masks, with the same losses, as the sound one."""
+        """Insist that a run had the samples, crops, masks and losses of the sound one."""
         assert self.reference is not None
         found = self.trained(run)
         expect(found.losses == self.reference.losses, f"other losses than on sound shards: {found.losses}")
@@ -165,7 +165,7 @@ class Drill:
         return Ended(code=code, output=said[0], errors=said[1], seconds=seconds, peak_mib=peak_mib)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int, float]:
-        """Return exit code and peak memory; the kernel knows the peak only of children that it is asked for this way."""
+        """Wait for exit code and peak memory, which the kernel gives only for children that are waited for this way."""
         while time.monotonic() < self.deadline:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -202,13 +202,13 @@ def _kill_session(number: int) -> None:
 
 
 def _session(number: int) -> list[int]:
-    """Return the processes of a session that are still there."""
-    found: list[int] = []
+    """Find the processes of a session that are still there."""
+    pids: list[int] = []
     for process in psutil.process_iter(["status"]):
         try:
             alive = process.info["status"] != psutil.STATUS_ZOMBIE
             if alive and os.getsid(process.pid) == number:
-                found.append(process.pid)
+                pids.append(process.pid)
         except (ProcessLookupError, PermissionError):
             continue
-    return found
+    return pids

@@ -1,17 +1,18 @@
 """Is every sample seen exactly as often as promised? ``python benchmarks/drills/epoch_audit.py``.
 
-Real training runs in real processes, over uneven shards (some with one sample or none) of which a few pictures are broken,
-for 3 epochs: killed with SIGKILL at random moments, and each time started again with other numbers of processes and loader
-workers. Every process notes the samples of each micro-batch (``report.samples``); the notes are then counted:
+Real training runs in real processes, over uneven shards (some with one sample or none) of which a few images are
+broken, for 3 epochs: killed with SIGKILL at random moments, and each time started again with other numbers of processes
+and loader workers. Every process notes the samples of each micro-batch (``report.samples``); the notes are then
+counted:
 
 * **lost** and **repeated**: samples that an epoch saw less or more often than promised; both must be 0;
 * **skipped**: what did not fill a last global batch; **by repeats**: second and later visits that ``repeats`` asks for;
-  **replaced**: places of broken samples that another took; each must be as many as promised, and the ledger of bad samples
-  must name each broken one once;
+  **replaced**: places of broken samples that another took; each must be as many as promised, and the ledger of bad
+  samples must name each broken one once;
 * **differing**: micro-batches that are not those of the order as a pure function, asked without any run.
 
-Three runs: pretraining on one folder, fine-tuning with ``repeats: 3``, pretraining on two folders mixed 0.7 to 0.3. There
-the counting is by each source's own passes. ``--short`` has fewer samples and kills.
+Three runs: pretraining on one folder, fine-tuning with ``repeats: 3``, pretraining on two folders mixed 0.7 to 0.3.
+There the counting is by each source's own passes. ``--short`` has fewer samples and kills.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def plan(folder: Path, *, num_samples: int) -> list[Audited]:
 
 
 def config_of(run: Audited, *, folder: Path) -> PretrainConfig | FinetuneConfig:
-    """Return a recipe of a tiny Swin at 32 px."""
+    """Write a recipe of a tiny Swin at 32 px."""
     network: dict[str, Any] = {"name": "swin_tiny_patch4_window7_224", "img_size": (32, 32), "window": 1}
     network |= {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
     sections: dict[str, Any] = {
@@ -158,7 +159,7 @@ def run_and_kill(
 
 
 def order_of(run: Audited, config: PretrainConfig | FinetuneConfig) -> TrainingOrder:
-    """Return the order as a pure function, without a run."""
+    """The order as a pure function, without a run."""
     return training_order(config.data, open_shards(config.data.shards), seed=config.run.seed, repeats=run.repeats)
 
 

@@ -1,4 +1,4 @@
-"""A real training run in real processes that can be killed at any moment: no launcher, so a start takes a second or two.
+"""A real training run in processes that can be killed at any moment; without a launcher, a start takes a second or two.
 
 The processes are forked from a server that has imported the programs already; each then runs the program's own `train`,
 joined with the others over gloo as under a launcher.
@@ -109,7 +109,7 @@ class KilledRun:
         self._processes = []
 
     def _notes(self) -> tuple[int, int]:
-        """Return the last step that process 0 noted, or -1, and how much it has noted in all."""
+        """The last step that process 0 noted, or -1, and the length of all its notes."""
         path = self.folder / "samples-00000.jsonl"
         text = path.read_text() if path.exists() else ""
         whole = [line for line in text.splitlines() if line.endswith("}")]

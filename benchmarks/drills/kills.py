@@ -1,9 +1,9 @@
-"""A run that is killed again and again ends as one that is left alone: ``python benchmarks/drills/kills.py --kills 50``.
+"""A run that is killed again and again ends as one left alone: ``python benchmarks/drills/kills.py --kills 50``.
 
 The real program under ``accelerate launch`` with DeepSpeed on two CPU processes, a Swin of width 16 (``resume.yaml``):
 
-* kills: SIGKILL of a process chosen at random (launcher, training process, loader worker), at a random moment, a third of
-  them while a checkpoint is being written. The others must end by themselves; then the same command goes on;
+* kills: SIGKILL of a process chosen at random (launcher, training process, loader worker), at a random moment, a third
+  of them while a checkpoint is being written. The others must end by themselves; then the same command goes on;
 * full disk: the run folder lies on a small file system (tmpfs; where mounting is not permitted, files are limited with
   RLIMIT_FSIZE) that fills up; each time the run must say so and keep its last checkpoint;
 * slow disk: kills as above with every fsync delayed (``benchmarks/drills/slow_disk.py``).
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def goals(figures: dict[str, Any]) -> list[Goal]:
-    """Return the bounds that the figures must keep."""
+    """List the bounds that the figures must keep."""
     found: list[Goal] = []
     if "kills" in figures:
         found.append(Goal(name="kills", value=figures["kills"]["kills"], at_least=figures["kills"]["kills_asked"]))
@@ -165,7 +165,7 @@ class Drills:
         return {"way": way, "fills": num_fills, "said_what_to_do": messages, **compared}
 
     def _whole(self, steps: int) -> Path:
-        """Return an undisturbed run of so many steps."""
+        """Run so many steps undisturbed."""
         folder = self._folder / f"whole-{steps}"
         if not folder.exists():
             self._start(folder, steps=steps).wait_done()
@@ -185,7 +185,7 @@ class Drills:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     def _kill(self, running: LaunchedRun) -> tuple[Killed, bool] | None:
-        """Kill one process, somewhere in the next steps, and say whether a checkpoint was being written; None at the end."""
+        """Kill one process in the next steps, and tell whether a checkpoint was being written; None at the end."""
         before = running.last_step()
         saving = self._rng.random() < 1 / 3
         past = before + self._rng.randrange(1, STEPS_PER_KILL // 4)  # it trains on for a while until it is dead

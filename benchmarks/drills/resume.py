@@ -110,11 +110,10 @@ class Drill:
         one, other = (final_tensors(folder, step=STEPS) for folder in (whole, self.folder / name))
         keys = [key for key in one if key[0] in ("weight", "ema")]
         difference = max(float((one[key] - other[key]).abs().max()) for key in keys)
-        expected, found = noted_micro_batches(whole), noted_micro_batches(self.folder / name)
-        differing = sum(found.get(key) != words for key, words in expected.items())
-        say(
-            f"{precision}, {' -> '.join(map(str, parts))}: {differing} micro-batches differ, weights by {difference:.1e}"
-        )
+        expected, actual = noted_micro_batches(whole), noted_micro_batches(self.folder / name)
+        differing = sum(actual.get(key) != samples for key, samples in expected.items())
+        layouts = " -> ".join(map(str, parts))
+        say(f"{precision}, {layouts}: {differing} micro-batches differ, weights by {difference:.1e}")
         return {f"{precision}_differing_micro_batches": differing, f"{precision}_difference": difference}
 
     def start(self, name: str, layout: ProcessLayout, *, precision: str = "fp32") -> LaunchedRun:

@@ -33,17 +33,18 @@ distributed: {{precision: fp32}}
 SWIN = """backbone: {name: swin_tiny_patch4_window7_224, img_size: [64, 64], window: 4, embed_dim: 16,
            depths: [1, 2, 1, 1], num_heads: [1, 2, 4, 8], drop_path: 0.1}
 """
-SECVIT = """backbone: {name: secvit_tiny, img_size: [64, 64], embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8]}
+SECVIT = """backbone: {name: secvit_tiny, img_size: [64, 64], embed_dim: 16, depths: [1, 1, 1, 1],
+           num_heads: [1, 2, 4, 8]}
 """
 PRETRAIN = """data: {batch_size: 16, micro_batch_size: 4, workers: 1}
 mim: {mask_ratio: 0.5, decoder_dim: 32, decoder_heads: 2}
 """
-CLASSIFY = """augment: {rand_augment: null}  # Pillow 13 refuses a published strength of it in trees before December 2026
+CLASSIFY = """augment: {rand_augment: null}  # before December 2026 a published strength of it fails under Pillow 13
 data: {batch_size: 16, micro_batch_size: 4, workers: 1}
 evaluation: {every_steps: 10, micro_batch_size: 4}
 """
-DETECT = """detector: {kind: mask_rcnn, width: 16, box_width: 32, roi_samples: 16, anchor_samples: 32, proposals: [50, 20],
-           score_threshold: 0.0}
+DETECT = """detector: {kind: mask_rcnn, width: 16, box_width: 32, roi_samples: 16, anchor_samples: 32,
+           proposals: [50, 20], score_threshold: 0.0}
 resize: {short_sides: [64, 80], long_side: 128, test_short_side: 64}
 data: {batch_size: 4, micro_batch_size: 2, workers: 1}
 evaluation: {every_steps: 10, micro_batch_size: 2}
@@ -155,7 +156,7 @@ def run(tree: Path, command: list[str]) -> None:
 
 
 def digest(checkpoint: Path) -> str:
-    """Return sha256 over every tensor's file key and bytes, whatever the files are called and however they are sliced."""
+    """Hash every tensor's key and bytes (sha256), whatever the files are called and however they are sliced."""
     total = hashlib.sha256()
     for path in sorted(checkpoint.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

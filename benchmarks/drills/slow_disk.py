@@ -1,7 +1,7 @@
-"""The pretraining program on a slow disk: ``benchmarks/drills/kills.py`` launches this in place of ``pretrain/main.py``.
+"""The pretraining program on a slow disk: ``benchmarks/drills/kills.py`` starts it in place of ``pretrain/main.py``.
 
-The disk is simulated: each fsync takes ``SECONDS`` longer, before and after the real one, so that kills meet checkpoints that
-are half written for most of their time.
+The disk is simulated: each fsync takes ``SECONDS`` longer, before and after the real one, so that kills meet
+checkpoints that are half written for most of their time.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Training under a real Slurm that is disturbed in every way that clusters know: the weights end as in the undisturbed run.
+"""Training under a real Slurm, disturbed in every way that clusters know: the weights end as in the undisturbed run.
 
     python benchmarks/drills/slurm_drills.py                 all drills, one after the other in one run
     python benchmarks/drills/slurm_drills.py --drills requeue node   some of them
 
-Two slurmd and slurmctld run on this machine (`tests/slurm/cluster.py`); the run is a two-node DeepSpeed pretraining of a Swin of
-width 16, submitted by `launch/main.py`. Needs root and Debian's `slurm-wlm` and `munge`.
+Two slurmd and slurmctld run on this machine (`tests/slurm/cluster.py`); the run is a two-node DeepSpeed pretraining of
+a Swin of width 16, submitted by `launch/main.py`. Needs root and Debian's `slurm-wlm` and `munge`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measure(cluster: Cluster, folder: Path, *, drills: tuple[str, ...]) -> tuple[dict[str, Any], list[Goal]]:
-    """Return the figures of the drills, and the goals that they must meet."""
+    """Carry out the drills: their figures, and the goals that they must meet."""
     more = STEPS_UNTIL_DOWN if "slurmd" in drills else 0
     drill = Drill(cluster, folder, steps=STEPS_PER_DRILL * (len(drills) + 1) + more)
     drill.submit("whole")
@@ -76,10 +76,11 @@ def measure(cluster: Cluster, folder: Path, *, drills: tuple[str, ...]) -> tuple
     drill.until_done()
     whole, disturbed = (final_tensors(folder / name, step=drill.steps) for name in ("whole", "disturbed"))
     differing = sum(not torch.equal(whole[key], disturbed[key]) for key in whole)
-    expected, found = noted_micro_batches(folder / "whole"), noted_micro_batches(folder / "disturbed")
-    changed = sum(found.get(key) != words for key, words in expected.items())
+    expected, actual = noted_micro_batches(folder / "whole"), noted_micro_batches(folder / "disturbed")
+    changed = sum(actual.get(key) != samples for key, samples in expected.items())
     say(
-        f"{len(drills)} disturbances: {differing} of {len(whole)} tensors and {changed} of {len(expected)} micro-batches differ"
+        f"{len(drills)} disturbances: {differing} of {len(whole)} tensors and {changed} of {len(expected)} "
+        "micro-batches differ"
     )
     saves = [drill["signal_to_saved_s"] for drill in figures.values() if drill["signal_to_saved_s"] is not None]
     goals = [
@@ -106,7 +107,7 @@ class Drill:
         self.job = self.folder.read().ids[-1]
 
     def words(self, name: str) -> list[str]:
-        """Return the launcher's words for the run ``name``."""
+        """The launcher's arguments for the run ``name``."""
         words = ["pretrain", "--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self._folder / "shards")]
         words += ["--run.folder", str(self._folder / name), "--data.workers", "1", "--optimizer.steps", str(self.steps)]
         words += ["--distributed.precision", "fp32", "--run.save-every-steps", str(SAVE_EVERY)]
@@ -174,19 +175,19 @@ class Drill:
         )
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the events of one kind since the last submission."""
+        """Read the events of one kind since the last submission."""
         events = self.folder.events()
         last = max(number for number, event in enumerate(events) if event["event"] == "submit")
         return [event for event in events[last:] if event["event"] == name]
 
     def step(self) -> int:
-        """Return the last step reported, 0 before the first."""
+        """Read the last step reported, 0 before the first."""
         path = self.folder.run / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
     def processes(self, *, node: int) -> list[psutil.Process]:
-        """Return the job's processes of a node, the supervisor and the loader workers too."""
+        """Find the job's processes of a node, the supervisor and the loader workers too."""
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -253,7 +254,7 @@ DRILLS: dict[str, Callable[[Drill], None]] = {
     "slurmd": slurmd,
 }
 NEEDS_CHECKPOINT = ("node", "rank", "slurmd")
-"""Drills in which nothing can be saved at the end: they wait for a checkpoint of the attempt, to show that it is used."""
+"""Drills that cannot save at the end: they wait for a checkpoint of the attempt, to show that it is used."""
 
 
 def say(words: str) -> None:

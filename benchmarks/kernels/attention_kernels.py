@@ -1,7 +1,8 @@
 """Window attention of Swin-B's stages on visible tokens: plain operations, SDPA, flex_attention and our fused kernel.
 
-Every way starts from ``qkv`` as the linear layer wrote it and ends with tokens in their own order, so copies into groups
-or into the order that flex_attention wants count. Making the plan does not, and nor does flex_attention's block mask.
+Every way starts from ``qkv`` as the linear layer wrote it and ends with tokens in their own order, so copies into
+groups or into the order that flex_attention wants count. Making the plan does not, and nor does flex_attention's block
+mask.
 
 Legend: b images, n tokens, h heads, d channels per head, t rows of a bias table.
 """
@@ -52,7 +53,7 @@ class Case:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the milliseconds of each way in each case, and which of SDPA and fused is the fastest per shape."""
+    """Time each way in each case, in milliseconds, and name the faster of SDPA and fused per shape."""
     device = torch.device(options.device)
     found: dict[str, Any] = {}
     totals: dict[tuple[int, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cases(size: int, *, ratio: float, device: torch.device) -> Iterator[Case]:
-    """Return all stages and shifts of Swin-B at ``size`` pixels, under one mask."""
+    """List all stages and shifts of Swin-B at ``size`` pixels, under one mask."""
     spec = _spec(size, WINDOWS[size])
     layouts = [layout.to(device) for layout in _layouts(spec, ratio=ratio, step=0)]
     for number, (stage, tiled) in enumerate(zip(*(layout.stages for layout in layouts), strict=True)):
@@ -87,18 +88,20 @@ def cases(size: int, *, ratio: float, device: torch.device) -> Iterator[Case]:
 
 
 def scores(plan: GroupPlan) -> int:
-    """Return how many scores the fused kernel computes of a head and image."""
+    """Count the scores that the fused kernel computes for a head and image."""
     first_key, end_key = plan.tiles[:, 2:].T
     return int((-((first_key - end_key) // plan.tile)).sum()) * plan.tile**2
 
 
 def needed_scores(plan: GroupPlan) -> int:
-    """Return how many pairs of tokens share a window."""
+    """Count the pairs of tokens that share a window."""
     return int(((plan.member >= 0).sum(1) ** 2).sum())
 
 
 def count_scores() -> dict[str, list[dict[str, float]]]:
-    """Return, for networks by size, window and ratio, of each stage the scores that are needed, and how many times these the kernel computes.
+    """Count the scores that each stage needs, and how many times as many the kernel computes.
+
+    By size, window and ratio of the network.
 
     Means over ``MASKS`` masks, of all shifts together.
     """
@@ -121,7 +124,7 @@ def _count(spec: LayoutSpec, *, ratio: float) -> list[dict[str, float]]:
 
 
 def _layouts(spec: LayoutSpec, *, ratio: float, step: int) -> tuple[VisibleLayout, VisibleLayout]:
-    """Return the layouts of one mask, planned for groups and for tiles."""
+    """Plan the layouts of one mask, for groups and for tiles."""
     mask = unit_mask(spec.units, mask_ratio=ratio, seed=0, step=step, micro_batch=0)
     return build_layout(spec, mask.visible), build_layout(spec, mask.visible, rule="tiles")
 
@@ -140,7 +143,7 @@ def _stage(side: int, window: int, *, channels: int) -> StageSpec:
 
 
 def ways(case: Case, device: torch.device) -> dict[str, Attend]:
-    """Return what can be measured on ``device``."""
+    """List the ways that can be measured on ``device``."""
     plain: dict[str, Attend] = {
         "reference": partial(window_attention, plan=case.plan, scale=SCALE, implementation="reference"),
         "sdpa": partial(window_attention, plan=case.plan, scale=SCALE, implementation="sdpa"),
@@ -158,7 +161,7 @@ def ways(case: Case, device: torch.device) -> dict[str, Attend]:
 
 
 def flex(plan: GroupPlan, attention: Any) -> Attend:
-    """Return window attention by ``attention`` (flex_attention): tokens sorted by window, a document mask, a score function."""
+    """Window attention by ``attention`` (flex_attention): tokens by window, a document mask, a score function."""
     window, order = plan.window[plan.slot].sort(stable=True)
     back, number, middle = order.argsort(), plan.number[plan.slot][order], plan.masked // 2
     size = len(order)
@@ -180,7 +183,7 @@ def flex(plan: GroupPlan, attention: Any) -> Attend:
 
 
 def inputs(case: Case, *, images: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return random ``qkv`` [b, n, 3, h, d] and ``table`` [t, h], the latter in fp32 as models hold it."""
+    """Draw ``qkv`` [b, n, 3, h, d] and ``table`` [t, h], the latter in fp32 as models hold it."""
     shape = (images, len(case.plan.slot), 3, case.num_heads, HEAD_DIM)
     generator = torch.Generator(device).manual_seed(0)
     qkv = torch.randn(shape, dtype=dtype, device=device, generator=generator)
@@ -196,7 +199,7 @@ def _times(attend: Attend, case: Case, options: argparse.Namespace) -> dict[str,
 
 
 def interpreted_error() -> float:
-    """Return the largest relative error of the fused kernel's output and gradients on a deep stage, which is small."""
+    """The largest relative error of the fused kernel's output and gradients, on a deep stage, since that is small."""
     case = list(cases(224, ratio=0.75, device=torch.device("cpu")))[-1]
     qkv, table = inputs(case, images=1, dtype=torch.float32, device=torch.device("cpu"))
     found = window_attention(qkv, table, case.tiles, scale=SCALE, implementation="fused")

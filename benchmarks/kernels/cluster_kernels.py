@@ -45,24 +45,24 @@ class Case:
         return {"plain": self.plain, "fused": self.fused} if self.turn.is_cuda else {"plain": self.plain}
 
     def qkv(self, *, images: int, dtype: torch.dtype) -> Tensor:
-        """Return random queries, keys and values [b, n, 3, h, d]."""
+        """Draw queries, keys and values [b, n, 3, h, d]."""
         shape = (images, len(self.turn), 3, self.num_heads, self.head_dim)
         return torch.randn(shape, dtype=dtype, device=self.turn.device, requires_grad=True)
 
     def plain(self, qkv: Tensor) -> Tensor:
-        """Return what PyTorch's operations give."""
+        """Attend by PyTorch's operations."""
         q, k, v = turned(qkv, self.turn)
         return cluster_attention(q, k, v, num_clusters=self.num_clusters)
 
     def fused(self, qkv: Tensor) -> Tensor:
-        """Return what our kernels give."""
+        """Attend by our kernels."""
         from backbones.kernels.cluster_attention import fused_cluster_attention  # noqa: PLC0415 - imports Triton, which may be told to interpret by now
 
         return fused_cluster_attention(qkv, self.turn, num_clusters=self.num_clusters)[0]
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Return every stage that has clusters, for visible tokens and for all."""
+    """List every stage that has clusters, for visible tokens and for all."""
     model: Any = timm.create_model(NETWORK, num_classes=0)
     spec = layout_spec(model)
     for ratio in RATIOS:
@@ -83,7 +83,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the milliseconds of each way in each case."""
+    """Time each way in each case, in milliseconds."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     found: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def interpreted_error() -> float:
-    """Return the largest relative error of the kernels' output and gradient at stage 3 on visible tokens, which is small."""
+    """The largest relative error of the kernels' output and gradient: at stage 3, on visible tokens, for its size."""
     case = list(cases(torch.device("cpu")))[STAGES[-1]]
     qkv = case.qkv(images=1, dtype=torch.float32)
     results = [[out, *torch.autograd.grad(out.square().sum(), qkv)] for out in (case.fused(qkv), case.plain(qkv))]

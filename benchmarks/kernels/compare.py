@@ -1,8 +1,8 @@
 """Do our own GPU kernels pay? ``python benchmarks/kernels/compare.py --device cuda``.
 
-Each family of kernels is measured against the ways PyTorch has to compute the same, forward alone and with backward: CUDA
-events, median after a warm-up. On a CPU PyTorch's ways alone are timed (process CPU time); ``--interpret`` compares the values of our
-kernels with them on a tiny case in Triton's interpreter instead.
+Each family of kernels is measured against the ways PyTorch has to compute the same, forward alone and with backward:
+CUDA events, median after a warm-up. On a CPU PyTorch's ways alone are timed (process CPU time); ``--interpret``
+compares the values of our kernels with them on a tiny case in Triton's interpreter instead.
 """
 
 import argparse

@@ -9,7 +9,7 @@ WARM_UP = 3
 
 
 def recorded(step: Callable[[], Tensor], model: nn.Module) -> Callable[[], Tensor]:
-    """Return ``step`` (forward and backward on tensors that stay where they are) as a graph; each call clears the gradients.
+    """Record ``step`` (forward and backward on tensors that stay where they are); each call clears the gradients.
 
     The loss that it returns and the gradients of ``model`` lie at the same addresses each time.
     """

@@ -1,7 +1,7 @@
-"""Depthwise convolutions of SecViT-S's stages on visible tokens: ours, tiles with their surroundings, and scattering to a map.
+"""Depthwise convolutions of SecViT-S's stages on visible tokens: ours, tiles, and scattering to a map.
 
-``ours`` is one Triton kernel on GPUs and tiles with our own backward pass elsewhere; ``tiles`` leaves the backward pass to
-PyTorch; ``scattered`` convolves whole maps with zeros where nothing is visible.
+``ours`` is one Triton kernel on GPUs and tiles with our own backward pass elsewhere; ``tiles`` leaves the backward pass
+to PyTorch; ``scattered`` convolves whole maps with zeros where nothing is visible.
 
 Legend: b images, n tokens, c channels.
 """
@@ -45,7 +45,7 @@ class Case:
         return {"ours": self._ours, "tiles": self._tiles, "scattered": self._scattered}
 
     def tokens(self, *, images: int, dtype: torch.dtype) -> Tensor:
-        """Return random tokens [b, n, c]."""
+        """Draw tokens [b, n, c]."""
         shape = (images, len(self.grid.coords), self.conv.out_channels)
         return torch.randn(shape, dtype=dtype, device=self.conv.weight.device, requires_grad=True)
 
@@ -63,7 +63,7 @@ class Case:
 
 
 def cases(device: torch.device) -> Iterator[Case]:
-    """Return the 3x3 and the 5x5 convolution of every stage, under one mask."""
+    """List the 3x3 and the 5x5 convolution of every stage, under one mask."""
     model: Any = timm.create_model(NETWORK, num_classes=0)
     spec = layout_spec(model)
     mask = unit_mask(spec.units, mask_ratio=RATIO, seed=0, step=0, micro_batch=0)
@@ -77,7 +77,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the milliseconds of each way in each case."""
+    """Time each way in each case, in milliseconds."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     found: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def interpreted_error() -> float:
-    """Return the largest relative error of the kernel's output and gradients on the last stage, which is small."""
+    """The largest relative error of the kernel's output and gradients, on the last stage, since that is small."""
     from backbones.kernels.depthwise import fused_depthwise  # noqa: PLC0415 - imports Triton, which is told to interpret by now
 
     case = list(cases(torch.device("cpu")))[-1]

@@ -1,13 +1,13 @@
 """How fast is pretraining's input on one core, against others'? ``python benchmarks/loading/loader.py --data FOLDER``.
 
-Input: random resized crops of 224 px (scale 0.2 to 1) and flips, as uint8 micro-batches of 64. FOLDER holds `coco_instances`
-(640x480, 150 KiB each) and `imagenet_samples_1k` (shorter side 256). Measured:
+Input: random resized crops of 224 px (scale 0.2 to 1) and flips, as uint8 micro-batches of 64. FOLDER holds
+`coco_instances` (640x480, 150 KiB each) and `imagenet_samples_1k` (shorter side 256). Measured:
 
-* **speed**: whole passes in this process on one thread, CPU time, all sides in turn, several rounds; ratios are medians over
-  the rounds. Both sides resize alike: bicubic, and bilinear for the other ratio. Rivals: torchvision's ImageFolder over PIL in a
-  DataLoader (`normalised`: with the float normalisation of its examples, which we leave to the device), webdataset over
-  PIL, and litdata where it is installed;
-* **decoder**: simplejpeg alone on whole pictures, and at half their size: the limit that cropping cannot pass by much;
+* **speed**: whole passes in this process on one thread, CPU time, all sides in turn, several rounds; ratios are medians
+  over the rounds. Both sides resize alike: bicubic, and bilinear for the other ratio. Rivals: torchvision's ImageFolder
+  over PIL in a DataLoader (`normalised`: with the float normalisation of its examples, which we leave to the device),
+  webdataset over PIL, and litdata where it is installed;
+* **decoder**: simplejpeg alone on whole images, and at half their size: the limit that cropping cannot pass by much;
 * **stages**: where our time goes;
 * **workers**: one and two loader workers by the clock, from the first batches on; needs two idle cores;
 * **restart**: seconds to the first micro-batch after a restart at any step of 10^8 samples.
@@ -33,7 +33,7 @@ from benchmarks.loading.loader_restart import restarts, write_links
 from benchmarks.loading.loader_sides import (
     BATCH,
     SIZE,
-    Pictures,
+    ImageFiles,
     Side,
     litdata_stream,
     ours,
@@ -63,11 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: _files(options.data / folder / "images") for name, (folder, _) in SETS.items()}
         for name, (_, goal) in SETS.items():
-            pictures = prepare(files[name][: options.count], out=Path(scratch) / name, count=options.count)
-            figures[name] = _measure(pictures, options=options)
+            images = prepare(files[name][: options.count], out=Path(scratch) / name, count=options.count)
+            figures[name] = _measure(images, options=options)
             goals += _speed_goals(name, figures[name], goal=goal)
         if "restart" in options.parts:
-            write_links(Path(scratch), picture=files["small"][0].read_bytes())
+            write_links(Path(scratch), image=files["small"][0].read_bytes())
             figures["restart_s"] = restarts(Path(scratch))
             slowest = max(figures["restart_s"].values())
             goals.append(Goal(name="seconds to the first batch", value=slowest, at_most=RESTART_GOAL_S))
@@ -77,46 +77,46 @@ def main() -> None:
 def _files(folder: Path) -> list[Path]:
     found = sorted(folder.rglob("*.jpg"))
     if not found:
-        raise UserError(f"expected pictures in {folder}; say with --data where the data sets lie")
+        raise UserError(f"expected images in {folder}; say with --data where the data sets lie")
     return found
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the two sets")
-    parser.add_argument("--count", type=int, default=400, help="pictures of a pass; the sets are repeated to it")
+    parser.add_argument("--count", type=int, default=400, help="images of a pass; the sets are repeated to it")
     parser.add_argument("--rounds", type=int, default=5, help="passes of every side, after one for warm-up")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--no-goal", action="store_true", help="only measure")
     return parser.parse_args()
 
 
-def _measure(pictures: Pictures, *, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(images: ImageFiles, *, options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if "speed" in options.parts:
-        figures |= speed(pictures, rounds=options.rounds)
+        figures |= speed(images, rounds=options.rounds)
     if "decoder" in options.parts:
-        figures["decoder_images_per_s"] = decoder_limit(pictures, rounds=options.rounds)
+        figures["decoder_images_per_s"] = decoder_limit(images, rounds=options.rounds)
     if "stages" in options.parts:
-        found = measure(open_shards(pictures.shards), num_images=options.count, size=SIZE, decode="exact")
+        found = measure(open_shards(images.shards), num_images=options.count, size=SIZE, decode="exact")
         figures["stages"] = {"images_per_s": found["images_per_s_per_core"], "ms_per_image": found["ms_per_image"]}
     if "workers" in options.parts:
-        figures["by_workers_images_per_s"] = by_workers(pictures, rounds=options.rounds)
+        figures["by_workers_images_per_s"] = by_workers(images, rounds=options.rounds)
     return figures
 
 
-def speed(pictures: Pictures, *, rounds: int) -> dict[str, Any]:
-    """Return images per CPU second of every side, and how many times faster ours is."""
+def speed(images: ImageFiles, *, rounds: int) -> dict[str, Any]:
+    """Measure images per CPU second of every side, and how many times faster ours is."""
     sides: dict[str, Side | None] = {
-        "ours exact": ours(pictures, decode="exact", interpolation="bicubic"),
-        "torchvision": torchvision_folder(pictures, interpolation="bicubic"),
-        "webdataset": webdataset_tars(pictures, interpolation="bicubic"),
-        "ours scaled": ours(pictures, decode="scaled", interpolation="bicubic"),
-        "torchvision normalised": torchvision_folder(pictures, interpolation="bicubic", normalised=True),
-        "litdata": litdata_stream(pictures, interpolation="bicubic"),
-        "ours bilinear": ours(pictures, decode="exact", interpolation="bilinear"),
-        "torchvision bilinear": torchvision_folder(pictures, interpolation="bilinear"),
-        "webdataset bilinear": webdataset_tars(pictures, interpolation="bilinear"),
+        "ours exact": ours(images, decode="exact", interpolation="bicubic"),
+        "torchvision": torchvision_folder(images, interpolation="bicubic"),
+        "webdataset": webdataset_tars(images, interpolation="bicubic"),
+        "ours scaled": ours(images, decode="scaled", interpolation="bicubic"),
+        "torchvision normalised": torchvision_folder(images, interpolation="bicubic", normalised=True),
+        "litdata": litdata_stream(images, interpolation="bicubic"),
+        "ours bilinear": ours(images, decode="exact", interpolation="bilinear"),
+        "torchvision bilinear": torchvision_folder(images, interpolation="bilinear"),
+        "webdataset bilinear": webdataset_tars(images, interpolation="bilinear"),
     }
     times = _in_turn({name: (lambda s=side: s(0)) for name, side in sides.items() if side is not None}, rounds=rounds)
     ratios = {
@@ -136,7 +136,7 @@ def speed(pictures: Pictures, *, rounds: int) -> dict[str, Any]:
 
 
 def _in_turn(passes: dict[str, Callable[[], Iterator[Any]]], *, rounds: int) -> dict[str, list[float]]:
-    """Return CPU seconds an image of each pass, by round."""
+    """Time each pass in CPU seconds an image, by round."""
     times: dict[str, list[float]] = {name: [] for name in passes}
     for number in range(rounds + 1):
         for name, start_pass in passes.items():
@@ -148,9 +148,9 @@ def _in_turn(passes: dict[str, Callable[[], Iterator[Any]]], *, rounds: int) -> 
     return times
 
 
-def decoder_limit(pictures: Pictures, *, rounds: int) -> dict[str, float]:
-    """Return images per CPU second of the JPEG decoder alone."""
-    encoded = [path.read_bytes() for path in sorted(pictures.folder.rglob("*.jpg"))]
+def decoder_limit(images: ImageFiles, *, rounds: int) -> dict[str, float]:
+    """Measure images per CPU second of the JPEG decoder alone."""
+    encoded = [path.read_bytes() for path in sorted(images.folder.rglob("*.jpg"))]
     headers = [read_header(data) for data in encoded]
 
     def whole() -> Iterator[Any]:
@@ -167,9 +167,9 @@ def decoder_limit(pictures: Pictures, *, rounds: int) -> dict[str, float]:
     return {name: 1 / median(values) for name, values in _in_turn(passes, rounds=rounds).items()}
 
 
-def by_workers(pictures: Pictures, *, rounds: int) -> dict[str, float]:
-    """Return our images a second by the clock with one worker and with two: the best of the rounds, least disturbed by others."""
-    side = ours(pictures, decode="exact", interpolation="bicubic", epochs=EPOCHS_BY_WORKERS)
+def by_workers(images: ImageFiles, *, rounds: int) -> dict[str, float]:
+    """Measure our images a second by the clock with one worker and with two: the best of the rounds."""
+    side = ours(images, decode="exact", interpolation="bicubic", epochs=EPOCHS_BY_WORKERS)
     found = {workers: [] for workers in (1, 2)}
     for _ in range(rounds):
         for workers in found:
@@ -179,7 +179,7 @@ def by_workers(pictures: Pictures, *, rounds: int) -> dict[str, float]:
 
 
 def _clocked(batches: Iterator[Any]) -> float:
-    """Return images a second from the first batches on."""
+    """Measure images a second from the first batches on."""
     for _ in islice(batches, FIRST_BATCHES):
         pass
     start = time.perf_counter()

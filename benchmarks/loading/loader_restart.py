@@ -1,7 +1,10 @@
-"""How long after a restart does the first micro-batch come, at any step of 10^8 samples? Used by `benchmarks/loading/loader.py`.
+"""How long after a restart does the first micro-batch come, at any step of 10^8 samples?
 
-The data set is 10^4 shards of 10^4 samples: one tar and one index of small pictures, linked under 10^4 names. Each restart is a
-fresh process; counted from when it has started and imported everything to when it holds its first micro-batches.
+Used by `benchmarks/loading/loader.py`, which starts it once for each step.
+
+The data set is 10^4 shards of 10^4 samples: one tar and one index of small images, linked under 10^4 names. Each
+restart is a fresh process; counted from when it has started and imported everything to when it holds its first
+micro-batches.
 """
 
 import json
@@ -23,11 +26,11 @@ BATCH, MICRO_BATCH = 4096, 64
 RANK_OF_16 = range(4, 8)
 
 
-def write_links(folder: Path, *, picture: bytes) -> None:
+def write_links(folder: Path, *, image: bytes) -> None:
     """Write the data set."""
     one, many = folder / "one", folder / "many"
     many.mkdir()
-    samples = (NewSample(source="", members={"jpg": picture}) for _ in range(SAMPLES))
+    samples = (NewSample(source="", members={"jpg": image}) for _ in range(SAMPLES))
     shard = write_shards(samples, out=one, classes=None, limits=ShardLimits(samples=SAMPLES)).shards[0]
     for number in range(SHARDS):
         os.link(one / shard.name, many / f"shard-{number:06d}.tar")
@@ -47,7 +50,7 @@ def write_links(folder: Path, *, picture: bytes) -> None:
 
 
 def restarts(folder: Path) -> dict[str, float]:
-    """Return the seconds to the first micro-batch by the step that is restarted at."""
+    """Time the first micro-batch after a restart, in seconds by the step that is restarted at."""
     steps_per_epoch = SHARDS * SAMPLES // BATCH
     steps = (0, 1, steps_per_epoch // 2, steps_per_epoch - 1, steps_per_epoch, 99 * steps_per_epoch + 12_345)
     found: dict[str, float] = {}

@@ -1,7 +1,8 @@
-"""The pipelines that `benchmarks/loading/loader.py` compares: each yields uint8 micro-batches [64, 3, 224, 224] of the same pictures.
+"""The pipelines that `benchmarks/loading/loader.py` compares: uint8 micro-batches [64, 3, 224, 224] of the same images.
 
-All of them draw a random resized crop (scale 0.2 to 1) and a flip, with the same interpolation, and decode in the process that
-calls them, or in as many workers as are asked for. The rivals are set up as their own documentation does it.
+All of them draw a random resized crop (scale 0.2 to 1) and a flip, with the same interpolation, and decode in the
+process that calls them, or in as many workers as are asked for. The rivals are set up as their own documentation does
+it.
 """
 
 import io
@@ -40,8 +41,8 @@ Side = Callable[[int], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """One set of pictures in every form that a pipeline reads."""
+class ImageFiles:
+    """One set of images in every form that a pipeline reads."""
 
     folder: Path
     """ImageFolder's: one class folder."""
@@ -53,17 +54,17 @@ class Pictures:
     """How many."""
 
 
-def prepare(pictures: list[Path], *, out: Path, count: int) -> Pictures:
-    """Write ``pictures``, repeated to ``count``, in every form."""
+def prepare(images: list[Path], *, out: Path, count: int) -> ImageFiles:
+    """Write ``images``, repeated to ``count``, in every form."""
     folder = out / "folder" / "class"
     folder.mkdir(parents=True)
     for number in range(count):
-        shutil.copyfile(pictures[number % len(pictures)], folder / f"{number:06d}.jpg")
+        shutil.copyfile(images[number % len(images)], folder / f"{number:06d}.jpg")
     names = sorted(folder.iterdir())
     samples = (NewSample(source=path.name, members={"jpg": path.read_bytes()}, label=0) for path in names)
     write_shards(samples, out=out / "shards", classes=("class",), limits=ShardLimits(samples=count // 4 + 1))
     streamed = _optimise(names, out=out / "streamed")
-    return Pictures(folder=folder.parent, shards=out / "shards", streamed=streamed, count=count)
+    return ImageFiles(folder=folder.parent, shards=out / "shards", streamed=streamed, count=count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class CropBuilder:
     interpolation: Interpolation
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return one micro-batch."""
+        """Make one micro-batch."""
 
         def draw(sample: Sample, header: Header) -> Crop:
             rng = stream(0, "crop", step, micro_batch, sample.id, sample.repeat)
@@ -85,9 +86,9 @@ class CropBuilder:
         return {"images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values]))}
 
 
-def ours(pictures: Pictures, *, decode: DecodeMode, interpolation: Interpolation, epochs: int = 1) -> Side:
-    """Return this project's loader; it leaves out what does not fill a last micro-batch."""
-    shards = open_shards(pictures.shards)
+def ours(images: ImageFiles, *, decode: DecodeMode, interpolation: Interpolation, epochs: int = 1) -> Side:
+    """This project's loader; it leaves out what does not fill a last micro-batch."""
+    shards = open_shards(images.shards)
     order = Order(shards.sizes, batch_size=BATCH, micro_batch_size=BATCH, seed=0)
     builder = CropBuilder(decode=decode, interpolation=interpolation)
 
@@ -106,18 +107,18 @@ def ours(pictures: Pictures, *, decode: DecodeMode, interpolation: Interpolation
     return batches
 
 
-def torchvision_folder(pictures: Pictures, *, interpolation: Interpolation, normalised: bool = False) -> Side:
-    """Return torchvision's ImageFolder over PIL in a DataLoader; ``normalised`` makes floats of the pixels, as its examples do."""
-    dataset = ImageFolder(str(pictures.folder), _pil_transform(interpolation, normalised=normalised))
+def torchvision_folder(images: ImageFiles, *, interpolation: Interpolation, normalised: bool = False) -> Side:
+    """torchvision's ImageFolder over PIL in a DataLoader; ``normalised``: floats, as in its examples."""
+    dataset = ImageFolder(str(images.folder), _pil_transform(interpolation, normalised=normalised))
     return lambda workers: (
         batch[0] for batch in DataLoader(dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers)
     )
 
 
-def webdataset_tars(pictures: Pictures, *, interpolation: Interpolation) -> Side:
-    """Return webdataset's own pipeline over PIL."""
+def webdataset_tars(images: ImageFiles, *, interpolation: Interpolation) -> Side:
+    """webdataset's own pipeline over PIL."""
     transform = _pil_transform(interpolation, normalised=False)
-    tars = sorted(str(path) for path in pictures.shards.glob("*.tar"))
+    tars = sorted(str(path) for path in images.shards.glob("*.tar"))
 
     def batches(workers: int) -> Iterator[Tensor]:
         samples = webdataset.WebDataset(tars, shardshuffle=len(tars), empty_check=False, seed=0)
@@ -128,9 +129,9 @@ def webdataset_tars(pictures: Pictures, *, interpolation: Interpolation) -> Side
     return batches
 
 
-def litdata_stream(pictures: Pictures, *, interpolation: Interpolation) -> Side | None:
-    """Return litdata's pipeline, which decodes with torchvision; None where it is not installed."""
-    if pictures.streamed is None:
+def litdata_stream(images: ImageFiles, *, interpolation: Interpolation) -> Side | None:
+    """litdata's pipeline, which decodes with torchvision; None where it is not installed."""
+    if images.streamed is None:
         return None
     from litdata import StreamingDataLoader, StreamingDataset  # noqa: PLC0415 # pyright: ignore[reportMissingImports] - no dependency of this project
 
@@ -148,7 +149,7 @@ def litdata_stream(pictures: Pictures, *, interpolation: Interpolation) -> Side 
             return transform(image.expand(3, -1, -1))
 
     def batches(workers: int) -> Iterator[Tensor]:
-        dataset = Crops(str(pictures.streamed), shuffle=True, drop_last=False)
+        dataset = Crops(str(images.streamed), shuffle=True, drop_last=False)
         return iter(StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True))
 
     return batches

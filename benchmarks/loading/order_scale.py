@@ -1,9 +1,11 @@
-"""The order of samples at scale: 1024 processes over 10^9 samples in 10^5 uneven shards. ``python benchmarks/loading/order_scale.py``.
+"""The order of samples at scale: ``python benchmarks/loading/order_scale.py``.
+
+1024 processes, 10^9 samples in 10^5 uneven shards.
 
 Nothing is read: the shards are numbers. Each process has one micro-batch index. What one process needs is measured in a
 fresh `Order` (time, memory); what all of them do together by laying out the epoch whole, a span after the other: with a
-micro-batch as long as its span the same order gives the span in one call, which is compared with the real micro-batches. Seconds are of
-CPU time.
+micro-batch as long as its span the same order gives the span in one call, which is compared with the real
+micro-batches. Seconds are of CPU time.
 
 ``--laid-out N`` lays out the spans of the first N processes only, ``--samples`` makes all of it smaller.
 """
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 def goals(figures: dict[str, Any]) -> list[Goal]:
-    """Return the bounds that the figures must keep."""
+    """List the bounds that the figures must keep."""
     return [
         Goal(name="seconds to build the order", value=figures["build_s"], at_most=1.0),
         Goal(name="seconds to the first micro-batch at a late step", value=figures["first_s"], at_most=1.0),
@@ -69,7 +71,7 @@ def goals(figures: dict[str, Any]) -> list[Goal]:
 
 
 def uneven(num_samples: int) -> IntArray:
-    """Return shard sizes from 0 to twice the usual one, some of them 0 and 1."""
+    """Draw shard sizes from 0 to twice the usual one, some of them 0 and 1."""
     rng = np.random.default_rng(SEED)
     sizes = rng.integers(0, 2 * SHARD_SIZE, num_samples // SHARD_SIZE)
     sizes[rng.integers(0, len(sizes), 20)] = np.arange(20) % 2
@@ -203,7 +205,7 @@ class Reads:
 
 
 def reads(shards: IntArray) -> Reads:
-    """Return how a process reads, from the shards of its samples in their order."""
+    """Describe how a process reads, from the shards of its samples in their order."""
     _, first = np.unique(shards, return_index=True)
     last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
     change = np.zeros(len(shards) + 1, np.int64)
@@ -221,12 +223,12 @@ def compare(order: Order, rows: IntArray, rank: int) -> None:
 
 
 def order_of(sizes: IntArray | tuple[int, ...]) -> Order:
-    """Return the order of the run."""
+    """The order of the run."""
     return Order(sizes, batch_size=BATCH, micro_batch_size=MICRO_BATCH, seed=SEED)
 
 
 def seconds_to(order: TrainingOrder, step: int, micro_batch: int) -> float:
-    """Return how long the first micro-batch takes that an order is asked for."""
+    """Time the first micro-batch that an order gives."""
     start = time.process_time()
     order.micro_batch(step, micro_batch)
     return time.process_time() - start

@@ -1,8 +1,8 @@
 """Do loader workers keep up with a GPU? ``python benchmarks/loading/worker_throughput.py SHARDS``.
 
-Takes what one worker does for a micro-batch of a pretraining recipe apart, in processor time: reading and cropping the images, the
-mask, and the plan of all groups. A GPU is taken to reach the share of its peak that is asked for on the operations that a
-step must do, so what it wants is calculated, and what workers give is measured.
+Takes what one worker does for a micro-batch of a pretraining recipe apart, in processor time: reading and cropping the
+images, the mask, and the plan of all groups. A GPU is taken to reach the share of its peak that is asked for on the
+operations that a step must do, so what it wants is calculated, and what workers give is measured.
 """
 
 import argparse
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def planning_s(config: PretrainConfig, model: GreenMIM, rule: Any, *, masks: int) -> list[float]:
-    """Return the seconds that the mask and the plan of each of so many micro-batches take, plans of earlier ones kept."""
+    """Time the mask and the plan of each of so many micro-batches, in seconds; plans of earlier ones are kept."""
     build = _builder(replace(config, mim=replace(config.mim, grouping=rule)), model)
     build.of_mask(masks, 0)
     return [_cpu_s(lambda number=number: build.of_mask(number, 0)) for number in range(masks)]
 
 
 def reading_s(config: PretrainConfig, model: GreenMIM, *, micro_batches: int) -> float:
-    """Return the mean seconds that a worker takes for a micro-batch, its plan included, after one for warm-up."""
+    """Time a worker's micro-batch, its plan included, in seconds: the mean after one for warm-up."""
     shards = open_shards(config.data.shards, cache=config.data.cache)
     batches = training_batches(
         shards,
@@ -99,7 +99,7 @@ def reading_s(config: PretrainConfig, model: GreenMIM, *, micro_batches: int) ->
 
 
 def step_flops(config: PretrainConfig, model: GreenMIM) -> float:
-    """Return the floating-point operations of products of matrices in a step, per image."""
+    """Count the floating-point operations of products of matrices in a step, per image."""
     images = 2
     inputs = random_inputs(config, model, masks=[0], images=images)
     with FlopCounterMode(display=False) as counter:

@@ -1,11 +1,11 @@
 """What a checkpoint costs a run: ``python benchmarks/steps/checkpoint_cost.py``.
 
-The whole training state (fp32 weights, both moments, averaged weights) of GreenMIM with Swin-B and Swin-L, written to a disk
-by one process, that is 1.5 and 3.2 GB; then the share that one of 64 processes owns of 1e9 parameters.
+The whole training state (fp32 weights, both moments, averaged weights) of GreenMIM with Swin-B and Swin-L, written to a
+disk by one process, that is 1.5 and 3.2 GB; then the share that one of 64 processes owns of 1e9 parameters.
 
-* waiting: seconds until ``save`` returns and training goes on, while the write runs in the background, against seconds until
-  the checkpoint is complete, which is what a save without a background would cost; the median save counts, and the first,
-  which makes the memory for the copies, is given beside it;
+* waiting: seconds until ``save`` returns and training goes on, while the write runs in the background, against seconds
+  until the checkpoint is complete, which is what a save without a background would cost; the median save counts, and
+  the first, which makes the memory for the copies, is given beside it;
 * loading: opening with all digests checked, and reading every tensor;
 * memory: the most that a process holds beyond its state while it saves.
 """
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def goals(figures: dict[str, Any], sizes: list[str]) -> list[Goal]:
-    """Return the bounds that the figures must keep."""
+    """List the bounds that the figures must keep."""
     found = [
         Goal(name=f"{SIZES[name]}: waiting over writing", value=figures[name]["wait_share"], at_most=WAIT_SHARE)
         for name in sizes
@@ -162,7 +162,7 @@ class _Peak:
 
 
 def _in_a_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Return what ``work`` returns in a fresh process, whose memory nothing else has touched."""
+    """Do ``work`` in a fresh process, whose memory nothing else has touched."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(work, arguments)
     sys.stdout.write(f"{work.__name__} {arguments[1:]}: {found}\n")

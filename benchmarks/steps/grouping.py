@@ -1,8 +1,8 @@
 """Cost of attention groups against their size, for three rules, and the time that planning takes.
 
 Repeats the study of GreenMIM's paper on Swin-B at 224 px, window 7: random masks, each stage and shift, the cost of the
-attention core at every group size with the fewest groups there (mean and standard deviation over masks), the chosen size
-marked. Then times all plans of one step, uncached, on one core.
+attention core at every group size with the fewest groups there (mean and standard deviation over masks), the chosen
+size marked. Then times all plans of one step, uncached, on one core.
 
     python benchmarks/steps/grouping.py --out benchmarks/results/grouping_cpu_2026-11
 
@@ -86,7 +86,7 @@ def masks(options: Options, *, ratio: str, number: int, name: str) -> Iterator[n
 
 
 def window_counts(units: np.ndarray, *, stage: int, shift: int) -> list[int]:
-    """Return the visible tokens of each window that has any."""
+    """Count the visible tokens of each window that has any."""
     side = GRIDS[stage - 1] // UNITS
     inside = np.stack(np.divmod(np.arange(side * side), side), axis=1)
     coords = (units[:, None] * side + inside).reshape(-1, 2)
@@ -117,7 +117,7 @@ def timing(options: Options) -> dict[str, Any]:
 
 
 def study_ratio(options: Options, ratio: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the rules cost over the optimum, and the curves of cost against group size, per layer."""
+    """Compare the rules with the optimum, and draw the curves of cost against group size, per layer."""
     units = list(masks(options, ratio=ratio, number=options.masks, name="study"))
     rules: dict[str, Any] = {}
     curves: dict[str, Any] = {}
@@ -137,7 +137,7 @@ def study_ratio(options: Options, ratio: str) -> tuple[dict[str, Any], dict[str,
 
 
 def compare_rules(layers: list[list[int]], plans: dict[str, list[Grouping]]) -> dict[str, Any]:
-    """Return group size, padding and cost of each rule for one layer."""
+    """Group size, padding and cost of each rule for one layer."""
     least = np.array([plan.cost for plan in plans["optimal"]])
     found: dict[str, Any] = {"windows": round(float(np.mean([len(counts) for counts in layers])), 1)}
     for rule, chosen in plans.items():
@@ -157,7 +157,7 @@ def compare_rules(layers: list[list[int]], plans: dict[str, list[Grouping]]) -> 
 
 
 def over_optimum(costs: list[np.ndarray], rules: dict[str, Any], names: dict[str, Any]) -> dict[str, float]:
-    """Return by how much a rule's cost, summed over layers weighted by width and depth, exceeds the optimum."""
+    """By how much a rule's cost, summed over layers weighted by width and depth, exceeds the optimum."""
     weights = [blocks_times_channels(name) for name in names]
     total = sum(weight * cost for weight, cost in zip(weights, costs, strict=True))
     least = sum(weight * rules[name]["optimal"]["costs"] for weight, name in zip(weights, names, strict=True))
@@ -169,13 +169,13 @@ def over_optimum(costs: list[np.ndarray], rules: dict[str, Any], names: dict[str
 
 
 def blocks_times_channels(layer: str) -> int:
-    """Return the weight of a layer of Swin-B in a sum over the network: depths 2, 2, 18, half of them shifted."""
+    """The weight of a layer of Swin-B in a sum over the network: depths 2, 2, 18, half of them shifted."""
     stage = int(layer.split(",")[0].removeprefix("stage "))
     return (1, 1, 9)[stage - 1] * 128 * 2 ** (stage - 1)
 
 
 def cost_curve(layers: list[list[int]], plans: list[Grouping]) -> dict[str, Any]:
-    """Return, per group size, mean and standard deviation of cost over the optimum's, where half of the masks allow the size."""
+    """Mean and standard deviation of cost over the optimum's, per group size that half of the masks allow."""
     relative = np.full((len(layers), LARGEST_SIZE + 1), np.nan)
     for row, counts, plan in zip(relative, layers, plans, strict=True):
         for size in range(max(counts), min(LARGEST_SIZE, sum(counts)) + 1):
@@ -190,7 +190,7 @@ def cost_curve(layers: list[list[int]], plans: list[Grouping]) -> dict[str, Any]
 
 
 def fewest_groups(counts: list[int], *, capacity: int) -> int:
-    """Return the least number of groups of ``capacity`` (best-fit decreasing's, where 400 nodes do not settle it)."""
+    """Count the fewest groups of ``capacity`` (best-fit decreasing's, where 400 nodes do not settle it)."""
     sizes = sorted(counts, reverse=True)
     most = len(best_fit_decreasing(sizes, capacity=capacity))
     budget = Budget(400)
@@ -260,18 +260,20 @@ def draw_rules(panel: Any, rules: dict[str, Any], name: str) -> None:
 
 
 def table(figures: dict[str, Any], *, name: str) -> str:
-    """Return the results as Markdown."""
+    """Write the results as Markdown."""
     timed, measured_on = figures["timing"], figures["machine"]
     lines = [
         "# Attention groups: cost against size, three rules, planning time",
         "",
-        f"`python benchmarks/steps/grouping.py --out benchmarks/results/{name}` on {measured_on['processor']}, one core; "
-        f"Python {measured_on['python']}, NumPy {measured_on['numpy']}. Swin-B, 224 px, window 7; cost model `core` (2 g^2 C).",
+        f"`python benchmarks/steps/grouping.py --out benchmarks/results/{name}` on {measured_on['processor']}, "
+        f"one core; Python {measured_on['python']}, NumPy {measured_on['numpy']}. Swin-B, 224 px, window 7; "
+        "cost model `core` (2 g^2 C).",
         "",
-        f"All {len(LAYERS)} plans of one step (ratio {DEFAULT_RATIO}), uncached, process CPU time over {timed['masks']} masks: "
+        f"All {len(LAYERS)} plans of one step (ratio {DEFAULT_RATIO}), uncached, process CPU time over "
+        f"{timed['masks']} masks: "
         f"median {timed['median_ms']} ms, 99 % {timed['p99_ms']} ms, worst {timed['worst_ms']} ms "
-        f"(goals {GOAL_MEDIAN_MS:g} and {GOAL_WORST_MS:g}). Proof cut short in {timed['unproved']} of {timed['plans']} plans, "
-        f"at most {100 * timed['largest_gap']:.2f} % above the bound.",
+        f"(goals {GOAL_MEDIAN_MS:g} and {GOAL_WORST_MS:g}). Proof cut short in {timed['unproved']} of "
+        f"{timed['plans']} plans, at most {100 * timed['largest_gap']:.2f} % above the bound.",
         "",
         f"Cost over the optimum, {figures['masks']} masks per ratio, mean (worst mask):",
         "",
@@ -279,18 +281,19 @@ def table(figures: dict[str, Any], *, name: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for ratio, layers in figures["rules"].items():
-        lines += [row(ratio, layer, found) for layer, found in layers.items()]
+        lines += [row(ratio, layer, costs) for layer, costs in layers.items()]
     return "\n".join([*lines, "", f"![cost against group size]({name}.png)", ""])
 
 
-def row(ratio: str, layer: str, found: dict[str, Any]) -> str:
-    """Return one line of the table."""
-    windows, best = found.get("windows", ""), found["optimal"]
+def row(ratio: str, layer: str, costs: dict[str, Any]) -> str:
+    """Write one line of the table."""
+    best = costs["optimal"]
     over = [
-        f"{100 * found[rule]['over_optimum_mean']:.1f} % ({100 * found[rule]['over_optimum_worst']:.1f} %)"
+        f"{100 * costs[rule]['over_optimum_mean']:.1f} % ({100 * costs[rule]['over_optimum_worst']:.1f} %)"
         for rule in ("greedy", "largest_window")
     ]
-    return f"| {ratio} | {layer} | {windows} | {best.get('group_size', '')} | {best.get('unproved', '')} | {' | '.join(over)} |"
+    cells = [ratio, layer, costs.get("windows", ""), best.get("group_size", ""), best.get("unproved", ""), *over]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

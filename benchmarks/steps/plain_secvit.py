@@ -1,5 +1,6 @@
 """SecViT as its published listing reads, to measure ours against: maps in NCHW, 1x1 convolutions, scores written out,
-rows gathered with an index repeated over the channels, and a second sort to undo the first. Weights have the published names.
+rows gathered with an index repeated over the channels, and a second sort to undo the first. Weights have the published
+names.
 
 Legend: b batch, c channels, y x rows and columns, n tokens, h heads, d channels per head.
 """
@@ -42,7 +43,7 @@ class PlainSecViT(nn.Module):
             self.head = nn.Conv2d(1024, model.num_classes, 1)
 
     def forward_features(self, x: Float[Tensor, "b 3 y x"]) -> Tensor:
-        """Return the map of the last stage."""
+        """Compute the map of the last stage."""
         x = self.patch_embed.proj(x)
         for layer in self.layers:
             sin, cos = _positions(layer.RoPE.angle, x.shape[2], x.shape[3])
@@ -53,7 +54,7 @@ class PlainSecViT(nn.Module):
         return x
 
     def forward(self, x: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b classes"]:
-        """Return the logits."""
+        """Compute the logits."""
         x = self.norm(self.proj(self.forward_features(x)))
         x = x * x.sigmoid()
         return self.head(x.mean((2, 3), keepdim=True)).flatten(1)
@@ -73,7 +74,7 @@ class PlainBlock(nn.Module):
         self.gamma_2 = nn.Parameter(torch.full((1, dim, 1, 1), 1e-6)) if scaled else None
 
     def forward(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """Return the map after the block."""
+        """Compute the map after the block."""
         x = x + self.pos(x)
         first = self.attn(self.norm1(x), sin, cos)
         x = x + (first if self.gamma_1 is None else self.gamma_1 * first)
@@ -89,7 +90,7 @@ class PlainNorm(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised map."""
+        """Normalise the map."""
         return self.norm(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2).contiguous()
 
 
@@ -103,7 +104,7 @@ class PlainMlp(nn.Module):
         self.fc2 = nn.Conv2d(3 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map after the MLP."""
+        """Compute the map after the MLP."""
         x = F.gelu(self.fc1(x))
         return self.fc2(x + self.dwconv(x))
 
@@ -119,7 +120,7 @@ class PlainAttention(nn.Module):
         self.out_proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """Return the attended map."""
+        """Compute the attended map."""
         batch, dim, height, width = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=1)
         local = self.lepe(v)
@@ -130,7 +131,7 @@ class PlainAttention(nn.Module):
         return self.out_proj(out + local)
 
     def clustered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attention inside clusters of tokens [b h n d]."""
+        """Attend inside clusters of tokens [b h n d]."""
         with torch.no_grad():
             similarity = F.cosine_similarity(k.mean(2, keepdim=True), k, dim=-1)
             order = similarity.argsort(dim=-1)
@@ -149,7 +150,7 @@ def _stem(dim: int) -> nn.Sequential:
 
 
 def _positions(angle: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return sines and cosines [n d], rows in the first half, columns in the second."""
+    """Sines and cosines [n d], rows in the first half, columns in the second."""
     rows = (torch.arange(height, device=angle.device)[:, None] * angle)[:, None].expand(-1, width, -1)
     cols = (torch.arange(width, device=angle.device)[:, None] * angle)[None].expand(height, -1, -1)
     both = torch.cat([rows, cols], dim=-1).flatten(0, 1)

@@ -1,7 +1,8 @@
 """Where does a step's time go, kernel by kernel? ``python benchmarks/steps/profile_step.py --case swin_base_w7_r0.75``.
 
-Prints a Markdown table of the operations that take the most time by themselves in the step on visible tokens, beside what they take in the
-dense one (on a CPU: one thread; on a GPU: time on the device). The profiler itself takes time, from short operations most.
+Prints a Markdown table of the operations that take the most time by themselves in the step on visible tokens, beside
+what they take in the dense one (on a CPU: one thread; on a GPU: time on the device). The profiler itself takes time,
+from short operations most.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def own_times(run: Callable[[], object], device: str) -> dict[str, float]:
-    """Return the milliseconds per step that each operation takes by itself."""
+    """The milliseconds per step that each operation takes by itself."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     run()
     with profile(activities=activities) as found:
@@ -51,7 +52,7 @@ def own_times(run: Callable[[], object], device: str) -> dict[str, float]:
 
 
 def table(times: dict[str, dict[str, float]]) -> list[str]:
-    """Return the lines of the table, the longest operations of the step on visible tokens first."""
+    """The lines of the table, the longest operations of the step on visible tokens first."""
     totals = {name: sum(own.values()) for name, own in times.items()}
     lines = ["| operation | visible, ms | share | dense, ms | share |", "|---|---|---|---|---|"]
     ranked = sorted(times["sparse"], key=lambda key: -times["sparse"][key])[:ROWS]

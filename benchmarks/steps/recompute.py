@@ -1,10 +1,11 @@
 """What does less memory cost? A step under budgets for activations: ``python benchmarks/steps/recompute.py``.
 
-For each share of what a forward pass keeps without a budget, ``mim.activation-gib`` is set to it, and a whole step (forward,
-backward) on masks that were not measured is timed in turn with one that recomputes nothing, in one process: one thread and
-process CPU time on a CPU, CUDA events and bf16 autocast on a GPU (``--device cuda``), where the memory that torch allocates
-at most beside weights and gradients is also shown. Kept bytes are what autograd saves in the forward pass, each storage
-once, parameters left out. Predicted time: the operations of a step with those computed again over those without.
+For each share of what a forward pass keeps without a budget, ``mim.activation-gib`` is set to it, and a whole step
+(forward, backward) on masks that were not measured is timed in turn with one that recomputes nothing, in one process:
+one thread and process CPU time on a CPU, CUDA events and bf16 autocast on a GPU (``--device cuda``), where the memory
+that torch allocates at most beside weights and gradients is also shown. Kept bytes are what autograd saves in the
+forward pass, each storage once, parameters left out. Predicted time: the operations of a step with those computed again
+over those without.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def measure(
     precision: Callable[[], AbstractContextManager[Any]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return the bytes and times under a budget of ``share`` of what is kept without one, or why there is none."""
+    """Measure bytes and times under a budget of ``share`` of what is kept without one, or say why there is none."""
     budget = share * cost.bytes / GIB
     try:
         choice = choose_blocks(replace(config, mim=replace(config.mim, activation_gib=budget)), cost)
@@ -128,7 +129,7 @@ def measure(
 
 
 def _step(model: GreenMIM, forward: Callable[[], Any], *, device: torch.device) -> tuple[float, int]:
-    """Return the seconds of a step, and on a GPU the most bytes allocated beside what was there before."""
+    """Time a step in seconds, and on a GPU measure the most bytes allocated beside what was there before."""
     for parameter in model.parameters():  # gradients are no activations: they are there before
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
     before = 0

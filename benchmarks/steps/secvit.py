@@ -3,9 +3,9 @@
 Ours is compared with a straightforward implementation of the published listing (``plain_secvit.py``), inference and
 training step; the step on visible tokens with the dense one, beside the ceiling by multiply-accumulates and the ratio
 without any depthwise convolution; a depthwise convolution on visible tokens with scattering to a map, convolving and
-gathering. Sides are taken in turn in one process: fp32, one thread, process CPU time, subnormals flushed. Bytes are what
-autograd saves for backward, each storage once, parameters left out. Beside it, the share of tokens that are in another
-cluster under bf16 autocast.
+gathering. Sides are taken in turn in one process: fp32, one thread, process CPU time, subnormals flushed. Bytes are
+what autograd saves for backward, each storage once, parameters left out. Beside it, the share of tokens that are in
+another cluster under bf16 autocast.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
 
 
 def against_the_listing(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return times of both implementations with the same weights, and listing over ours."""
+    """Time both implementations with the same weights, and the listing over ours."""
     ours: Any = timm.create_model(name, drop_path_rate=0.0)
     plain = PlainSecViT(ours)
     ours.load_state_dict(to_timm(plain.state_dict(), keep_classifier=True).state)
@@ -96,7 +96,7 @@ def against_the_listing(name: str, options: argparse.Namespace) -> dict[str, flo
 
 
 def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
-    """Return the times of the encoder's step on all and on visible tokens, and dense over visible."""
+    """Time the encoder's step on all and on visible tokens, and dense over visible."""
     images = _images(options)
     whole: Any = timm.create_model(VISIBLE_MODEL, drop_path_rate=0.0, num_classes=0)
     bare: Any = timm.create_model(
@@ -120,7 +120,7 @@ def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
 
 
 def convolution_against_scattering(case: depthwise_kernels.Case, options: argparse.Namespace) -> dict[str, float]:
-    """Return forward and backward times of a depthwise convolution on visible tokens, and scattering over ours."""
+    """Time a depthwise convolution on visible tokens, forward and backward, and scattering over ours."""
     x = case.tokens(images=options.micro_batch, dtype=torch.float32)
     weight = torch.randn_like(x)
     runs: dict[str, Callable[[], object]] = {
@@ -131,7 +131,7 @@ def convolution_against_scattering(case: depthwise_kernels.Case, options: argpar
 
 
 def changed_clusters(name: str) -> dict[str, float]:
-    """Return, by rows of tokens, the share of (token, head) in another cluster under bf16 than in fp32, first weights."""
+    """The share of (token, head) in another cluster under bf16 than in fp32, by rows of tokens, with first weights."""
     torch.manual_seed(0)
     model: Any = timm.create_model(name, num_classes=0).eval()
     shares: dict[str, list[float]] = {}
@@ -173,7 +173,7 @@ def _infer(model: nn.Module, images: Tensor) -> None:
 
 
 def _interleaved(runs: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, taken in turn, after one round for warm-up."""
+    """Time each in turn, after one round for warm-up: median seconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():

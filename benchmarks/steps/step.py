@@ -1,12 +1,13 @@
 """How much faster and leaner is a step on visible tokens than the dense one? ``python benchmarks/steps/step.py``.
 
-Both steps are whole ones: encoder, decoder, loss, backward, of the same network on the same images, taken in turn in one
-process. On a CPU: one thread, process CPU time, subnormals flushed and freed memory kept, as in training, on both sides. On a GPU (``--device cuda``): bf16
-autocast, CUDA events, peak memory beside weights, and the share of the measured peak FLOP/s that is reached on the products of matrices that
-torch counts (those inside our own kernels are not among them). The dense side runs timm's own forward.
-Activation bytes are what autograd saves for backward, each storage once, parameters left out.
+Both steps are whole ones: encoder, decoder, loss, backward, of the same network on the same images, taken in turn in
+one process. On a CPU: one thread, process CPU time, subnormals flushed and freed memory kept, as in training, on both
+sides. On a GPU (``--device cuda``): bf16 autocast, CUDA events, peak memory beside weights, and the share of the
+measured peak FLOP/s that is reached on the products of matrices that torch counts (those inside our own kernels are not
+among them). The dense side runs timm's own forward. Activation bytes are what autograd saves for backward, each storage
+once, parameters left out.
 
-    torchrun --nproc-per-node 2 benchmarks/steps/step.py     wall time with all cores at work, where memory traffic counts
+    torchrun --nproc-per-node 2 benchmarks/steps/step.py   wall time with all cores at work, where memory traffic counts
 """
 
 import argparse
@@ -83,7 +84,7 @@ AT_MOST = {
     "memory_ratio": "sparse over dense peak memory",
 }
 MICRO_BATCH = {"cpu": 8, "cuda": 64}
-"""Recipes have 32 to 64: fewer rows make products of matrices slower on visible tokens, of which the last stage has 12 an image."""
+"""Recipes have 32 to 64: fewer rows make matrix products slower on visible tokens (12 an image in the last stage)."""
 MASKS = 8
 
 
@@ -159,7 +160,7 @@ def _options() -> argparse.Namespace:
 def build(
     case: Case, *, options: argparse.Namespace, rule: Rule = "optimal"
 ) -> tuple[GreenMIM, GreenMIM, list[dict[str, Any]]]:
-    """Return the network for visible tokens, the same for all, and micro-batches with masks of their own."""
+    """Build the network for visible tokens, the same for all, and micro-batches with masks of their own."""
     config = PretrainConfig(
         data=DataConfig(shards=("",), batch_size=options.micro_batch, micro_batch_size=options.micro_batch),
         backbone=BackboneConfig(name=case.name, window=case.window, img_size=(case.side, case.side)),
@@ -178,7 +179,7 @@ def build(
 
 
 def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
-    """Return the medians of one case and their ratios."""
+    """Measure one case: medians and their ratios."""
     sparse, dense, batches = build(case, options=options)
     device = torch.device(options.device)
     times: dict[str, list[float]] = {"sparse": [], "dense": [], "encoder_sparse": [], "encoder_dense": []}
@@ -202,7 +203,7 @@ def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
 def sides(
     sparse: GreenMIM, dense: GreenMIM, *, batches: list[dict[str, Any]], first: int, options: argparse.Namespace
 ) -> dict[str, Callable[[], Any]]:
-    """Return whole steps of both models on the same images, their encoders' steps, and their forward passes."""
+    """Make whole steps of both models on the same images, their encoders' steps, and their forward passes."""
     size = options.micro_batches_per_forward
     group = [batches[(first * size + number) % MASKS] for number in range(size)]
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda")
@@ -246,7 +247,7 @@ def _all_images(group: list[dict[str, Any]]) -> Tensor:
 
 
 def _gpu_figures(runs: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
-    """Return peak memory beside what lies there before a step, and the FLOP/s of the step on visible tokens."""
+    """Measure peak memory beside what lies there before a step, and the FLOP/s of the step on visible tokens."""
     found: dict[str, float] = {}
     for name in ("sparse", "dense"):
         runs[name]()
@@ -272,7 +273,7 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def device_name(device: str) -> str:
-    """Return what a figure was measured on."""
+    """Name the device that a figure is measured on."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     if dist.is_initialized():

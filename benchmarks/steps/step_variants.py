@@ -1,9 +1,11 @@
-"""Which way of running the step on visible tokens is the fastest? ``python benchmarks/steps/step_variants.py --device cuda``.
+"""Which way of running the step on visible tokens is fastest?
 
-The same network and images, one thing changed at a time: how windows are grouped and attention is computed, torch.compile,
-the step recorded as a CUDA graph, several micro-batches in one forward pass, and fp8; beside them the dense step, plain and
-compiled. Each way is timed in turn with the first one, as in ``benchmarks/steps/step.py``; on a CPU only the ways that exist there. Compilations
-are not timed.
+    python benchmarks/steps/step_variants.py --device cuda
+
+The same network and images, one thing changed at a time: how windows are grouped and attention is computed,
+torch.compile, the step recorded as a CUDA graph, several micro-batches in one forward pass, and fp8; beside them the
+dense step, plain and compiled. Each way is timed in turn with the first one, as in ``benchmarks/steps/step.py``; on a
+CPU only the ways that exist there. Compilations are not timed.
 """
 
 import argparse
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def measured(case: step.Case, *, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield each way with its images per second, and how many times those of the first way these are, measured in turn."""
+    """Time each way in turn with the first: images per second, and how many times as many as the first way's."""
     started, first = time.monotonic(), None
     for name, build in ways_on(options.device).items():
         if name not in (options.ways or [name]) or time.monotonic() - started > options.seconds:
@@ -80,14 +82,14 @@ def measured(case: step.Case, *, options: argparse.Namespace) -> Iterator[tuple[
 
 
 def ways_on(device: str) -> dict[str, Build]:
-    """Return the ways that exist on a device, those that compile last."""
+    """List the ways that exist on a device, those that compile last."""
     if device == "cpu":
         return CPU_WAYS
     return {name: way for name, way in GPU_WAYS.items() if "fp8" not in name or _has_fp8()}
 
 
 def visible(*, rule: Rule, compiled: bool = False, graph: bool = False, stack: int = 1, fp8: bool = False) -> Build:
-    """Return what builds a way of running the step on visible tokens."""
+    """Make the function that builds a way of running the step on visible tokens."""
 
     def build(case: step.Case, options: argparse.Namespace) -> Callable[[], Any]:
         model, _, batches = step.build(case, options=options, rule=rule)
@@ -110,7 +112,7 @@ def visible(*, rule: Rule, compiled: bool = False, graph: bool = False, stack: i
 
 
 def dense(*, compiled: bool = False) -> Build:
-    """Return what builds the dense step."""
+    """Make the function that builds the dense step."""
 
     def build(case: step.Case, options: argparse.Namespace) -> Callable[[], Any]:
         _, model, batches = step.build(case, options=options)

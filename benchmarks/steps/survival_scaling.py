@@ -1,8 +1,8 @@
 """What a step and a checkpoint cost one process, among 1, 64 and 1024: ``python benchmarks/steps/survival_scaling.py``.
 
-Nothing is trained: each figure is what one process computes, simulated on this one. Every process has four micro-batches of
-64 images in a step, so the global batch grows with the processes. A figure that stays flat is one that more processes do not
-make dearer; what process 0 alone does for all of them is given per process.
+Nothing is trained: each figure is what one process computes, simulated on this one. Every process has four
+micro-batches of 64 images in a step, so the global batch grows with the processes. A figure that stays flat is one that
+more processes do not make dearer; what process 0 alone does for all of them is given per process.
 
 * order: the samples of a micro-batch;
 * plan: its mask and the groups of all layers, for Swin-B;
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def goals(figures: dict[str, Any]) -> list[Goal]:
-    """Return the bounds that the figures must keep: many processes cost each no more than few."""
+    """List the bounds that the figures must keep: many processes cost each no more than few."""
     columns = [figures[f"processes_{world_size}"] for world_size in PROCESSES]
     return [
         Goal(
@@ -76,7 +76,7 @@ def goals(figures: dict[str, Any]) -> list[Goal]:
 
 
 def step_works(world_size: int, *, spec: Any) -> dict[str, Callable[[], Any]]:
-    """Return what the last of so many processes does for one step."""
+    """Time what the last of so many processes does for one step."""
     batch_size = world_size * MICRO_BATCHES * MICRO_BATCH_SIZE
     order = Order([SHARD_SIZE] * NUM_SHARDS, batch_size=batch_size, micro_batch_size=MICRO_BATCH_SIZE, seed=0)
     mine = range((world_size - 1) * MICRO_BATCHES, world_size * MICRO_BATCHES)
@@ -110,7 +110,7 @@ def step_works(world_size: int, *, spec: Any) -> dict[str, Callable[[], Any]]:
 
 
 def checkpoint_works(world_size: int, *, parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Callable[[], Any]]:
-    """Return what saving costs the last of so many processes, and process 0 for all."""
+    """Time what saving costs the last of so many processes, and process 0 for all."""
     owned = [_runs(parameters, rank=rank, world_size=world_size) for rank in range(world_size)]
     parts = [_part(runs, rank=rank) for rank, runs in enumerate(owned)]
 
@@ -127,7 +127,7 @@ def checkpoint_works(world_size: int, *, parameters: list[tuple[str, nn.Paramete
 
 
 def milliseconds(work: Callable[[], Any], *, repeats: int) -> float:
-    """Return the median of the processor's milliseconds."""
+    """Time by the processor: the median in milliseconds."""
     work()
     found: list[float] = []
     for _ in range(repeats):
@@ -142,7 +142,7 @@ def _runs(parameters: list[tuple[str, nn.Parameter]], *, rank: int, world_size: 
 
 
 def _part(runs: list[ParamSlice], *, rank: int) -> str:
-    """Return a process's part of the index, as `write_slices` gives it, without writing the tensors."""
+    """A process's part of the index, as `write_slices` gives it, without writing the tensors."""
     file = {"name": f"rank-{rank:05d}.safetensors", "size_bytes": 0, "digest": "0" * 64}
     float32 = DTYPE_NAMES[torch.float32]
     slices = [[kind, r.name, list(r.shape), float32, r.offset, r.weight.numel()] for kind in KINDS for r in runs]

@@ -1,9 +1,9 @@
 """What does the trainer add to a model's own step? ``python benchmarks/steps/trainer_overhead.py``.
 
-The same micro-batches, in memory, go through the pretraining network in turn: bare (forward, backward, AdamW) and as the trainer
-does it (`engine/loop/training.py`: fetch, autocast, gradients divided, norm, schedules, reports to metrics.jsonl and TensorBoard every
-ten steps, watchdog, stop checks). Process CPU time of one thread on a CPU, CUDA events on a GPU.
-Reading and decoding are not in it: loader workers do that beside the training.
+The same micro-batches, in memory, go through the pretraining network in turn: bare (forward, backward, AdamW) and as
+the trainer does it (`engine/loop/training.py`: fetch, autocast, gradients divided, norm, schedules, reports to
+metrics.jsonl and TensorBoard every ten steps, watchdog, stop checks). Process CPU time of one thread on a CPU, CUDA
+events on a GPU. Reading and decoding are not in it: loader workers do that beside the training.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def _config(options: argparse.Namespace, folder: Path) -> PretrainConfig:
 
 
 def measure(config: PretrainConfig, *, steps: int) -> dict[str, float]:
-    """Return seconds of a bare step and of a trainer's, medians of steps done in turn, and what the trainer adds."""
+    """Time a bare step and a trainer's in turn (median seconds), and what the trainer adds."""
     engine = Engine(config.distributed)
     bare = _bare_steps(config, engine)
     with RunFolder.open(config.run.folder, config=config, rank=0) as folder:
@@ -129,7 +129,7 @@ def _micro_batches(config: PretrainConfig) -> list[dict[str, Any]]:
 
 
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return a micro-batch in page-locked memory, where the loader puts it for a GPU."""
+    """Put a micro-batch into page-locked memory, as the loader does for a GPU."""
     return {name: value.pin_memory() if hasattr(value, "pin_memory") else value for name, value in batch.items()}
 
 

@@ -1,9 +1,10 @@
 """Is XFormer's attention linear in tokens, and what is that worth? ``python benchmarks/steps/xformer.py``.
 
 Inference of one image at 256, 512 and 1024 px, fp32, one thread: XFormer (the reconstruction), the same network with
-softmax attention, and timm's MobileViT-S. Softmax attention runs fused (no matrix of scores is kept) and explicitly (it is,
-as in the code of the time). All are timed in turn in one process, by its CPU time. Memory is the peak of a fresh process
-above what it held before the forward. The article says of 1024 px: about 2 times MobileViT's speed, 32 % less memory.
+softmax attention, and timm's MobileViT-S. Softmax attention runs fused (no matrix of scores is kept) and explicitly (it
+is, as in the code of the time). All are timed in turn in one process, by its CPU time. Memory is the peak of a fresh
+process above what it held before the forward. The article says of 1024 px: about 2 times MobileViT's speed, 32 % less
+memory.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def _options() -> argparse.Namespace:
 
 
 def build(name: str) -> nn.Module:
-    """Return the network, ready for inference."""
+    """Build the network, ready for inference."""
     architecture, args, _ = NETWORKS[name]
     return timm.create_model(architecture, **args).eval()
 
@@ -86,7 +87,7 @@ def inference(name: str) -> Iterator[None]:
 
 
 def time_all(size: int, *, rounds: int) -> dict[str, float]:
-    """Return the median CPU seconds of a forward of each network, taken in turn."""
+    """Time a forward of each network in turn: median CPU seconds."""
     models = {name: build(name) for name in NETWORKS}
     image = torch.randn(1, 3, size, size)
     times: dict[str, list[float]] = {name: [] for name in NETWORKS}
@@ -101,7 +102,7 @@ def time_all(size: int, *, rounds: int) -> dict[str, float]:
 
 
 def peak_bytes(name: str, size: int) -> int:
-    """Return the memory that a forward takes on top of the network and the image, in a fresh process."""
+    """Measure the memory that a forward takes on top of the network and the image, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     kept = dict(os.environ)
@@ -136,7 +137,7 @@ def _status(field: str) -> int:
 
 
 def macs_of(name: str, size: int) -> int:
-    """Return the counted multiply-accumulates of a forward."""
+    """Count the multiply-accumulates of a forward."""
     architecture, args, _ = NETWORKS[name]
     return measure(architecture, img_size=(size, size), **args).macs
 

@@ -1,8 +1,9 @@
 """Do all detectors and segmentation heads learn on two processes? ``python benchmarks/studies/dense_pairs.py``.
 
-Each trains on the eight real pictures of ``benchmarks/studies/overfit.py``, launched as users launch it, on two CPU processes under
-DeepSpeed: a small backbone from random weights, heads and pyramids at their published widths, ten steps of four pictures
-without augmentation. The loss has to fall: the mean of the last three steps below that of the first three.
+Each trains on the eight real images of ``benchmarks/studies/overfit.py``, launched as users launch it, on two CPU
+processes under DeepSpeed: a small backbone from random weights, heads and pyramids at their published widths, ten steps
+of four images without augmentation. The loss has to fall: the mean of the last three steps below that of the first
+three.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def _options() -> argparse.Namespace:
 
 
 def losses_of(name: str, *, data: Path, work: Path) -> list[float]:
-    """Return the loss of each step of one detector or head on two processes."""
+    """Train one detector or head on two processes: the loss of each step."""
     folder = (work / name).resolve()
     config = (
         _detector(name, data=data, work=work, folder=folder)
@@ -88,7 +89,7 @@ def losses_of(name: str, *, data: Path, work: Path) -> list[float]:
 
 
 def _detector(kind: Any, *, data: Path, work: Path, folder: Path) -> Any:
-    shards = overfit_detection.eight_pictures(data / overfit_detection.SOURCE, out=work / "coco_8").resolve()
+    shards = overfit_detection.eight_images(data / overfit_detection.SOURCE, out=work / "coco_8").resolve()
     small = overfit_detection.recipe(kind, shards=shards, folder=folder)
     resize = ResizeConfig(short_sides=(SIDE,), long_side=2 * SIDE, test_short_side=SIDE, flip=0.0)
     letterbox = replace(resize, mode="letterbox", canvas=(SIDE, SIDE))

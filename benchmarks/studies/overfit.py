@@ -1,8 +1,8 @@
-"""Does every detector and segmentation head learn eight pictures by heart? ``python benchmarks/studies/overfit.py [--parts ...]``.
+"""Can every detector and segmentation head overfit eight images? ``python benchmarks/studies/overfit.py``.
 
-Each part trains from random weights with the real program, small backbone and heads, without augmentation, on eight pictures
-chosen by a written rule, and measures itself on them: what cannot learn by heart has a fault in it. CPU minutes are the
-process's own.
+Each part trains from random weights with the real program, small backbone and heads, without augmentation, on eight
+images chosen by a written rule, and measures itself on them: what cannot overfit has a fault in it. CPU
+minutes are the process's own.
 """
 
 import argparse

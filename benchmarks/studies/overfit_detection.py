@@ -1,8 +1,8 @@
-"""The detectors' part of ``benchmarks/studies/overfit.py``: eight COCO pictures, learnt by heart.
+"""The detectors' part of ``benchmarks/studies/overfit.py``: eight COCO images, overfitted.
 
-The rule: the first eight pictures of ``coco_instances``, those of train2017 by image id and then those of val2017, that have
-no crowd and 1 to 4 objects, each of whose masks covers more than 96 x 96 px where the picture's short side is 256. The classes
-are those that occur in them.
+The rule: the first eight images of ``coco_instances``, those of train2017 by image id and then those of val2017, that
+have no crowd and 1 to 4 objects, each of whose masks covers more than 96 x 96 px where the image's short side is 256.
+The classes are those that occur in them.
 """
 
 import json
@@ -48,8 +48,8 @@ XFORMER = StartConfig(name="xformer", embed_dim=16, drop_path=0.0)
 
 
 def overfit(kind: DetectorKind, *, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
-    """Train one detector on the eight pictures; return figures and goals."""
-    shards = eight_pictures(data / SOURCE, out=work / "coco_8")
+    """Train one detector on the eight images; return figures and goals."""
+    shards = eight_images(data / SOURCE, out=work / "coco_8")
     config = recipe(kind, shards=shards, folder=work / kind)
     started = process_time()
     scores = train(config)[0]
@@ -82,7 +82,7 @@ PARTS: dict[str, Callable[..., tuple[dict[str, Any], list[Goal]]]] = {kind: part
 
 
 def recipe(kind: DetectorKind, *, shards: Path, folder: Path) -> DetectConfig:
-    """Return a small recipe without augmentation: narrow backbones from random weights, heads 64 wide, 64 sampled regions."""
+    """Write a small recipe without augmentation: narrow backbones from random weights, heads 64 wide, 64 regions."""
     yolo, batch = kind == "yolo", BATCHES[kind]
     resize = ResizeConfig(short_sides=(SHORT_SIDE,), long_side=512, test_short_side=SHORT_SIDE, flip=0.0)
     return DetectConfig(
@@ -114,13 +114,13 @@ def recipe(kind: DetectorKind, *, shards: Path, folder: Path) -> DetectConfig:
     )
 
 
-def eight_pictures(source: Path, *, out: Path) -> Path:
-    """Write the eight pictures of the rule as shards, once, and return their folder."""
+def eight_images(source: Path, *, out: Path) -> Path:
+    """Write the eight images of the rule as shards, once, and return their folder."""
     if (out / "manifest.json").exists():
         return out
     trees = [(path.stem.removeprefix(PREFIX), json.loads(path.read_text())) for path in annotation_files(source)]
     fitting = [found for split, tree in trees for found in _fitting(source / "images" / split, tree)][:NUM_IMAGES]
-    assert len(fitting) == NUM_IMAGES, f"{len(fitting)} pictures fit the rule, {NUM_IMAGES} are wanted"
+    assert len(fitting) == NUM_IMAGES, f"{len(fitting)} images fit the rule, {NUM_IMAGES} are wanted"
     names = {category["id"]: category["name"] for category in trees[0][1]["categories"]}
     occurring = sorted({item["category_id"] for _, member in fitting for item in member["objects"]})
     samples: list[NewSample] = []
@@ -134,7 +134,7 @@ def eight_pictures(source: Path, *, out: Path) -> Path:
 
 
 def _fitting(images: Path, tree: dict[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the pictures that fit the rule, each with what its sample says."""
+    """List the images that fit the rule, each with its annotation."""
     objects: dict[int, list[dict[str, Any]]] = {}
     for annotation in tree["annotations"]:
         objects.setdefault(annotation["image_id"], []).append(annotation)
@@ -147,12 +147,12 @@ def _fitting(images: Path, tree: dict[str, Any]) -> list[tuple[Path, dict[str, A
 
 
 def image_ids(shards: Path) -> list[int]:
-    """Return the ids of the pictures."""
+    """The ids of the images."""
     return read_truth(open_shards(shards), option="shards").image_ids
 
 
 def oracle_mask_ap(folder: Path) -> float:
-    """Return the mask AP of the true masks after they went through the head's 28 x 28 cells and back."""
+    """The mask AP of the true masks after they went through the head's 28 x 28 cells and back."""
     shards = open_shards(folder)
     truth: Truth = read_truth(shards, option="shards")
     found = [_oracle(shards, position) for position in range(shards.num_samples)]
@@ -179,7 +179,7 @@ def _oracle(shards: ShardSet, position: int) -> Found:
     return as_found(in_picture(detections, content=size, true_size=size), sample=position)
 
 
-def _fits(picture: dict[str, Any], objects: list[dict[str, Any]]) -> bool:
-    scale = SHORT_SIDE / min(picture["height"], picture["width"])
+def _fits(image: dict[str, Any], objects: list[dict[str, Any]]) -> bool:
+    scale = SHORT_SIDE / min(image["height"], image["width"])
     large = all(item["area"] * scale**2 > SMALLEST_PX**2 for item in objects)
     return 1 <= len(objects) <= MOST_OBJECTS and large and not any(item["iscrowd"] for item in objects)

@@ -1,10 +1,10 @@
-"""Each segmentation head learning eight street scenes by heart; ``benchmarks/studies/overfit.py --parts segvit ...`` runs it.
+"""Each segmentation head overfits eight street scenes: ``benchmarks/studies/overfit.py --parts segvit ...`` runs it.
 
-Eight images of CamVid, the shorter side 256, a small network, narrow heads, no augmentation: each head has to reach a mean
-intersection over union of 0.8 on these images, at their own size. A head that cannot is broken somewhere between the
-labels, the loss and the inference. The network has random weights, but SegViT's that of the run with Semantic FPN: its loss
-teaches a network from scratch too slowly for the minutes there are. ``segvit_head`` shows what that head does alone, given
-features that tell the classes apart.
+Eight images of CamVid, the shorter side 256, a small network, narrow heads, no augmentation: each head has to reach a
+mean intersection over union of 0.8 on these images, at their own size. A head that cannot is broken somewhere between
+the labels, the loss and the inference. The network has random weights, but SegViT's that of the run with Semantic FPN:
+its loss teaches a network from scratch too slowly for the minutes there are. ``segvit_head`` shows what that head does
+alone, given features that tell the classes apart.
 """
 
 import json
@@ -86,7 +86,7 @@ HEADS = {
 
 
 def overfit(name: str, *, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
-    """Return what the head ``name`` reached on the chosen images of ``data``/camvid_semseg, and what it has to reach."""
+    """Train the head ``name`` on the chosen images of ``data``/camvid_semseg: its figures, and the goal."""
     source = data / "camvid_semseg"
     shards = write_chosen(source, work / "camvid8")
     part = HEADS[name]
@@ -108,7 +108,7 @@ def overfit(name: str, *, data: Path, work: Path) -> tuple[dict[str, Any], list[
 
 
 def _left_by(name: str, *, data: Path, work: Path) -> StartConfig:
-    """Return the backbone that another part left, which is trained first where it was not yet."""
+    """The backbone that another part left, which is trained first where it was not yet."""
     folder = work / name / "backbone"
     if not folder.is_dir():
         overfit(name, data=data, work=work)
@@ -116,7 +116,7 @@ def _left_by(name: str, *, data: Path, work: Path) -> StartConfig:
 
 
 def head_alone(*, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
-    """Return what SegViT's head reaches on features that tell the classes apart: shares of the classes at strides 4, 8 and 16."""
+    """Train SegViT's head on features that tell the classes apart: shares of the classes at strides 4, 8 and 16."""
     del work
     torch.manual_seed(0)
     maps = torch.stack([_label_map(data / "camvid_semseg", name) for name in chosen(data / "camvid_semseg")])
@@ -157,7 +157,7 @@ def _label_map(data: Path, name: str) -> Tensor:
 
 
 def chosen(data: Path) -> list[str]:
-    """Return the names of the eight training images whose rarest class covers the largest share of the labelled pixels."""
+    """Name the eight training images whose rarest class covers the largest share of the labelled pixels."""
     maps = sorted((data / "labels" / "train").iterdir())
     return sorted(sorted((path.stem for path in maps), key=lambda name: -_rarest_share(data, name))[:NUM_IMAGES])
 
@@ -191,7 +191,7 @@ def write_chosen(data: Path, out: Path) -> Path:
 
 
 def part_config(part: Part, *, shards: Path, folder: Path) -> SegmentConfig:
-    """Return the recipe of one head."""
+    """Write the recipe of one head."""
     return SegmentConfig(
         data=DataConfig(shards=(str(shards),), batch_size=BATCH_SIZE, micro_batch_size=BATCH_SIZE, workers=0),
         val_shards=str(shards),

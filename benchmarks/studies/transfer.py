@@ -1,4 +1,4 @@
-"""Does pretraining help on real photographs? ``python benchmarks/studies/transfer.py --data FOLDER``.
+"""Does pretraining help on real images? ``python benchmarks/studies/transfer.py --data FOLDER``.
 
 FOLDER holds labelled WebDataset shards ``train-*.tar`` and ``val-*.tar``. Pretraining sees train without its labels. In
 the order of what it proves: fine-tuned accuracy, pretrained against scratch, same recipe and steps, several seeds, with
@@ -6,7 +6,8 @@ all labels and with 10 per class; scratch given the pretraining's compute on top
 (decoder features at permuted positions, no per-unit normalisation, the dense way at equal time); linear probe and kNN
 beside a random network and 8x8 raw pixels.
 
-Every arm is a run of the project's own programs in a folder of its own, so an interrupted benchmark goes on where it was.
+Every arm is a run of the project's own programs in a folder of its own, so an interrupted benchmark goes on where it
+was.
 """
 
 import argparse
@@ -127,7 +128,7 @@ class Study:
         self._pretrain(folder, words)
 
     def tasks(self) -> list[Task]:
-        """Return what to measure, what proves most first."""
+        """List what to measure, the strongest proof first."""
         options = self.options
         starts = [*options.pretrainings, "scratch", *([] if options.skip_scratch_more else ["scratch_more"])]
         control_seeds = options.seeds if options.control_seeds is None else options.control_seeds
@@ -144,14 +145,14 @@ class Study:
         return probes + runs
 
     def measure(self, task: Task) -> float:
-        """Return the task's top-1 accuracy on val, running it if it was not."""
+        """The task's top-1 accuracy on val; it is run if it was not."""
         folder = self.out / str(task)
         if not (folder / "evaluation.json").exists():
             self._run(str(task), ["finetune/main.py", *self._finetune_words(task, folder)])
         return top1(folder)
 
     def figures(self, tasks: list[Task]) -> dict[str, Any]:
-        """Return mean and deviation over seeds of every arm, and how long the runs took."""
+        """Sum up every arm: mean and deviation over seeds, and how long the runs took."""
         found: dict[str, Any] = {}
         for task in tasks:
             found.setdefault(f"{task.method}_{task.start}_{task.labels}", []).append(self.measure(task))
@@ -175,7 +176,7 @@ class Study:
         return words
 
     def _steps_with_pretraining(self, task: Task) -> int:
-        """Return the fine-tuning steps that take the time of pretraining and fine-tuning together."""
+        """Count the fine-tuning steps that take the time of pretraining and fine-tuning together."""
         scratch = self.out / str(Task("scratch", "finetune", task.labels, task.seed))
         steps = json.loads((scratch / "metrics.jsonl").read_text().splitlines()[-1])["step"]
         return round(steps * (1 + self._seconds(self.out / "pretrain_greenmim") / self._seconds(scratch)))
@@ -210,7 +211,7 @@ class Study:
         self._run(folder.name, ["pretrain/main.py", *words])
 
     def _seconds(self, folder: Path) -> float:
-        """Return how long a run took, from the median time of its steps: what else the machine did then counts less."""
+        """How long a run took, from the median time of its steps: what else the machine did then counts less."""
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         ends = [0, *(line["step"] for line in lines)]
         per_step = [line["seconds"] / (line["step"] - before) for line, before in zip(lines, ends, strict=False)]

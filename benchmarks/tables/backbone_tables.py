@@ -1,9 +1,9 @@
 """Are the backbones as big as the papers say? ``python benchmarks/tables/backbone_tables.py``.
 
 Parameters and multiply-accumulates are counted from the networks as they are built, and compared with figures that were
-counted in the official code or printed in the papers: a known figure with few digits has to be less than one away in its
-last. Papers call multiply-accumulates FLOPs, some without the products between activations (queries, keys, values): both
-are counted.
+counted in the official code or printed in the papers: a known figure with few digits has to be less than one away in
+its last. Papers call multiply-accumulates FLOPs, some without the products between activations (queries, keys, values):
+both are counted.
 """
 
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ _XFORMER = "the reconstruction of XFormer; the article prints 5.5 M"
 
 
 def _secvit(size: str, source: str, parameters: str, macs: str, **rest: Any) -> Row:
-    """Return SecViT's row: keys times the mean key, in the three stages with clusters, are products of elements here."""
+    """SecViT's row; keys times the mean key, in the three stages with clusters, are products of elements here."""
     depths, widths = _SECVIT_STAGES[size]
     similarity = sum(
         depth * tokens * width for depth, tokens, width in zip(depths, (3136, 784, 196), widths, strict=True)
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def differences(row: Row, size: ModelSize) -> list[str]:
-    """Return which of the known figures are not those that were counted."""
+    """List the published figures that differ from the counted ones."""
     pairs = {
         "parameters": (row.parameters, size.parameters),
         "macs": (row.macs, size.macs + row.elementwise),
@@ -132,7 +132,7 @@ def differences(row: Row, size: ModelSize) -> list[str]:
 
 
 def agrees(printed: str, counted: int, *, scale: int) -> bool:
-    """Return whether ``counted``, in units of 10 to the ``scale``, is ``printed``, rounded either way."""
+    """Whether ``counted``, in units of 10 to the ``scale``, is ``printed``, rounded either way."""
     exact, known = Decimal(counted).scaleb(-scale), Decimal(printed)
     return abs(exact - known) < Decimal(1).scaleb(int(known.as_tuple().exponent))
 

@@ -1,8 +1,8 @@
 """How large this code is and how far a newcomer has to look, for two checkouts beside each other.
 
-``python benchmarks/tables/code_measures.py BEFORE AFTER`` prints a table: lines, docstrings that open with "Return", lines of
-over 120 characters, parameters that nothing reads, entries of the fullest folder, modules that help and a loader's worker
-import, and the files of ours whose code runs for a micro-batch on its way from the shard to the update.
+``python benchmarks/tables/code_measures.py BEFORE AFTER`` prints a table: lines, docstrings that open with "Return",
+lines of over 120 characters, parameters that nothing reads, entries of the fullest folder, modules that help and a
+loader's worker import, and the files of ours whose code runs for a micro-batch on its way from the shard to the update.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Are SegViT's heads as big as published? ``python benchmarks/tables/head_tables.py``.
 
-Parameters and multiply-accumulates of one image's scores are counted from the heads and backbones as they are built, the
-final product of classes and masks at every pixel included, as published. Beside it stands what ``segmenter.score-stride 4``
-takes, which multiplies them at every fourth pixel in either direction. Published figures: the sizes printed in the paper and
-counted in its code (heads, shrunk backbones) and the paper's table of whole networks.
+Parameters and multiply-accumulates of one image's scores are counted from the heads and backbones as they are built,
+the final product of classes and masks at every pixel included, as published. Beside it stands what
+``segmenter.score-stride 4`` takes, which multiplies them at every fourth pixel in either direction. Published figures:
+the sizes printed in the paper and counted in its code (heads, shrunk backbones) and the paper's table of whole
+networks.
 """
 
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def count(row: Row) -> HeadSize:
 
 
 def differences(row: Row, size: HeadSize) -> list[str]:
-    """Return which of the known figures are not those that were counted: parameters to their last digit, products to 1 %."""
+    """List the published figures that differ from the counted ones: parameters in any digit, products by over 1 %."""
     found = [] if row.parameters in (None, f"{size.parameters / 1e6:.1f}") else ["parameters"]
     pairs = {"head": (row.head, size.head), "features": (row.features, size.features)}
     pairs["total"] = (row.total, size.head + size.features)

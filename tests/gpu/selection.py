@@ -1,4 +1,4 @@
-"""Which of many cases are tried where time is short (``benchmarks/gpu.sh``): the rest are marked slow, since each is compiled for itself."""
+"""The cases that are tried where time is short (``benchmarks/gpu.sh``); others are marked slow, since each compiles."""
 
 from itertools import product
 

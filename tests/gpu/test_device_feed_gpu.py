@@ -1,4 +1,4 @@
-"""On a GPU: micro-batches that are copied beside the computing arrive whole, and nothing waits for them but the computing."""
+"""On a GPU: micro-batches that are copied beside the computing arrive whole, and only the computing waits for them."""
 
 import contextlib
 

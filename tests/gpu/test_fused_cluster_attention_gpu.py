@@ -1,4 +1,4 @@
-"""On a GPU: the compiled kernels of attention in clusters equal the plain way, in every precision, repeat their bits, and are what is chosen."""
+"""On a GPU: kernels of attention in clusters equal the plain way, repeat their bits, and are what is chosen."""
 
 import numpy as np
 import pytest

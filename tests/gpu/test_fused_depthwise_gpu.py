@@ -1,4 +1,4 @@
-"""On a GPU: the fused depthwise convolution equals the plain one in float64, repeats in every bit, and is what is chosen."""
+"""On a GPU: the fused depthwise convolution equals the plain one, repeats its bits, and is what is chosen."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The launcher on this machine, and the other ways to start processes: all train alike, and a killed process changes nothing."""
+"""The launcher here, and the other ways to start processes: all train alike, and a killed process changes nothing."""
 
 import contextlib
 import os

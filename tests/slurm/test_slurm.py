@@ -1,4 +1,4 @@
-"""The launcher under a real Slurm of two nodes: requeued, preempted, killed, on fewer nodes, and still the same weights."""
+"""The launcher under a real Slurm of two nodes: requeued, preempted, killed, on fewer nodes, with the same weights."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def slurm(tmp_path_factory):
 
 
 def test_a_disturbed_run_ends_with_the_undisturbed_weights(slurm, tmp_path):
-    """Put back into the queue, preempted, and all processes of a node killed, in one run of two nodes under DeepSpeed."""
+    """Requeued, preempted, and all processes of a node killed, in one run of two nodes under DeepSpeed."""
     figures, goals = measure(slurm, tmp_path, drills=("requeue", "preempt", "node"))
     assert [goal.name for goal in goals if not goal.met] == []
     assert figures["tensors"] > 100

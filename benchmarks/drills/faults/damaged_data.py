@@ -1,4 +1,4 @@
-"""Fault drills: pictures that do not decode, shards that are cut short, gone or others. Each returns what happened, in words."""
+"""Fault drills: images that do not decode, shards truncated, missing or replaced. Each describes its result."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.drills.drill import BATCH, NUM_SAMPLES, PER_SHARD, STEPS, Drill, expect
 from benchmarks.drills.faults.faulty_server import FaultyServer
-from benchmarks.drills.faults.faulty_shards import DAMAGES, copy_tars, jpeg_bomb, png_bomb, replace_pictures
+from benchmarks.drills.faults.faulty_shards import DAMAGES, copy_tars, jpeg_bomb, png_bomb, replace_images
 
 BROKEN = (5, 40, 101, 170, 222, 303)
 BOMBS = (7, 200)
@@ -14,9 +14,9 @@ MOST_MORE_MIB = 150.0  # over a sound run; unrefused, a bomb takes 1100
 
 
 def corrupt_pictures(drill: Drill) -> str:
-    """2 % of the pictures, broken in six ways: trained around, named and counted, and refused past the limit."""
+    """2 % of the images, broken in six ways: trained around, named and counted, and refused past the limit."""
     shards = copy_tars(drill.sound, drill.folder / "shards")
-    replace_pictures(shards, dict(zip(BROKEN, DAMAGES, strict=True)))
+    replace_images(shards, dict(zip(BROKEN, DAMAGES, strict=True)))
     drill.data("index", "--source", shards, "--out", shards).expect_sound()
     drill.pretrain(shards).expect_sound()
     _expect_replaced(drill, BROKEN)
@@ -29,13 +29,16 @@ def corrupt_pictures(drill: Drill) -> str:
     expect(len(left_out) == len(BROKEN), f"write left out {left_out}")
     limit = ("--data.max-bad-share", "0.005")  # of 1000 at least
     drill.pretrain(shards, *limit, run="limited").expect_error("6 of the", "more than data.max-bad-share 0.005 allows")
-    return f"{len(BROKEN)} of {NUM_SAMPLES} replaced, named once and counted, the rest as ever; the 6th stops where 5 are allowed"
+    return (
+        f"{len(BROKEN)} of {NUM_SAMPLES} replaced, named once and counted, the rest as ever; "
+        "the 6th stops where 5 are allowed"
+    )
 
 
 def image_bombs(drill: Drill) -> str:
     """A JPEG and a PNG of few bytes that claim 400 and 900 million pixels: refused from the header."""
     shards = copy_tars(drill.sound, drill.folder / "shards")
-    replace_pictures(shards, dict(zip(BOMBS, (jpeg_bomb, png_bomb), strict=True)))
+    replace_images(shards, dict(zip(BOMBS, (jpeg_bomb, png_bomb), strict=True)))
     drill.data("index", "--source", shards, "--out", shards).expect_sound()
     checked = drill.data("verify", "--shards", shards, "--full", "--processes", "1")
     checked.expect_error("2 problems", "pixels are more than the")
@@ -109,7 +112,7 @@ def _copy(drill: Drill) -> Path:
 
 
 def _late_shard(drill: Drill) -> int:
-    """Return the shard that training comes to last."""
+    """Find the shard that training comes to last."""
     assert drill.reference is not None
     first = dict[int, int]()
     for (step, _, _), (number, *_) in sorted(drill.reference.places.items()):
@@ -118,7 +121,7 @@ def _late_shard(drill: Drill) -> int:
 
 
 def _expect_replaced(drill: Drill, numbers: tuple[int, ...]) -> None:
-    """Insist that just these samples were replaced, named with their shard, counted, and that nothing else is different."""
+    """Insist that just these samples were replaced, named with their shard and counted, and nothing else changed."""
     assert drill.reference is not None
     found, expected = drill.trained(), drill.reference.places
     where = {int(sample[0]): place for place, sample in expected.items()}

@@ -14,8 +14,8 @@ class FaultyServer(BadServer):
     Args:
         folder: what to serve.
         hangs_after: so many requests are answered, later ones are accepted and never answered.
-        lies: of tars, it announces another size (`size`), sends more than they hold without end (`endless`), or closes after
-            half of what it announced (`half`), each time from the start.
+        lies: of tars, it announces another size (`size`), sends more than they hold without end (`endless`), or closes
+            after half of what it announced (`half`), each time from the start.
         seed: of which requests go wrong, where the shares that do are set.
     """
 

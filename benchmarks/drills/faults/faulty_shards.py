@@ -1,4 +1,4 @@
-"""Shards with something wrong in them, made from sound ones: broken pictures, image bombs, hostile members."""
+"""Shards with faults, made from sound ones: broken images, image bombs, hostile members."""
 
 import io
 import shutil
@@ -11,14 +11,14 @@ from pathlib import Path
 Damage = Callable[[bytes], bytes]
 
 DAMAGES: Sequence[Damage] = (
-    lambda picture: picture[: len(picture) // 2],
-    lambda picture: b"",
-    lambda picture: b"no picture at all",
-    lambda picture: picture[:20] + bytes(len(picture) - 20),
-    lambda picture: b"\xff\xd8\xff" + picture[::-1],
-    lambda picture: picture[:3],
+    lambda image: image[: len(image) // 2],
+    lambda image: b"",
+    lambda image: b"no image at all",
+    lambda image: image[:20] + bytes(len(image) - 20),
+    lambda image: b"\xff\xd8\xff" + image[::-1],
+    lambda image: image[:3],
 )
-"""Ways in which a picture can be beyond repair."""
+"""Ways in which an image can be beyond repair."""
 
 
 def copy_tars(shards: Path, out: Path) -> Path:
@@ -29,24 +29,24 @@ def copy_tars(shards: Path, out: Path) -> Path:
     return out
 
 
-def replace_pictures(folder: Path, pictures: Mapping[int, Damage]) -> None:
-    """Replace pictures, by their number over all tars of ``folder``."""
+def replace_images(folder: Path, images: Mapping[int, Damage]) -> None:
+    """Replace images, by their number over all tars of ``folder``."""
     number = 0
     for path in sorted(folder.glob("*.tar")):
         members = read_tar(path)
         for place, (name, content) in enumerate(members):
             if name.endswith(".jpg"):
-                if number in pictures:
-                    members[place] = (name, pictures[number](content))
+                if number in images:
+                    members[place] = (name, images[number](content))
                 number += 1
         write_tar(path, members)
 
 
 def read_tar(path: Path) -> list[tuple[str, bytes]]:
-    """Return names and contents of a tar's files."""
+    """Read names and contents of a tar's files."""
     with tarfile.open(path) as tar:
-        found = [(info.name, tar.extractfile(info)) for info in tar]
-        return [(name, file.read()) for name, file in found if file is not None]
+        files = [(info.name, tar.extractfile(info)) for info in tar]
+        return [(name, file.read()) for name, file in files if file is not None]
 
 
 def write_tar(path: Path, members: Sequence[tuple[str, bytes]], *, links: Mapping[str, str] | None = None) -> None:
@@ -62,15 +62,15 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]], *, links: Mappin
             tar.addfile(info, io.BytesIO(content))
 
 
-def jpeg_bomb(picture: bytes, *, side: int = 20_000) -> bytes:
-    """Return a JPEG of less than 1 KB that claims ``side`` x ``side`` pixels: sound headers, and the first of its codes."""
-    frame, scan = picture.index(b"\xff\xc0"), picture.index(b"\xff\xda")
+def jpeg_bomb(image: bytes, *, side: int = 20_000) -> bytes:
+    """Make a JPEG of under 1 KB that claims ``side`` x ``side`` pixels: sound headers, and the first of its codes."""
+    frame, scan = image.index(b"\xff\xc0"), image.index(b"\xff\xda")
     size = struct.pack(">HH", side, side)
-    return picture[: frame + 5] + size + picture[frame + 9 : scan + 50] + b"\xff\xd9"
+    return image[: frame + 5] + size + image[frame + 9 : scan + 50] + b"\xff\xd9"
 
 
-def png_bomb(_picture: bytes, *, side: int = 30_000) -> bytes:
-    """Return a sound PNG of about 100 KB that holds ``side`` x ``side`` grey pixels of one bit."""
+def png_bomb(_image: bytes, *, side: int = 30_000) -> bytes:
+    """Make a sound PNG of about 100 KB that holds ``side`` x ``side`` grey pixels of one bit."""
     rows = zlib.compress(bytes((1 + -(-side // 8)) * side), 9)
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""Fault drills: data whose maker wants code run or files written. Each returns what happened, in words."""
+"""Fault drills: data whose maker wants code run or files written. Each describes its result."""
 
 import json
 import pickle
@@ -28,8 +28,8 @@ def climbing_names(drill: Drill) -> str:
     shards = copy_tars(drill.sound, drill.folder / "shards")
     tar = shards / "shard-000000.tar"
     members = read_tar(tar)
-    picture, secret = members[0][1], drill.folder / "secret.jpg"
-    secret.write_bytes(picture)
+    image, secret = members[0][1], drill.folder / "secret.jpg"
+    secret.write_bytes(image)
     names = (
         "../../../escaped-1.jpg",
         f"{drill.folder}/escaped-2.jpg",
@@ -37,7 +37,7 @@ def climbing_names(drill: Drill) -> str:
         "away/escaped-4.jpg",
     )
     links = {"linked.jpg": str(secret), "away": str(drill.folder)}
-    write_tar(tar, [*members, *((name, picture) for name in names)], links=links)
+    write_tar(tar, [*members, *((name, image) for name in names)], links=links)
     before = set(drill.folder.rglob("*"))
     indexed = drill.data("index", "--source", shards, "--out", shards).expect_sound()
     expect("passed over 2 x links and special files" in indexed.output, f"links: {indexed.output}")

@@ -1,4 +1,4 @@
-"""Fault drills: servers that fail, hang or lie, and a cache disk that is full. Each returns what happened, in words."""
+"""Fault drills: servers that fail, hang or lie, and a cache disk that is full. Each describes its result."""
 
 import contextlib
 import hashlib
@@ -58,11 +58,14 @@ def lying_server(drill: Drill) -> str:
         drill.pretrain(server.url).expect_sound()
     drill.expect_reference()
     _expect_sound_cache(drill.folder / "cache", num_tars=NUM_SAMPLES // PER_SHARD)
-    return f"refused each time with the reason, after {sent_mib:.0f} MiB of an endless file; then a sound server was trained from"
+    return (
+        f"refused each time with the reason, after {sent_mib:.0f} MiB of an endless file; "
+        "then a sound server was trained from"
+    )
 
 
 def full_cache_disk(drill: Drill) -> str:
-    """A disk that is full below the cache's limit: the run stops and says so, and no file in the cache is half of one."""
+    """A disk that is full below the cache's limit: the run stops and says so, and no cached file is half of one."""
     cache = drill.folder / "cache"
     with _small_disk(cache) as prefix, FaultyServer(drill.sound) as server:
         ended = drill.pretrain(server.url, prefix=prefix)
@@ -74,7 +77,7 @@ def full_cache_disk(drill: Drill) -> str:
 
 
 def _expect_sound_cache(cache: Path, *, num_tars: int | None = None) -> None:
-    """Insist that every file under its final name is what the name says, and on their number, and that then no rest is left."""
+    """Insist on the number of files, that each is what its name says, and that no partial file is left."""
     files = [path for path in cache.iterdir() if path.suffix in (".tar", ".idx")]
     wrong = [path.name for path in files if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem]
     expect(not wrong, f"the cache holds what is not what it should be: {wrong}")
@@ -87,7 +90,7 @@ def _expect_sound_cache(cache: Path, *, num_tars: int | None = None) -> None:
 
 @contextlib.contextmanager
 def _small_disk(folder: Path) -> Iterator[Sequence[str]]:
-    """Make ``folder`` a small disk; where that is not allowed, yield what to put in front of a program so that files stay small."""
+    """Make ``folder`` a small disk; where that is not allowed, give a command that limits a program's files."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_KIB}k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:

@@ -5,7 +5,7 @@ from typing import Any
 
 class _Shaped:
     def __class_getitem__(cls, words: Any) -> Any:
-        """Return the array's type; without jaxtyping nobody checks its shape."""
+        """The array's type; without jaxtyping nobody checks its shape."""
         return words[0]
 
 
