@@ -1,7 +1,7 @@
-"""What is drawn into a picture, from its sample's members: boxes, classes and masks of objects, and a label map.
+"""What is drawn into an image, from its sample's members: boxes, classes and masks of objects, and a label map.
 
     000123.json      {"height", "width", "objects": [{"category", "bbox": [x, y, width, height], "iscrowd", "area",
-                     "segmentation": polygons [[x, y, x, y, ...], ...] or RLE {"size": [height, width], "counts": ...}}, ...]}
+                     "segmentation": polygons [[x, y, x, y, ...], ...] or RLE {"size": [h, w], "counts": ...}}, ...]}
     000123.seg.png   label map, one value a pixel
 
 ``iscrowd``, ``area`` and ``segmentation`` may be absent. RLE counts are COCO's, plain or compressed. A polygon covers the
@@ -10,6 +10,7 @@ pixels that PIL fills, its outline's too: in COCO 3 % more area than annotated (
 Legend: n objects, h w height and width of the upright image in pixels.
 """
 
+import functools
 import io
 import logging
 import math
@@ -30,13 +31,15 @@ logger = logging.getLogger(__name__)
 MAX_MASK_PIXELS = 2**30
 MAX_COORDINATE = 1e6
 MAX_RUN_BITS = 40
+MAX_WARNINGS = 10_000
+"""Most warnings of objects that a process remembers, so as not to repeat them."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """The objects of one picture."""
+    """The objects of one image."""
 
     boxes: npt.NDArray[np.float32]
     """[n, 4]: left, top, right, bottom in pixels."""
@@ -50,20 +53,22 @@ class Objects:
     """[n, h, w]; None where an object has none, or none are asked for."""
 
 
-def read_objects(content: bytes, *, size: Size, masks: bool = True) -> Objects:
+def read_objects(content: bytes, *, size: Size, masks: bool = True, sample: str = "a sample") -> Objects:
     """Read a sample's `.json`; an object that :func:`fault_of_object` finds fault with is left out.
+
+    A warning names the ``sample`` of such an object, once in a process.
 
     Raises:
         BadImage: it is not of this form, or made for an image of another ``size`` (height, width).
     """
     try:
-        return _objects(parse_json(content), size=size, masks=masks)
+        return _objects(parse_json(content), size=size, masks=masks, sample=sample)
     except UserError as error:
         raise BadImage(f"its annotations are not as expected: {error}") from None
 
 
 def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]]:
-    """Return a sample's `.seg.png` as [h, w], uint8 or (of 16 bits) int32.
+    """Read a sample's `.seg.png` as [h, w], uint8 or (of 16 bits) int32.
 
     Raises:
         BadImage: it does not decode, has colours, or another ``size`` (height, width) than the image.
@@ -83,39 +88,92 @@ def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]
 
 
 def mask_of(segmentation: Any, *, size: Size) -> Mask:
-    """Return polygons or an RLE as [h, w].
+    """Fill polygons or an RLE as [h, w].
 
     Raises:
         UserError: it is neither, or has another size.
     """
-    if isinstance(segmentation, dict):
-        lengths = _runs(segmentation, size=size)
-        return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size, order="F")
-    canvas = Image.new("1", (size[1], size[0]))
-    draw = ImageDraw.Draw(canvas)
-    for corners in _polygons(segmentation):
-        if len(corners) >= 3:  # fewer enclose nothing
-            draw.polygon(corners.flatten().tolist(), fill=1)
-    return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
+    return _Outline.read(segmentation, size=size).filled()
 
 
 def fault_of_object(item: Any, *, size: Size) -> str:
-    """Return why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
+    """Say why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
     try:
-        whole_number(item, "category")
-        whole_number(item, "category_id", default=0)
-        whole_number(item, "iscrowd", default=0)
-        real_number(item, "area", default=0)
-        return _fault_of_box(_box(item), size=size) or _fault_of_mask(item.get("segmentation"), size=size)
+        _checked_outline(item, size=size)
     except UserError as error:
         return str(error)
+    return ""
 
 
-def _objects(tree: Any, *, size: Size, masks: bool) -> Objects:
+@dataclass(frozen=True, kw_only=True)
+class _Outline:
+    """An object's mask before it is filled: runs or polygons."""
+
+    size: Size
+    runs: npt.NDArray[np.int64] | None = None
+    """Lengths of the false, true, false, ... runs, column by column."""
+    polygons: tuple[npt.NDArray[np.float64], ...] = ()
+    """[corners, 2], x and y of each."""
+
+    @staticmethod
+    def read(segmentation: Any, *, size: Size) -> "_Outline":
+        if isinstance(segmentation, dict):
+            return _Outline(size=size, runs=_runs(segmentation, size=size))
+        if not isinstance(segmentation, list):
+            raise UserError(f"a mask that is neither polygons nor runs: {segmentation!r:.40}")
+        polygons = [_corners(polygon) for polygon in segmentation]
+        return _Outline(size=size, polygons=tuple(each for each in polygons if len(each) >= 3))  # fewer enclose nothing
+
+    def is_empty(self) -> bool:
+        """Whether no pixel is true, which runs and most polygons tell many times faster than by filling them."""
+        if self.runs is not None:
+            return not self.runs[1::2].any()
+        last = self.size[1] - 1, self.size[0] - 1
+        has_corner_inside = any(((each >= 0) & (each <= last)).all(1).any() for each in self.polygons)
+        return not (has_corner_inside or self.filled().any())
+
+    def filled(self) -> Mask:
+        """Fill it as [h, w]."""
+        if self.runs is not None:
+            return np.repeat(np.arange(len(self.runs)) % 2 == 1, self.runs).reshape(self.size, order="F")
+        canvas = Image.new("1", (self.size[1], self.size[0]))
+        draw = ImageDraw.Draw(canvas)
+        for corners in self.polygons:
+            draw.polygon(corners.flatten().tolist(), fill=1)
+        return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
+
+
+def _checked_outline(item: Any, *, size: Size) -> _Outline | None:
+    """Check an object, and read the outline of its mask, if it has one.
+
+    Raises:
+        UserError: says why it cannot be used.
+    """
+    whole_number(item, "category")
+    whole_number(item, "category_id", default=0)
+    whole_number(item, "iscrowd", default=0)
+    real_number(item, "area", default=0)
+    _check_box(_box(item), size=size)
+    if not (segmentation := item.get("segmentation")):
+        return None
+    outline = _Outline.read(segmentation, size=size)
+    if outline.is_empty():
+        raise UserError("its mask is empty")
+    return outline
+
+
+def _objects(tree: Any, *, size: Size, masks: bool, sample: str) -> Objects:
     made_for = (whole_number(tree, "height"), whole_number(tree, "width"))
     if made_for != size:
         raise UserError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
-    items = [item for item in member(tree, "objects", list) if _is_usable(item, size=size)]
+    items: list[dict[str, Any]] = []
+    outlines: list[_Outline | None] = []
+    for number, item in enumerate(member(tree, "objects", list)):
+        try:
+            outlines.append(_checked_outline(item, size=size))
+            items.append(item)
+        except UserError as error:
+            _warn_once(f"{sample}: object {number} is left out: {error}")
     boxes = np.array([_box(item) for item in items], np.float32).reshape(len(items), 4)
     boxes[:, 2:] += boxes[:, :2]
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -125,8 +183,14 @@ def _objects(tree: Any, *, size: Size, masks: bool) -> Objects:
         categories=np.array([whole_number(item, "category") for item in items], np.int64),
         crowd=np.array([bool(item.get("iscrowd", 0)) for item in items], np.bool_),
         areas=np.array(areas, np.float32),
-        masks=_masks(items, size=size) if masks else None,
+        masks=_filled(outlines, size=size) if masks else None,
     )
+
+
+@functools.lru_cache(MAX_WARNINGS)
+def _warn_once(text: str) -> None:
+    """Warn of what comes again in every epoch, but once in a process."""
+    logger.warning("%s", text)
 
 
 def _box(item: Any) -> list[float]:
@@ -140,48 +204,18 @@ def _box(item: Any) -> list[float]:
     return numbers
 
 
-def _is_usable(item: Any, *, size: Size) -> bool:
-    if reason := fault_of_object(item, size=size):
-        logger.warning("an object is left out: %s", reason)
-    return not reason
-
-
-def _fault_of_box(box: list[float], *, size: Size) -> str:
+def _check_box(box: list[float], *, size: Size) -> None:
     left, top, width, height = box
     if not all(map(math.isfinite, box)):
-        return f"its box {box} is not finite"
+        raise UserError(f"its box {box} is not finite")
     if width <= 0 or height <= 0:
-        return f"its box {box} is empty"
+        raise UserError(f"its box {box} is empty")
     if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
-        return f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)"
-    return ""
-
-
-def _fault_of_mask(segmentation: Any, *, size: Size) -> str:
-    if not segmentation:
-        return ""
-    if isinstance(segmentation, dict):  # the runs tell without being filled
-        found = _runs(segmentation, size=size)[1::2].any()
-    else:
-        found = _has_corner_inside(segmentation, size=size) or mask_of(segmentation, size=size).any()
-    return "" if found else "its mask is empty"
-
-
-def _has_corner_inside(segmentation: Any, *, size: Size) -> bool:
-    """Return whether the corners alone tell that there is a pixel, which is many times faster than to fill the polygons."""
-    shapes = _polygons(segmentation)
-    last = size[1] - 1, size[0] - 1
-    return any(len(corners) >= 3 and ((corners >= 0) & (corners <= last)).all(1).any() for corners in shapes)
-
-
-def _polygons(segmentation: Any) -> list[npt.NDArray[np.float64]]:
-    if not isinstance(segmentation, list):
-        raise UserError(f"a mask that is neither polygons nor runs: {segmentation!r:.40}")
-    return [_corners(polygon) for polygon in segmentation]
+        raise UserError(f"its box {box} lies outside the image of {size[1]}x{size[0]} (width x height)")
 
 
 def _corners(polygon: Any) -> npt.NDArray[np.float64]:
-    """Return a polygon as x and y of each corner."""
+    """Read a polygon as x and y of each corner."""
     try:
         corners = np.array(polygon, np.float64).reshape(-1, 2)
     except (ValueError, TypeError, OverflowError):
@@ -191,19 +225,20 @@ def _corners(polygon: Any) -> npt.NDArray[np.float64]:
     return corners
 
 
-def _masks(items: list[dict[str, Any]], *, size: Size) -> Mask | None:
-    if not all(item.get("segmentation") for item in items):
+def _filled(outlines: list[_Outline | None], *, size: Size) -> Mask | None:
+    drawn = [outline for outline in outlines if outline is not None]
+    if len(drawn) < len(outlines):
         return None
-    if len(items) * size[0] * size[1] > MAX_MASK_PIXELS:
-        raise UserError(f"{len(items)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
-    masks = np.zeros((len(items), *size), np.bool_)
-    for number, item in enumerate(items):
-        masks[number] = mask_of(item["segmentation"], size=size)
+    if len(drawn) * size[0] * size[1] > MAX_MASK_PIXELS:
+        raise UserError(f"{len(drawn)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
+    masks = np.zeros((len(drawn), *size), np.bool_)
+    for mask, outline in zip(masks, drawn, strict=True):
+        mask[:] = outline.filled()
     return masks
 
 
 def _runs(rle: dict[str, Any], *, size: Size) -> npt.NDArray[np.int64]:
-    """Return the lengths of the false, true, false, ... runs of an RLE, column by column."""
+    """Read the lengths of an RLE's runs."""
     if member(rle, "size", list) != list(size):
         raise UserError(f"a mask of {rle['size']} in an image of {list(size)}")
     counts: Any = member(rle, "counts", object)
@@ -218,7 +253,7 @@ def _runs(rle: dict[str, Any], *, size: Size) -> npt.NDArray[np.int64]:
 
 
 def _unpacked(text: str) -> list[int]:
-    """Return the runs of a compressed RLE: six bits a character, and each run after the third less the one before the last."""
+    """Unpack the runs of a compressed RLE: six bits a character; after the third, each less the one before the last."""
     counts: list[int] = []
     value = shift = 0
     for character in text.encode(errors="replace"):
@@ -227,9 +262,9 @@ def _unpacked(text: str) -> list[int]:
             raise UserError("a compressed mask with a run that does not end")
         value |= (bits & 31) << shift
         shift += 5
-        if bits & 32:
+        if bits & 32:  # five bits, and the flag that more follow
             continue
-        if bits & 16:
+        if bits & 16:  # negative: later runs are differences
             value -= 1 << shift
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0

@@ -8,7 +8,7 @@ Legend: b images, n objects of one image, h w height and width of the result in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data.images.annotations import read_label_map, read_objects
-from data.images.decode import MAX_PIXELS, decode_rgb, decode_samples, read_header
+from data.images.decode import MAX_PIXELS, decode_rgb, read_header
 from data.shards.shard_set import Sample
 from engine.errors import UserError
 from engine.randomness import torch_seed
@@ -35,7 +35,7 @@ class JointAugmentation:
     size: Size
     """Height and width of the result in pixels."""
     scale: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest factor on the size at which the image just fits into the result; then it is cropped or padded."""
+    """Least and largest factor on the size at which the image just fits into the result; then comes a crop or padding."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: float = 0.0
@@ -52,7 +52,7 @@ class _AtLeastOnePixel:
     """Mixed into a torchvision resize: a side of a very elongated image that would round to 0 becomes 1 pixel."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Return the size to resize to."""
+        """Draw the size to resize to."""
         params: dict[str, Any] = cast(Any, super()).make_params(flat_inputs)
         return {**params, "size": tuple(max(1, side) for side in params["size"])}
 
@@ -66,7 +66,7 @@ class RandomShortestSize(_AtLeastOnePixel, v2.RandomShortestSize):
 
 
 def joint_transform(augment: JointAugmentation) -> Callable[[Annotated], Annotated]:
-    """Return scale jitter, crop or pad to ``size``, flip and colour changes; the padding is grey, void in label maps."""
+    """Jitter the scale, crop or pad to ``size``, flip and colour; the padding is grey, void in label maps."""
     fill = {tv_tensors.Image: GREY, tv_tensors.Mask: VOID}
     return v2.Compose(
         [
@@ -80,7 +80,7 @@ def joint_transform(augment: JointAugmentation) -> Callable[[Annotated], Annotat
 
 
 def photometric(probability: float) -> v2.Transform:
-    """Return changes of brightness, contrast, saturation and hue, each with this probability; channels keep their order.
+    """Change brightness, contrast, saturation and hue, each with this probability; channels keep their order.
 
     The ranges are those of torchvision's ``RandomPhotometricDistort``, which also permutes the channels.
     """
@@ -94,28 +94,32 @@ def photometric(probability: float) -> v2.Transform:
 
 
 def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS, masks: bool = True) -> Annotated:
-    """Return a sample as ``image`` [3, h, w] and, where it has them, ``boxes`` [n, 4] (left, top, right, bottom), ``labels``,
-    ``crowd``, ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w], as torchvision's tensors; no object
-    has a mask unless ``masks``.
+    """Decode a sample's image and read what is drawn into it, as torchvision's tensors.
+
+    That is ``image`` [3, h, w] and, where it has them, ``boxes`` [n, 4] (left, top, right, bottom), ``labels``, ``crowd``,
+    ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w]. No object has a mask unless ``masks``.
 
     Raises:
         BadImage: the image or what is drawn into it cannot be read.
     """
     pixels = decode_rgb(sample.image, header=read_header(sample.image, max_pixels=max_pixels))
     size = (pixels.shape[0], pixels.shape[1])
-    found: Annotated = {"image": tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))}
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    annotated: Annotated = {"image": tv_tensors.Image(image)}
     if "json" in sample.members:
-        objects = read_objects(sample.members["json"], size=size, masks=masks)
-        found["boxes"] = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
+        name = f"sample {sample.id} ({sample.key})"
+        objects = read_objects(sample.members["json"], size=size, masks=masks, sample=name)
+        annotated["boxes"] = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]
             torch.from_numpy(objects.boxes), format="XYXY", canvas_size=size
         )
-        found |= {"labels": torch.from_numpy(objects.categories), "crowd": torch.from_numpy(objects.crowd)}
-        found["areas"] = torch.from_numpy(objects.areas)
+        annotated |= {"labels": torch.from_numpy(objects.categories), "crowd": torch.from_numpy(objects.crowd)}
+        annotated["areas"] = torch.from_numpy(objects.areas)
         if objects.masks is not None:
-            found["masks"] = tv_tensors.Mask(torch.from_numpy(objects.masks.view(np.uint8)))
+            annotated["masks"] = tv_tensors.Mask(torch.from_numpy(objects.masks.view(np.uint8)))
     if "seg.png" in sample.members:
-        found["label_map"] = tv_tensors.Mask(torch.from_numpy(read_label_map(sample.members["seg.png"], size=size)))
-    return found
+        label_map = read_label_map(sample.members["seg.png"], size=size)
+        annotated["label_map"] = tv_tensors.Mask(torch.from_numpy(label_map))
+    return annotated
 
 
 def transformed(
@@ -128,49 +132,14 @@ def transformed(
 
 
 def without_degenerate(annotated: Annotated, *, min_side_px: float) -> Annotated:
-    """Drop objects that a crop left with no box to speak of or no pixel of their mask, and return plain tensors."""
+    """Drop objects that a crop left with no box to speak of or no pixel of their mask; the tensors become plain ones."""
     plain = {name: value.as_subclass(torch.Tensor) for name, value in annotated.items()}
     if "boxes" not in plain:
         return plain
     boxes = plain["boxes"]
-    kept = (boxes[:, 2:] - boxes[:, :2] >= min_side_px).all(dim=1)
+    is_visible = (boxes[:, 2:] - boxes[:, :2] >= min_side_px).all(dim=1)
     if "masks" in plain:
         plain["masks"] = plain["masks"] == 1  # the padding is not 1
-        kept &= plain["masks"].flatten(1).any(dim=1)
-    names = {"boxes", "labels", "crowd", "areas", "masks"}
-    return {name: value[kept] if name in names else value for name, value in plain.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointBuilder:
-    """Makes ``{"images" [b, 3, h, w], "targets", "label_maps" [b, h, w], "ids", "bad"}`` of annotated samples.
-
-    ``targets`` holds one dict an image with ``boxes``, ``labels``, ``crowd``, ``areas`` (as annotated, before any scaling) and
-    ``masks``. What the samples lack is left out. A sample that cannot be read is replaced.
-    """
-
-    extensions: ClassVar[tuple[str, ...]] = ("json", "seg.png")
-    seed: int
-    augment: JointAugmentation
-    max_pixels: int = MAX_PIXELS
-
-    def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return the micro-batch that ``(seed, step, micro_batch)`` names."""
-        transform = joint_transform(self.augment)
-
-        def build(sample: Sample) -> Annotated:
-            key = (step, micro_batch, sample.id, sample.repeat)
-            changed = transformed(
-                read_annotated(sample, max_pixels=self.max_pixels), transform, seed=self.seed, key=key
-            )
-            return without_degenerate(changed, min_side_px=self.augment.min_side_px)
-
-        decoded = decode_samples(samples, build)
-        batch: dict[str, Any] = {
-            "images": torch.stack([value.pop("image") for value in decoded.values]),
-            "ids": torch.tensor([sample.id for sample in decoded.samples]),
-            "bad": decoded.bad,
-        }
-        if all("label_map" in value for value in decoded.values):
-            batch["label_maps"] = torch.stack([value.pop("label_map") for value in decoded.values])
-        return {**batch, "targets": decoded.values}
+        is_visible &= plain["masks"].flatten(1).any(dim=1)
+    of_objects = {"boxes", "labels", "crowd", "areas", "masks"}
+    return {name: value[is_visible] if name in of_objects else value for name, value in plain.items()}

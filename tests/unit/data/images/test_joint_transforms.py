@@ -3,6 +3,8 @@
 import io
 import json
 import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from data.images import annotations
 from data.images.annotations import Objects, mask_of, read_label_map, read_objects
 from data.images.decode import BadImage
 from data.images.joint_transforms import (
     VOID,
     JointAugmentation,
-    JointBuilder,
     joint_transform,
     photometric,
     read_annotated,
@@ -43,7 +45,7 @@ def augmented(sample, augment, *, key=(0,)):
 
 
 def boxes_of(masks):
-    """Return the least box around each mask."""
+    """Draw the least box around each mask."""
     return torch.tensor([[c.min(), r.min(), c.max() + 1, r.max() + 1] for r, c in (torch.where(m) for m in masks)])
 
 
@@ -134,6 +136,20 @@ def test_the_same_key_gives_the_same_result_and_leaves_torchs_generator_alone():
     assert not torch.equal(first["image"], other["image"])
 
 
+@dataclass(frozen=True)
+class Builder:
+    """Targets of augmented scenes, as the loader's workers make them."""
+
+    augment: JointAugmentation
+    extensions: ClassVar = ("json", "seg.png")
+
+    def __call__(self, samples, *, step, micro_batch):
+        return {
+            "targets": [augmented(sample, self.augment, key=(step, micro_batch, sample.id)) for sample in samples],
+            "bad": [],
+        }
+
+
 @pytest.fixture
 def scene_shards(tmp_path):
     def samples():
@@ -146,7 +162,7 @@ def scene_shards(tmp_path):
 
 
 def test_the_loader_gives_the_same_targets_whatever_the_number_of_workers(scene_shards):
-    builder = JointBuilder(seed=0, augment=JointAugmentation(size=(48, 56), photometric=0.5))
+    builder = Builder(JointAugmentation(size=(48, 56), photometric=0.5))
 
     def load(workers):
         order = Order(scene_shards.sizes, batch_size=4, micro_batch_size=2, seed=0)
@@ -158,14 +174,12 @@ def test_the_loader_gives_the_same_targets_whatever_the_number_of_workers(scene_
 
     alone, shared = load(0), load(2)
     assert len(alone) == len(shared) == 6
-    assert alone[0]["images"].shape == (2, 3, 48, 56)
-    assert alone[0]["label_maps"].shape == (2, 48, 56)
+    names = {"image", "label_map", "boxes", "labels", "crowd", "areas", "masks"}
     for one, other in zip(alone, shared, strict=True):
-        assert torch.equal(one["images"], other["images"])
-        assert torch.equal(one["label_maps"], other["label_maps"])
         for target, same in zip(one["targets"], other["targets"], strict=True):
-            assert target.keys() == {"boxes", "labels", "crowd", "areas", "masks"}
-            assert all(torch.equal(target[name], same[name]) for name in target)
+            assert target.keys() == names
+            assert (target["image"].shape, target["label_map"].shape) == ((3, 48, 56), (48, 56))
+            assert all(torch.equal(target[name], same[name]) for name in names)
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------------
@@ -193,7 +207,7 @@ def test_a_compressed_mask_whose_run_does_not_end_is_refused_at_once():
     assert time.process_time() - start < 1
 
 
-def test_pictures_without_objects_have_none():
+def test_images_without_objects_have_none():
     found = read_objects(member(), size=(6, 8))
     assert found.boxes.shape == (0, 4)
     assert found.masks.shape == (0, 6, 8)
@@ -241,6 +255,26 @@ def test_an_object_of_another_form_is_left_out_and_the_others_stay(wrong, masks)
     found = read_objects(member(wrong, good), size=(6, 8), masks=masks)
     assert (found.boxes.tolist(), found.categories.tolist()) == ([[1, 2, 4, 4]], [4])
     assert found.masks.shape == (1, 6, 8) if masks else found.masks is None
+
+
+def test_an_object_that_is_left_out_is_named_once_with_its_sample(caplog):
+    content = member({"bbox": [1, 2, 3, 2], "category": 4}, {"bbox": [0, 0, 0, 1], "category": 0})
+    for sample in ("sample 7 (000007)", "sample 7 (000007)", "sample 8 (000008)"):
+        read_objects(content, size=(6, 8), sample=sample)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sample 7 (000007): object 1 is left out: its box [0.0, 0.0, 0.0, 1.0] is empty",
+        "sample 8 (000008): object 1 is left out: its box [0.0, 0.0, 0.0, 1.0] is empty",
+    ]
+
+
+def test_a_mask_is_unpacked_once(monkeypatch):
+    unpacked = []
+    plain = annotations._unpacked
+    monkeypatch.setattr(annotations, "_unpacked", lambda text: unpacked.append(text) or plain(text))
+    rle = {"size": [6, 8], "counts": "=33000a0"}
+    found = read_objects(member({"bbox": [2, 1, 3, 3], "category": 0, "segmentation": rle}), size=(6, 8))
+    assert found.masks.sum() == 9
+    assert len(unpacked) == 1
 
 
 def test_label_maps_keep_their_values():

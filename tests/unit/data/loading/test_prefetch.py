@@ -1,6 +1,7 @@
 """Remote shards in the loader: the same samples as from a local folder, fetched before they are needed."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -119,10 +120,13 @@ def test_the_cache_may_hold_less_than_the_set(tmp_path, server):
 
 
 def size_of(folder):
+    """Add up what lies in a cache at one moment: while its lock is held nobody takes or makes room there."""
     total = 0
-    for path in folder.glob("*.tar"):
-        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
-            total += path.stat().st_size
+    with (folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in [*folder.glob("*.tar"), *folder.glob("*.tar.*.partial")]:
+            with contextlib.suppress(FileNotFoundError):  # a download that has just ended
+                total += path.stat().st_size
     return total
 
 
