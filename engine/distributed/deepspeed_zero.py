@@ -1,9 +1,10 @@
 """What this project must know of DeepSpeed's inside: its configuration, and where each ZeRO stage keeps what.
 
-DeepSpeed offers no way to read or write the part of the training state that a process owns by parameter name, so the
-partitions are taken apart here, and only here. Written for deepspeed 0.19.8; ``tests/integration/test_distributed.py``
-fails where another version moves something. The model given to DeepSpeed is a plain fp32 module that enters autocast by
-itself, so DeepSpeed accumulates, reduces and updates in fp32 throughout.
+By parameter name, and without gathering whole tensors, DeepSpeed 0.19.8 gives access at stage 3 only
+(``deepspeed.utils.safe_get_local_*``), which is used here. At stages 1 and 2 it has ``safe_get_full_*``, which reduce a
+whole tensor on every process: too much for saving, so the flat partitions are taken apart, here and nowhere else.
+``tests/integration/test_distributed.py`` fails where another version moves something. The model given to DeepSpeed is a
+plain fp32 module that enters autocast by itself, so DeepSpeed accumulates, reduces and updates in fp32 throughout.
 """
 
 import contextlib
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, adam_state, share_evenly
+from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, adam_state, part_of, share_evenly
 
 MAX_BUCKET_ELEMENTS = 50_000_000
 PERSISTENT_ELEMENTS = 10_000  # ZeRO-3 keeps smaller parameters gathered
 
 
 def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_elements: int) -> dict[str, Any]:
-    """Return the DeepSpeed configuration: plain fp32, no clipping (the engine clips), nothing that waits for the device."""
+    """Configure DeepSpeed: plain fp32, no clipping (the engine clips), nothing that waits for the device."""
     bucket = max(1, min(num_elements, MAX_BUCKET_ELEMENTS))
     zero: dict[str, Any] = {
         "stage": stage,
@@ -51,7 +52,7 @@ def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_el
 def start_deepspeed(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, config: dict[str, Any], device: torch.device
 ) -> Any:
-    """Return DeepSpeed's engine around ``module`` and ``optimizer``, made by accelerate; the launcher's own stage is ignored."""
+    """Let accelerate make DeepSpeed's engine around ``module`` and ``optimizer``; the launcher's own stage is ignored."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     for name in ("ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
         os.environ.pop(name, None)
@@ -81,11 +82,12 @@ def start_deepspeed(
 def deepspeed_sharding(
     engine: Any, module: nn.Module, optimizer: torch.optim.Optimizer, *, stage: int, rank: int, world_size: int
 ) -> StateSharding:
-    """Return where the state of ``module`` lies at this ZeRO stage."""
+    """Find where the state of ``module`` lies at this ZeRO stage."""
     if stage == 0:
         return Replicated(module, optimizer, rank=rank, world_size=world_size)
-    kind = Zero3 if stage == 3 else Zero12
-    return kind(engine.optimizer, module, rank=rank, world_size=world_size)
+    if stage == 3:
+        return Zero3(engine.optimizer, module, rank=rank)
+    return Zero12(engine.optimizer, module, rank=rank, world_size=world_size)
 
 
 class Zero12:
@@ -101,22 +103,32 @@ class Zero12:
         for group, master in enumerate(zero.single_partition_of_fp32_groups):
             state = adam_state(zero.optimizer, master)
             self.steps.append(state["step"])
+            # Positions in the group's buffer: this process's part begins at `first`, a parameter at `start`. DeepSpeed
+            # deals parameters out in turn, so the buffer's order is not the module's.
             first = rank * zero.partition_size[group]
-            parameters = zero.round_robin_bit16_groups[group]
-            for parameter, start in zip(parameters, zero.round_robin_bit16_offsets[group], strict=True):
+            parameters, starts = zero.round_robin_bit16_groups[group], zero.round_robin_bit16_offsets[group]
+            for parameter, start in zip(parameters, starts, strict=True):
                 name = names.pop(id(parameter))
-                begin = max(first - start, 0)
-                end = min(first + master.numel() - start, parameter.numel())
+                begin, end = max(first - start, 0), min(first + master.numel() - start, parameter.numel())
                 if begin < end:
+                    own = start + begin - first, start + end - first
                     self.owned.append(
-                        _run(name, parameter.shape, begin, master, state, start + begin - first, end - begin)
+                        ParamSlice(
+                            name=name,
+                            shape=tuple(parameter.shape),
+                            offset=begin,
+                            weight=master.detach().view(-1)[slice(*own)],
+                            exp_avg=part_of(state["exp_avg"], *own),
+                            exp_avg_sq=part_of(state["exp_avg_sq"], *own),
+                        )
                     )
         self.held = list(self.owned)
+        # Frozen parameters are in no group: every process has them whole, and saves an even share.
         frozen = [(name, p) for name, p in module.named_parameters() if id(p) in names]
         self.owned += share_evenly(iter(frozen), {}, rank=rank, world_size=world_size)
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of this process's partitions."""
+        """List the gradients of this process's partitions."""
         return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
     def sync_weights(self) -> None:
@@ -130,44 +142,57 @@ class Zero12:
 
 
 class Zero3:
-    """Stage 3: each parameter is cut into one part per process; a process's parts lie one after another in flat buffers."""
+    """Stage 3: each parameter is cut into one part per process."""
 
     shards_gradients = True
 
-    def __init__(self, zero: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
+    def __init__(self, zero: Any, module: nn.Module, *, rank: int) -> None:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state  # noqa: PLC0415
+
         self._zero = zero
         zero._get_norm_groups = lambda: [torch.zeros(())]  # the engine clips; DeepSpeed's own norm waits for the device
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        self.owned: list[ParamSlice] = []
-        self.steps: list[Tensor] = []
-        for group, master in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
-            state = adam_state(zero.optimizer, master)
-            self.steps.append(state["step"])
-            start = 0
-            for parameter in group:
-                name, first, length = names.pop(id(parameter)), *_part(parameter, rank=rank)
-                if length > 0:
-                    self.owned.append(_run(name, parameter.ds_shape, first, master, state, start, length))
-                start += parameter.partition_numel()
-        self.held = list(self.owned)
+        # AdamW makes its state in the first step, which is too late to load a saved one.
+        self.steps = [adam_state(zero.optimizer, master)["step"] for master in zero.fp32_partitioned_groups_flat]
+        self._master: list[tuple[Any, Tensor]] = []
+        self.held: list[ParamSlice] = []
+        frozen: list[ParamSlice] = []
         parameters: Iterator[tuple[str, Any]] = module.named_parameters()
         for name, parameter in parameters:
-            if id(parameter) in names:  # frozen
-                first, length = _part(parameter, rank=rank)
-                if length > 0:
-                    self.owned.append(_run(name, parameter.ds_shape, first, parameter.ds_tensor, {}, 0, length))
+            size = int(parameter.partition_numel())  # padded, so that all parts of a parameter are as long
+            first, length = rank * size, max(0, min(size, int(parameter.ds_numel) - rank * size))
+            shape = tuple(parameter.ds_shape)
+            if not parameter.requires_grad:
+                weight = parameter.ds_tensor.detach().view(-1)[:length]
+                frozen.append(ParamSlice(name=name, shape=shape, offset=first, weight=weight))
+                continue
+            master = safe_get_local_fp32_param(parameter)
+            assert master is not None
+            self._master.append((parameter, master))
+            self.held.append(
+                ParamSlice(
+                    name=name,
+                    shape=shape,
+                    offset=first,
+                    weight=master.detach()[:length],
+                    exp_avg=part_of(safe_get_local_optimizer_state(parameter, "exp_avg"), 0, length),
+                    exp_avg_sq=part_of(safe_get_local_optimizer_state(parameter, "exp_avg_sq"), 0, length),
+                )
+            )
+        self.held = [own for own in self.held if own.weight.numel()]
+        self.owned = self.held + [own for own in frozen if own.weight.numel()]
 
     def gradients(self) -> list[Tensor]:
-        """Return the gradients of this process's parts."""
+        """List the gradients of this process's parts; ``safe_get_local_grad`` would wait for the device at each."""
         return [gradient for group in self._zero.averaged_gradients.values() for gradient in group]
 
     def sync_weights(self) -> None:
         """Copy the master weights into the parts that the module gathers from, and refresh what stays gathered."""
-        for group in range(len(self._zero.fp16_groups)):
-            self._zero._reassign_or_swap_out_partitioned_parameters(group)
-        if self._zero.persistent_parameters:
-            self._zero.persistent_parameters[0].partition(self._zero.persistent_parameters)
-            self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+        for parameter, master in self._master:
+            parameter.ds_tensor.data.copy_(master)
+        persistent = self._zero.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
 
     @contextlib.contextmanager
     def gathered(self, parameter: nn.Parameter) -> Iterator[None]:
@@ -176,18 +201,3 @@ class Zero3:
 
         with GatheredParameters([parameter]):
             yield
-
-
-def _part(parameter: Any, *, rank: int) -> tuple[int, int]:
-    """Return the first element and the length of this process's part of a ZeRO-3 parameter, without padding."""
-    size = int(parameter.partition_numel())
-    return rank * size, max(0, min(size, int(parameter.ds_numel) - rank * size))
-
-
-def _run(
-    name: str, shape: tuple[int, ...], offset: int, master: Tensor, state: dict[str, Tensor], start: int, length: int
-) -> ParamSlice:
-    """Return the run whose elements begin at ``start`` in the flat ``master`` partition."""
-    views = {key: state[key].view(-1).narrow(0, start, length) for key in ("exp_avg", "exp_avg_sq") if key in state}
-    weight = master.detach().view(-1).narrow(0, start, length)
-    return ParamSlice(name=name, shape=tuple(shape), offset=offset, weight=weight, **views)

@@ -7,15 +7,13 @@ ZeRO-3 itself waits for.
 """
 
 import contextlib
-import datetime
 import inspect
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,44 +23,42 @@ from torch import Tensor, nn
 from engine.checkpoint.slices import Kind, TensorSlice
 from engine.config import DistributedConfig
 from engine.distributed.batch_norm import commit_step_statistics, step_batch_norm
-from engine.distributed.cpu import capabilities, keep_freed_memory, precision_advice
+from engine.distributed.cpu import capabilities, precision_advice
 from engine.distributed.deepspeed_zero import deepspeed_sharding, start_deepspeed, zero_config
 from engine.distributed.float8 import check_float8, use_float8
+from engine.distributed.processes import EngineKind, engine_kind, join_processes, local_device, set_determinism
 from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, clip_gradients
-from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-EngineKind = Literal["deepspeed", "ddp", "single"]
 M = TypeVar("M", bound=nn.Module)
-Read = Callable[[Kind, str, int, int], Tensor]
-COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+ReadSlice = Callable[[Kind, str, int, int], Tensor]
+"""Reads saved elements: kind, name, first element, number of elements."""
 
 
 class Engine:
     """The processes of this run and the model that they train."""
 
     def __init__(self, config: DistributedConfig) -> None:
-        """Join the other processes that the launcher started, choose the device, and make kernels deterministic if asked."""
+        """Join the processes that the launcher started, choose the device, and make kernels deterministic if asked."""
         self._config = config
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self.device = _device()
-        self.kind: EngineKind = _kind(config, world_size=self.world_size)
+        self.device = local_device()
+        self.kind: EngineKind = engine_kind(config, world_size=self.world_size)
         check_float8(config, is_sharded=self.is_sharded, device=self.device)
-        _set_determinism(self.device, deterministic=config.deterministic)
-        if (
-            self.is_main
-            and self.device.type == "cpu"
-            and (advice := precision_advice(config.precision, capabilities()))
-        ):
-            logger.info(advice)
+        set_determinism(self.device, deterministic=config.deterministic)
+        if self.is_main and self.device.type == "cpu":
+            advice = precision_advice(config.precision, capabilities())
+            if advice:
+                logger.info(advice)
         if self.kind != "single":
-            _join(self.device)
+            join_processes(self.device)
         elif config.engine == "auto":
             logger.info(
-                "one process on %s, without DeepSpeed; `accelerate launch --config_file pretrain/cpu_two_processes.yaml ...` "
-                "starts two under DeepSpeed, `accelerate launch --use_deepspeed --num_processes N ...` N",
+                "one process on %s, without DeepSpeed; `accelerate launch --config_file "
+                "pretrain/cpu_two_processes.yaml ...` starts two under DeepSpeed, `accelerate launch --use_deepspeed "
+                "--num_processes N ...` N",
                 self.device,
             )
 
@@ -114,12 +110,17 @@ class Engine:
             model.compile()
         wrapped = _Autocast(model, precision=self._config.precision, device_type=self.device.type)
         if self.kind == "deepspeed":
-            sizes = {"micro_batches": micro_batches, "micro_batch_size": micro_batch_size}
-            num_elements = sum(parameter.numel() for parameter in model.parameters())
-            zero = zero_config(stage=self._config.zero_stage, num_elements=num_elements, **sizes)
+            stage = self._config.zero_stage
+            zero = zero_config(
+                stage=stage,
+                micro_batches=micro_batches,
+                micro_batch_size=micro_batch_size,
+                num_elements=sum(parameter.numel() for parameter in model.parameters()),
+            )
             self._wrapped: Any = start_deepspeed(wrapped, optimizer, config=zero, device=self.device)
-            where = {"stage": self._config.zero_stage, "rank": self.rank, "world_size": self.world_size}
-            self._sharding: StateSharding = deepspeed_sharding(self._wrapped, model, optimizer, **where)
+            self._sharding: StateSharding = deepspeed_sharding(
+                self._wrapped, model, optimizer, stage=stage, rank=self.rank, world_size=self.world_size
+            )
             return
         self._wrapped = _data_parallel(wrapped, self.device) if self.kind == "ddp" else wrapped
         self._sharding = Replicated(model, optimizer, rank=self.rank, world_size=self.world_size)
@@ -127,17 +128,18 @@ class Engine:
     def forward(self, *args: Any, last: bool = True, **kwargs: Any) -> Any:
         """Run the model in the config's precision; floating-point outputs come back in the type of the weights.
 
-        ``last`` marks the pass with the step's last micro-batch: DDP decides here whether the backward pass will sum over processes.
+        ``last`` marks the pass with the step's last micro-batch: DDP decides here whether the backward pass will sum
+        over processes.
         """
         with contextlib.nullcontext() if last or self.kind != "ddp" else self._wrapped.no_sync():
             return self._wrapped(*args, **kwargs)
 
     def autocast(self) -> torch.autocast:
-        """Return the precision of ``forward`` as a context, for evaluating ``module`` or parts of it."""
+        """Give the precision of ``forward`` as a context, for evaluating ``module`` or parts of it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the share of a micro-batch, or of the sum of several, in the step's mean gradient; ``last`` marks the step's last one."""
+        """Add a loss, of a micro-batch or the sum of several, to the step's mean gradient; ``last`` marks the step's last."""
         loss = loss / self._micro_batches
         if self.kind == "deepspeed":
             self._wrapped.set_gradient_accumulation_boundary(last)
@@ -162,7 +164,7 @@ class Engine:
         return norm
 
     def param_slices(self) -> list[ParamSlice]:
-        """Return the runs of elements that this process owns; over all processes each element exactly once."""
+        """List the parts of parameters that this process owns; over all processes each element exactly once."""
         return self._sharding.owned
 
     def sync_weights(self) -> None:
@@ -171,16 +173,17 @@ class Engine:
             self._sharding.sync_weights()
 
     def state_slices(self) -> list[TensorSlice]:
-        """Return what this process must save: its runs' weights and moments, and on rank 0 the buffers."""
+        """List what this process must save: its share of weights and moments, and on rank 0 the buffers."""
         slices: list[TensorSlice] = []
-        for run in self._sharding.owned:
-            kinds: dict[Kind, Tensor | None] = {
-                "weight": run.weight,
-                "exp_avg": run.exp_avg,
-                "exp_avg_sq": run.exp_avg_sq,
+        for own in self._sharding.owned:
+            state: dict[Kind, Tensor | None] = {
+                "weight": own.weight,
+                "exp_avg": own.exp_avg,
+                "exp_avg_sq": own.exp_avg_sq,
             }
-            where = {"name": run.name, "shape": run.shape, "offset": run.offset}
-            slices += [TensorSlice(kind=kind, values=x, **where) for kind, x in kinds.items() if x is not None]
+            for kind, x in state.items():
+                if x is not None:
+                    slices.append(TensorSlice(kind=kind, name=own.name, shape=own.shape, offset=own.offset, values=x))
         if self.is_main:
             for name, buffer in self.buffers().items():
                 values = buffer.detach().reshape(-1)
@@ -188,33 +191,33 @@ class Engine:
         return slices
 
     @torch.no_grad()
-    def load_optimizer(self, read: Read, *, optimizer_steps: int) -> None:
+    def load_optimizer(self, read: ReadSlice, *, optimizer_steps: int) -> None:
         """Fill the optimizer's moments and step counts; the weights were in the model before ``prepare``."""
-        for run in self._sharding.held:
-            if run.exp_avg is not None and run.exp_avg_sq is not None:
-                length = run.weight.numel()
-                run.exp_avg.copy_(read("exp_avg", run.name, run.offset, length))
-                run.exp_avg_sq.copy_(read("exp_avg_sq", run.name, run.offset, length))
+        for held in self._sharding.held:
+            if held.exp_avg is not None and held.exp_avg_sq is not None:
+                length = held.weight.numel()
+                held.exp_avg.copy_(read("exp_avg", held.name, held.offset, length))
+                held.exp_avg_sq.copy_(read("exp_avg_sq", held.name, held.offset, length))
         for step in self._sharding.steps:
             step.fill_(optimizer_steps)
 
     @torch.no_grad()
-    def load_state(self, read: Read, *, optimizer_steps: int) -> None:
+    def load_state(self, read: ReadSlice, *, optimizer_steps: int) -> None:
         """Put weights, buffers and the optimizer of a prepared model back to what was saved (collective)."""
-        for run in self._sharding.owned:
-            run.weight.copy_(read("weight", run.name, run.offset, run.weight.numel()))
+        for own in self._sharding.owned:
+            own.weight.copy_(read("weight", own.name, own.offset, own.weight.numel()))
         self._sharding.sync_weights()
         for name, buffer in self.buffers().items():
             buffer.copy_(read("buffer", name, 0, buffer.numel()).view(buffer.shape))
         self.load_optimizer(read, optimizer_steps=optimizer_steps)
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return the buffers that belong to the model's state, by name; the same on every process."""
+        """Name the buffers that belong to the model's state; the same on every process."""
         return _saved_buffers(self._module)
 
     @torch.no_grad()
     def full_state_dict(self) -> dict[str, Tensor]:
-        """Return CPU copies of all weights and buffers on rank 0 and nothing elsewhere, gathering one at a time (collective)."""
+        """Copy all weights and buffers to rank 0's CPU, gathering one at a time; other ranks get nothing (collective)."""
         weights: dict[str, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             with self._sharding.gathered(parameter):
@@ -225,22 +228,22 @@ class Engine:
         return weights
 
     def average(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Return the mean of each value over the processes (collective; waits for the device)."""
+        """Average each value over the processes (collective; waits for the device)."""
         return self.collect(values, own=0.0)[0] if values else {}
 
     def collect(self, values: Mapping[str, Tensor | float], *, own: float) -> tuple[dict[str, float], list[float]]:
-        """Return the mean of each value over the processes, and every process's ``own`` (one collective; waits for the device)."""
+        """Average each value over the processes, and list every process's ``own`` (one collective; waits for the device)."""
         numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
         each = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
         each[self.rank] = own
         sums = torch.cat([*(number.detach().view(1) for number in numbers), each])
         if self.world_size > 1:
             dist.all_reduce(sums)
-        means, every = (sums[: len(numbers)] / self.world_size).tolist(), sums[len(numbers) :].tolist()
-        return dict(zip(values, means, strict=True)), every
+        means, owns = (sums[: len(numbers)] / self.world_size).tolist(), sums[len(numbers) :].tolist()
+        return dict(zip(values, means, strict=True)), owns
 
     def gather(self, x: Tensor) -> Tensor:
-        """Return the processes' tensors joined along the first axis, whose length may differ among them (collective)."""
+        """Join the processes' tensors along the first axis, whose length may differ among them (collective)."""
         if self.world_size == 1:
             return x
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
@@ -248,18 +251,18 @@ class Engine:
         counts = [int(length) for length in lengths]
         padded = x.new_zeros((max(counts), *x.shape[1:]), device=self.device)
         padded[: len(x)] = x
-        everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded)
-        return torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_lines(self, lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return all processes' lines of JSON values, in the order of the processes (collective)."""
-        words = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        everything = self.gather(torch.from_numpy(np.frombuffer(words, np.uint8).copy()))
-        return [json.loads(line) for line in bytes(everything.tolist()).splitlines()]
+        """Join all processes' lines of JSON values, in the order of the processes (collective)."""
+        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        texts = self.gather(torch.from_numpy(np.frombuffer(text, np.uint8).copy()))
+        return [json.loads(line) for line in bytes(texts.tolist()).splitlines()]
 
     def any(self, flag: bool) -> bool:
-        """Return whether any process says yes (collective; waits for the device)."""
+        """Whether any process says yes (collective; waits for the device)."""
         if self.world_size == 1:
             return flag
         answer = torch.tensor(int(flag), device=self.device)
@@ -267,7 +270,7 @@ class Engine:
         return bool(answer)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's ``value``, a small picklable object, on every process (collective)."""
+        """Give rank 0's ``value``, a small picklable object, to every process (collective)."""
         if self.world_size == 1:
             return value
         holder = [value]
@@ -282,8 +285,8 @@ class Engine:
     def close(self) -> None:
         """Leave the other processes; nothing else may be called afterwards.
 
-        While an exception is on its way nothing is waited for: the others may be waiting for this process elsewhere, and
-        the launcher ends them as soon as this one has said what is wrong.
+        While an exception is on its way nothing is waited for: the others may be waiting for this process elsewhere,
+        and the launcher ends them as soon as this one has said what is wrong.
         """
         if dist.is_initialized() and sys.exc_info()[0] is None:
             self.barrier()
@@ -306,7 +309,7 @@ class _Autocast(nn.Module):
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return ``value`` with the floating-point tensors in it, also in lists, tuples and dicts, as ``dtype``."""
+    """Convert the floating-point tensors in ``value``, also those in lists, tuples and dicts, to ``dtype``."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -318,82 +321,27 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _kind(config: DistributedConfig, *, world_size: int) -> EngineKind:
-    """Return how the processes work together; ``auto`` follows the launcher."""
-    kind = config.engine
-    if kind == "auto":
-        asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
-        kind = "deepspeed" if asked else "ddp" if world_size > 1 else "single"
-    if kind == "single" and world_size > 1:
-        raise UserError(
-            f"distributed.engine single is for one process, but {world_size} were started; use auto, ddp or deepspeed, "
-            "or start one process"
-        )
-    if kind == "deepspeed" and config.precision == "fp64":
-        raise UserError(
-            "distributed.precision fp64 does not work under DeepSpeed, which keeps fp32 weights; use "
-            "--distributed.engine ddp (or single), or precision bf16 or fp32"
-        )
-    return kind
-
-
-def _device() -> torch.device:
-    """Return this process's GPU, or the CPU where there is none or the launcher asked for it."""
-    asked_for_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-    if (
-        asked_for_cpu
-        or os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
-        or not torch.cuda.is_available()
-    ):
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-def _join(device: torch.device) -> None:
-    """Join the process group, or make one of this process alone where no launcher did."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-    if not dist.is_initialized():
-        on_gpu = device.type == "cuda"
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
-        )
-
-
-def _set_determinism(device: torch.device, *, deterministic: bool) -> None:
-    """Choose deterministic kernels: always on a CPU, where they cost nothing, else on request."""
-    deterministic = deterministic or device.type == "cpu"
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)  # subnormal numbers slow a CPU down by half where they are many
-        keep_freed_memory()
-    if device.type == "cuda" and deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-
-
 def _data_parallel(wrapped: nn.Module, device: torch.device) -> nn.Module:
-    """Return ``wrapped`` under DDP; buffers are not broadcast, since every process moves them alike."""
-    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in 2.15
-    options: dict[str, Any] = {"gradient_as_bucket_view": True, sync_buffers: False}
-    device_ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(wrapped, device_ids=device_ids, **options)
+    """Put ``wrapped`` under DDP; buffers are not broadcast, since every process moves them alike."""
+    parameters = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    sync_buffers = (
+        "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    )  # before 2.15
+    options: dict[str, Any] = {sync_buffers: False}
+    return nn.parallel.DistributedDataParallel(
+        wrapped,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **options,
+    )
 
 
 def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that belong to the module's state, by name."""
+    """Name the buffers that belong to the module's state."""
     buffers: dict[str, Tensor] = {}
     for prefix, owner in module.named_modules():
-        passing = owner._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+        transient = owner._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
         for name, buffer in owner.named_buffers(recurse=False):
-            if name not in passing:
+            if name not in transient:
                 buffers[f"{prefix}.{name}" if prefix else name] = buffer
     return buffers

@@ -1,10 +1,11 @@
-"""What a run does about a loss or a gradient that is not finite: it goes back, finds the micro-batch, and leaves it out.
+"""After a loss or a gradient that is not finite a run goes back, finds the micro-batch, and leaves it out.
 
-Nothing looks for it while all is well: a report or a checkpoint sees that a sum is not finite, and the run goes back to its
-last checkpoint. From there it repeats its steps, and looks at every module and gradient in those that are in doubt. The step
-that goes wrong is then known before it changes the weights: records are written (``engine/faults/non_finite_record.py``), the run goes
-back once more, and from then on the micro-batch has weight zero in its step's mean. A step is a function of its number,
-its samples and what is left out of it, so a killed run comes to the same weights.
+Nothing looks for it while all is well: a report or a checkpoint sees that a sum is not finite, and the run goes back to
+its last checkpoint. From there it repeats its steps, and looks at every module and gradient in those that are in doubt.
+The step that goes wrong is then known before it changes the weights: records are written
+(``engine/faults/non_finite_record.py``), the run goes back once more, and from then on the micro-batch has weight zero
+in its step's mean. A step is a function of its number, its samples and what is left out of it, so a killed run comes to
+the same weights.
 """
 
 import logging
@@ -32,8 +33,8 @@ MOST_RECORDS = 2
 """Micro-batches of one step and process that are written down whole."""
 
 
-@dataclass(kw_only=True)
-class _Found:
+@dataclass(frozen=True, kw_only=True)
+class _Suspect:
     """A micro-batch of this process that was not finite."""
 
     key: MicroBatchKey
@@ -48,26 +49,30 @@ class NonFiniteRecovery:
     engine: Engine
     """The processes."""
     folder: RunFolder
-    """Where records go."""
+    """The run's folder, for records."""
     shard_of: Callable[[int], str]
-    """Gives the shard of a sample id."""
+    """Names the shard of a sample id."""
     num_micro_batches: int
     """Micro-batches of a step, over all processes."""
     max_rewinds: int
-    """How often a run may go back."""
+    """Most times that a run may go back."""
     precision: str
-    """For the records."""
+    """`distributed.precision`, for the records."""
     skipped: frozenset[MicroBatchKey] = NO_SKIPS
     """(step, micro-batch) that have weight zero."""
     rewinds: int = 0
-    """How often the run went back to look."""
+    """Times that the run went back to search."""
     _doubtful: range = field(default_factory=lambda: range(0))
+    """Steps that are searched when they are repeated."""
     _search: NonFiniteSearch | None = None
-    _found: list[_Found] = field(default_factory=list[_Found])
+    """The search in the step at hand, while one goes on."""
+    _suspects: list[_Suspect] = field(default_factory=list[_Suspect])
+    """This process's, of the step at hand."""
     _culprits: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """All processes' suspects, as lines of JSON values, until they are left out."""
 
     def state(self) -> dict[str, Any]:
-        """Return what every checkpoint must hold."""
+        """Name what every checkpoint must hold."""
         return {"skipped": sorted(self.skipped), "rewinds": self.rewinds}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -76,11 +81,11 @@ class NonFiniteRecovery:
         self.rewinds = state.get("rewinds", 0)
 
     def skipped_in(self, step: int) -> list[int]:
-        """Return the numbers of the micro-batches that are left out of a step."""
-        return sorted(number for other, number in self.skipped if other == step)
+        """List the numbers of the micro-batches that are left out of a step."""
+        return sorted(number for skipped_step, number in self.skipped if skipped_step == step)
 
     def weight(self, key: MicroBatchKey) -> float:
-        """Return the factor on a micro-batch's loss that makes the step's mean one over those that count."""
+        """Compute the factor on a micro-batch's loss that makes the step's mean one over those that count."""
         if not self.skipped:
             return 1.0
         counted = self.num_micro_batches - len(self.skipped_in(key[0]))
@@ -92,28 +97,28 @@ class NonFiniteRecovery:
         return bool(self._doubtful)
 
     @property
-    def found(self) -> bool:
+    def has_culprits(self) -> bool:
         """Whether the micro-batches to leave out are known."""
         return bool(self._culprits)
 
-    def search(self, doubtful: range, *, loss: float, norm: float) -> None:
+    def start_search(self, doubtful: range, *, loss: float, norm: float) -> None:
         """Look at the steps ``doubtful`` when they are repeated, after something in them was not finite.
 
         Raises:
             UserError: the run has gone back too often.
         """
         self.rewinds += 1
-        what = f"loss {loss:.4g}, gradient norm {norm:.4g} in steps {doubtful.start} to {doubtful.stop - 1}"
+        symptom = f"loss {loss:.4g}, gradient norm {norm:.4g} in steps {doubtful.start} to {doubtful.stop - 1}"
         if self.rewinds > self.max_rewinds + 1:
             raise UserError(
-                f"{what}, for the {self.rewinds}th time, more often than run.max-rewinds {self.max_rewinds} allows; "
+                f"{symptom}, for the {self.rewinds}th time, more often than run.max-rewinds {self.max_rewinds} allows; "
                 f"nothing of them was saved; {self._advice()}"
             )
-        logger.warning("%s: going back to the last checkpoint to find the micro-batch", what)
+        logger.warning("%s: going back to the last checkpoint to find the micro-batch", symptom)
         self._doubtful = doubtful
 
     def begin(self, step: int) -> bool:
-        """Look closely at this step if it is in doubt; return whether all that was in doubt has been repeated and was finite."""
+        """Look closely at this step if it is in doubt; return whether all doubtful steps were repeated and were finite."""
         if step in self._doubtful and self._search is None:
             self._search = NonFiniteSearch(self.engine.module).__enter__()
         elif self._doubtful and step >= self._doubtful.stop:
@@ -133,86 +138,87 @@ class NonFiniteRecovery:
             return
         finding = self._search.take(loss)
         if finding is not None and key not in self.skipped:
-            self._found.append(_Found(key=key, finding=finding, batch=batch))
+            self._suspects.append(_Suspect(key=key, finding=finding, batch=batch))
 
     def conclude(self, step: int, *, weights: Callable[[], list[TensorSlice]], metadata: Mapping[str, Any]) -> None:
-        """Gather what the processes found in a step, before it changes the weights, and write it down (collective)."""
-        if self._search is None or not self.engine.any(bool(self._found)):
+        """Join the processes' suspects of a step, before it changes the weights, and write records (collective)."""
+        if self._search is None or not self.engine.any(bool(self._suspects)):
             return
-        records = [self._record(found) for found in self._found]
-        for record, found in list(zip(records, self._found, strict=True))[:MOST_RECORDS]:
-            tensors = {name: x for name, x in found.batch.items() if isinstance(x, Tensor)}
+        records = [self._record(suspect) for suspect in self._suspects]
+        for record, suspect in list(zip(records, self._suspects, strict=True))[:MOST_RECORDS]:
+            tensors = {name: x for name, x in suspect.batch.items() if isinstance(x, Tensor)}
             try:
                 record.write(self.folder.path, tensors)
             except (OSError, SafetensorError) as error:  # a full disk costs the record and not the run
                 logger.warning("no record of %s: %s", record, error)
-        mine = [{"micro_batch": record.micro_batch, "step": step, "words": str(record)} for record in records]
-        self._culprits = sorted(self.engine.gather_lines(mine), key=lambda line: line["micro_batch"])
-        self._keep_weights(step, weights(), metadata)
+        own = [{"micro_batch": record.micro_batch, "step": step, "description": str(record)} for record in records]
+        self._culprits = sorted(self.engine.gather_lines(own), key=lambda line: line["micro_batch"])
+        self._save_weights(step, weights(), metadata)
         self._end_search()
 
-    def settle(self) -> None:
-        """Leave out what was found.
+    def leave_out_culprits(self) -> None:
+        """Give the micro-batches that were not finite the weight zero from now on.
 
         Raises:
             UserError: the weights and not the data are at fault, or the run has gone back too often.
         """
         culprits, self._culprits = self._culprits, []
         step = int(culprits[0]["step"])
-        named = "; ".join(line["words"] for line in culprits[:MOST_RECORDS])
-        where = record_folder(self.folder.path, step)
+        names = "; ".join(line["description"] for line in culprits[:MOST_RECORDS])
+        records = record_folder(self.folder.path, step)
         if len(culprits) + len(self.skipped_in(step)) == self.num_micro_batches:
             raise UserError(
-                f"every micro-batch of step {step} is not finite, so the weights have diverged and the data are not at fault "
-                f"({named}; records: {where}); nothing of them was saved; {self._advice()}"
+                f"every micro-batch of step {step} is not finite, so the weights have diverged and the data are not at "
+                f"fault ({names}; records: {records}); nothing of them was saved; {self._advice()}"
             )
         if self.rewinds > self.max_rewinds:
             raise UserError(
-                f"{named}; the run has gone back {self.rewinds - 1} times already, run.max-rewinds {self.max_rewinds} allows no "
-                f"more (records: {where}, `python pretrain/main.py replay` repeats them); nothing of them was saved; "
-                f"{self._advice()}"
+                f"{names}; the run has gone back {self.rewinds - 1} times already, run.max-rewinds {self.max_rewinds} "
+                f"allows no more (records: {records}, `python pretrain/main.py replay` repeats them); nothing of them "
+                f"was saved; {self._advice()}"
             )
         self.skipped |= {(step, int(line["micro_batch"])) for line in culprits}
-        logger.warning("left out from now on: %s; records: %s", named, where)
+        logger.warning("left out from now on: %s; records: %s", names, records)
 
     def _advice(self) -> str:
         return (
-            "start again to go on from the last checkpoint, with a lower optimizer.base-lr or optimizer.clip-grad-norm in a "
-            "run that branches from it, and look at the data if it recurs"
+            "start again to go on from the last checkpoint, with a lower optimizer.base-lr or optimizer.clip-grad-norm "
+            "in a run that branches from it, and look at the data if it recurs"
         )
 
     def _end_search(self) -> None:
         if self._search is not None:
             self._search.__exit__(None, None, None)
-        self._search, self._doubtful, self._found = None, range(0), []
+        self._search, self._doubtful, self._suspects = None, range(0), []
 
-    def _record(self, found: _Found) -> NonFiniteRecord:
-        loss = found.finding.loss
+    def _record(self, suspect: _Suspect) -> NonFiniteRecord:
+        (step, micro_batch), finding = suspect.key, suspect.finding
         return NonFiniteRecord(
-            step=found.key[0],
-            micro_batch=found.key[1],
+            step=step,
+            micro_batch=micro_batch,
             rank=self.engine.rank,
             world_size=self.engine.world_size,
             precision=self.precision,
-            loss=loss if math.isfinite(loss) else str(loss),
-            first_module=found.finding.module,
-            first_module_type=found.finding.module_type,
-            first_parameter=found.finding.parameter,
-            samples=self._samples(found.batch),
+            loss=finding.loss if math.isfinite(finding.loss) else str(finding.loss),
+            first_module=finding.module,
+            first_module_type=finding.module_type,
+            first_parameter=finding.parameter,
+            samples=self._samples(suspect.batch),
             recent_metrics=recent_metrics(self.folder.metrics),
         )
 
     def _samples(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         ids: list[int] = batch["ids"].flatten().tolist() if "ids" in batch else []
-        keys: Sequence[str] = batch.get("keys", ())
-        named = keys if len(keys) == len(ids) else [None] * len(ids)
-        return [{"id": i, "key": key, "shard": self.shard_of(i)} for i, key in zip(ids, named, strict=True)]
+        keys: Sequence[str | None] = batch.get("keys", ())
+        if len(keys) != len(ids):
+            keys = [None] * len(ids)
+        return [{"id": i, "key": key, "shard": self.shard_of(i)} for i, key in zip(ids, keys, strict=True)]
 
-    def _keep_weights(self, step: int, slices: list[TensorSlice], metadata: Mapping[str, Any]) -> None:
+    def _save_weights(self, step: int, slices: list[TensorSlice], metadata: Mapping[str, Any]) -> None:
         """Write the weights that the step met; a disk that is full costs the record its weights and not the run."""
-        sizes = {"rank": self.engine.rank, "world_size": self.engine.world_size}
-        store = CheckpointStore(record_folder(self.folder.path, step) / "weights", **sizes)
-        self.engine.barrier()
+        folder = record_folder(self.folder.path, step) / "weights"
+        store = CheckpointStore(folder, rank=self.engine.rank, world_size=self.engine.world_size)
+        self.engine.barrier()  # process 0 has cleared what an earlier run left half written
         try:
             store.save(step, [s for s in slices if s.kind in ("weight", "buffer")], {"step": step, **metadata})
             store.wait()

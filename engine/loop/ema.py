@@ -4,66 +4,59 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from engine.checkpoint.slices import TensorSlice
-from engine.distributed.engine import Engine, Read
-from engine.errors import UserError
+from engine.distributed.engine import Engine, ReadSlice
 
 
 class SlicedEma:
-    """An average of the master weights that costs each process memory only for the elements it owns.
+    """An average of the master weights that costs each process memory for the elements that it owns.
 
     Buffers, such as BatchNorm's running statistics, are not averaged.
 
     Args:
         engine: prepared; the average starts at its present weights.
         decay: share of the average that stays at each step.
-        warmup: in the first steps use min(decay, (1 + steps) / (10 + steps)), so that the first weights fade sooner.
     """
 
-    def __init__(self, engine: Engine, *, decay: float, warmup: bool = False) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"optimizer.ema-decay must lie in [0, 1), got {decay}; 0.9999 is usual for long runs")
-        self._engine, self._decay, self._warmup = engine, decay, warmup
-        self._averages = [run.weight.detach().clone() for run in engine.param_slices()]
-
-    def decay(self, steps: int) -> float:
-        """Return the decay of the update after ``steps`` earlier ones."""
-        return min(self._decay, (1 + steps) / (10 + steps)) if self._warmup else self._decay
+    def __init__(self, engine: Engine, *, decay: float) -> None:
+        self._engine = engine
+        self._slices = engine.param_slices()
+        self._averages = [own.weight.detach().clone() for own in self._slices]
+        self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
-    def update(self, steps: int = 0) -> None:
-        """Move the average towards the present weights; ``steps`` counts the updates before, for the warm-up."""
-        weights = [run.weight for run in self._engine.param_slices()]
-        if weights:
-            get_ema_multi_avg_fn(self.decay(steps))(self._averages, weights, steps)
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        if self._slices:
+            self._average(self._averages, [own.weight for own in self._slices], 0)
 
     def slices(self) -> list[TensorSlice]:
-        """Return what this process must save of the average."""
+        """List what this process must save of the average."""
         return [
-            TensorSlice(kind="ema", name=run.name, shape=run.shape, offset=run.offset, values=average)
-            for run, average in zip(self._engine.param_slices(), self._averages, strict=True)
+            TensorSlice(kind="ema", name=own.name, shape=own.shape, offset=own.offset, values=average)
+            for own, average in zip(self._slices, self._averages, strict=True)
         ]
 
-    def load(self, read: Read) -> None:
+    def load(self, read: ReadSlice) -> None:
         """Replace the average by a saved one."""
-        for run, average in zip(self._engine.param_slices(), self._averages, strict=True):
-            average.copy_(read("ema", run.name, run.offset, average.numel()))
+        for own, average in zip(self._slices, self._averages, strict=True):
+            average.copy_(read("ema", own.name, own.offset, average.numel()))
 
     @contextlib.contextmanager
     def swap(self) -> Iterator[None]:
-        """Within it, the module of every process holds the averaged weights; afterwards exactly the former ones (collective)."""
-        runs = self._engine.param_slices()
-        kept = [run.weight.detach().clone() for run in runs]
-        self._put(self._averages)
+        """Let all modules hold the averaged weights within the context, and exactly the former ones after it (collective)."""
+        former = [own.weight.detach().clone() for own in self._slices]
+        self._set_weights(self._averages)
         try:
             yield
         finally:
-            self._put(kept)
+            self._set_weights(former)
 
     @torch.no_grad()
-    def _put(self, values: list[torch.Tensor]) -> None:
-        for run, value in zip(self._engine.param_slices(), values, strict=True):
-            run.weight.copy_(value)
+    def _set_weights(self, values: list[Tensor]) -> None:
+        for own, value in zip(self._slices, values, strict=True):
+            own.weight.copy_(value)
         self._engine.sync_weights()

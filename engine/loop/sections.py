@@ -31,8 +31,8 @@ class Sections(Protocol):
     def distributed(self) -> DistributedConfig: ...  # noqa: D102
 
 
-class Cost(Protocol):
-    """What getting micro-batches cost: adds up, and names its figures for a report."""
+class ReadCost(Protocol):
+    """What reading micro-batches cost: adds up, and names its figures for a report."""
 
-    def __add__(self, other: Any, /) -> "Cost": ...
+    def __add__(self, other: Any, /) -> "ReadCost": ...
     def metrics(self) -> dict[str, float]: ...  # noqa: D102

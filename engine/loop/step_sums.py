@@ -1,4 +1,4 @@
-"""Sums over the micro-batches since the last report, kept on the device until somebody asks for their means."""
+"""Sums over the micro-batches since the last report, which stay on the device until their means are asked for."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ COUNT, NORMS = "micro-batches", "gradient norms"
 
 
 class StepSums:
-    """What one process has added up; ``means`` takes in the others. What is not finite once stays so."""
+    """Sums of one process, which ``means`` joins with the others'; one that is not finite stays so."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -32,10 +32,10 @@ class StepSums:
         self._norms = self._norms + norm
 
     def means(self, engine: Engine, *, own: float = 0.0) -> tuple[dict[str, float], list[float]]:
-        """Return the figures' means over all processes and every process's ``own`` (one collective; waits for the device).
+        """Average the figures over all processes, and list every process's ``own`` (one collective; waits for the device).
 
         Beside the figures: ``COUNT``, micro-batches that counted per process, and ``NORMS``, the sum of the steps' norms.
         """
-        found, every = engine.collect({**self._sums, COUNT: self._count, NORMS: self._norms}, own=own)
-        counted = max(found[COUNT], 1e-9)
-        return {name: x if name in (COUNT, NORMS) else x / counted for name, x in found.items()}, every
+        sums, owns = engine.collect({**self._sums, COUNT: self._count, NORMS: self._norms}, own=own)
+        counted = max(sums[COUNT], 1e-9)
+        return {name: x if name in (COUNT, NORMS) else x / counted for name, x in sums.items()}, owns

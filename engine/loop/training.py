@@ -1,17 +1,14 @@
 """Everything around a training loop: resume, move, accumulate, update, report, save, stop.
 
-The loop itself stays with the program that owns it (``pretrain/trainer.py``, ``finetune/classification/task.py``), where it reads like
-the algorithm. A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the
-averaged weights, one integer, and the list of micro-batches that are left out (``engine/faults/non_finite_recovery.py``). The numbers of the
-steps may go back: what was not finite is done again without the micro-batch that was at fault.
+The loop itself stays with the program that owns it (``pretrain/trainer.py``, for one), where it reads like the algorithm.
+A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the averaged
+weights, one integer, and the list of micro-batches that are left out (``engine/faults/non_finite_recovery.py``). The
+numbers of the steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
 
 import logging
 import math
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,18 +24,15 @@ from engine.loop.device_feed import DeviceFeed
 from engine.loop.ema import SlicedEma
 from engine.loop.optimizer import Schedule, build_optimizer
 from engine.loop.resume import InitialState, find_checkpoint
-from engine.loop.sections import Cost, Sections
+from engine.loop.sections import ReadCost, Sections
 from engine.loop.step_sums import COUNT, NORMS, StepSums
+from engine.loop.stop_requests import StopRequests
 from engine.randomness import torch_seed
-from engine.run.folder import RunFolder, stop_reason
+from engine.run.folder import RunFolder
 from engine.run.reporting import Reporter, straggler_metrics
-from engine.run.stop_signals import stop_signals
 from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
-
-STOP_CHECK_S = 5.0
-"""Seconds between the moments when several processes agree on whether to stop."""
 
 
 class Training:
@@ -51,7 +45,7 @@ class Training:
         model: the network with its first weights; a checkpoint found in the run folder replaces them.
         steps_per_epoch: optimizer steps in one pass over the samples.
         metadata: JSON values to keep in every checkpoint, such as the architecture; those of its data must stay the same.
-        shard_of: gives the shard of a sample id, for the ledger of bad samples.
+        shard_of: names the shard of a sample id, for the record of bad samples.
         per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
     """
 
@@ -96,6 +90,9 @@ class Training:
             folder.path, rank=engine.rank, world_size=engine.world_size, timeout_s=config.run.stall_timeout_s
         )
         self.step = 0
+        """Optimizer steps that are done."""
+        self.stopped = False
+        """Whether the run was asked to end early and has saved."""
         self._shard_of, self._per_forward = shard_of, per_forward
         self._feed = DeviceFeed(engine.device, micro_batches=self.micro_batches, last_step=self.last_step)
         self._fetched: list[tuple[MicroBatchKey, dict[str, Any]]] = []
@@ -110,16 +107,15 @@ class Training:
             first_step=self.step,
             device=engine.device,
         )
-        self._stop_signal: str | None = None
-        self._stop_asked: float | None = None
-        self._stop_reason = ""
-        self.stopped = False
-        self._started, self._first_step, self._next_stop_check = 0.0, self.step, 0
+        self._stop_requests = StopRequests(engine, folder)
+        self._first_step = self.step
 
     def _restore(self, model: nn.Module) -> None:
         """Load the newest checkpoint, or the one to branch from, around preparing the engine."""
         checkpoint = self._find_checkpoint()
-        self.engine.place(model)  # first, so that fp64 weights are not read through fp32
+        # The type comes first: fp64 weights must not pass through fp32.
+        self.engine.place(model)
+        # Weights go into the whole model, before ZeRO cuts it into parts; moments into the parts, which exist only then.
         if checkpoint is not None:
             checkpoint.load_weights(model)
         self.engine.prepare(
@@ -129,6 +125,7 @@ class Training:
             micro_batch_size=self._config.data.micro_batch_size,
             clip_grad_norm=self._config.optimizer.clip_grad_norm,
         )
+        # The average starts at the weights that were just loaded.
         if self._config.optimizer.ema_decay is not None:
             self.ema = SlicedEma(self.engine, decay=self._config.optimizer.ema_decay)
         if checkpoint is None:
@@ -137,25 +134,26 @@ class Training:
             self.engine.load_optimizer(checkpoint.read, optimizer_steps=int(checkpoint.state["step"]))
             if self.ema is not None:
                 self.ema.load(checkpoint.read)
-            if checkpoint.path.parent == self.folder.checkpoints:  # another run may leave out other micro-batches
+            # A run that branches off leaves out what is not finite in its own steps, not what the other one left out.
+            if checkpoint.path.parent == self.folder.checkpoints:
                 self.recovery.load(checkpoint.state)
             logger.info("resuming after step %d from %s", checkpoint.state["step"], checkpoint.path)
         self._begin({} if checkpoint is None else checkpoint.state)
 
     def _begin(self, state: Mapping[str, Any]) -> None:
-        """Go on with the state of a checkpoint, or from the start, where weights and moments are those of it already."""
+        """Set what is counted to a checkpoint's state, or to the start; weights and moments are loaded already."""
         self.step = self._saved_step = self._finite_until = int(state.get("step", 0))
-        self._failed = False
-        self._sums, self._reading = StepSums(), None
+        self._must_go_back = False
+        self._sums, self._read_cost = StepSums(), None
         self._grad_norm: Tensor | None = None
-        self._num_bad = state.get("bad_samples_unreported", 0)
-        self._bad = BadSamples(
+        self._bad_samples = BadSamples(
             self.folder.path,
             engine=self.engine,
             shard_of=self._shard_of,
             max_share=self._config.data.max_bad_share,
             steps_done=self.step,
             total=state.get("bad_samples", 0),
+            unreported=state.get("bad_samples_unreported", 0),
         )
         if self.recovery.skipped:
             self._feed.restart(first_step=self.step, skip=self.recovery.skipped)
@@ -166,8 +164,8 @@ class Training:
         """Do the steps since the last checkpoint again: to find what was not finite, or without it (collective)."""
         self.watchdog.note("going back", step=self.step, outside=True)
         self.store.wait()
-        if self.recovery.found:
-            self.recovery.settle()
+        if self.recovery.has_culprits:
+            self.recovery.leave_out_culprits()
         checkpoint = self._find_checkpoint()
         state = {} if checkpoint is None else checkpoint.state
         start = checkpoint or self._initial_state
@@ -178,11 +176,12 @@ class Training:
         self._begin(state)
         self.reporter.rewind(self.step)
         self._feed.restart(first_step=self.step, skip=self.recovery.skipped)
-        self._started, self._first_step, self._next_stop_check = time.monotonic(), self.step, 0
+        self._first_step = self.step
+        self._stop_requests.restart(self.step)
         logger.warning("going on after step %d", self.step)
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or the one to branch from."""
+        """Find the newest whole checkpoint, or the one to branch from."""
         return find_checkpoint(
             self.store, engine=self.engine, branch_from=self._config.run.branch_from, metadata=self.metadata
         )
@@ -193,9 +192,10 @@ class Training:
         return self.schedule.total_steps
 
     def groups(self) -> list[range]:
-        """Return the numbers of this process's micro-batches of a step, in groups that share one forward pass.
+        """Divide this process's micro-batches of a step into groups that share one forward pass.
 
-        While a micro-batch that is not finite is looked for each runs alone, to be told from the others; nothing of that is saved.
+        During the search for a micro-batch that is not finite each runs alone, to be told from the others; nothing of
+        that is saved.
         """
         size = 1 if self._runs_alone else self._per_forward
         return [self.micro_batches[first : first + size] for first in range(0, len(self.micro_batches), size)]
@@ -210,38 +210,44 @@ class Training:
 
         Where something was not finite a number comes again (``engine/faults/non_finite_recovery.py``).
         """
-        self._started, self._first_step = time.monotonic(), self.step
+        self._first_step = self.step
+        self._stop_requests.restart(self.step)
         self.folder.at_close(self.watchdog.stop)
-        with stop_signals(self._note_signal), self.reporter, self.watchdog:
+        with self._stop_requests, self.reporter, self.watchdog:
             while not self.stopped:
                 was_finite = self.recovery.begin(self.step)
                 if was_finite and self._per_forward > 1:
-                    self._go_back()  # what was repeated ran one by one: other sums than in a run that is left alone
+                    # What was repeated ran one by one: other sums than in a run that is left alone.
+                    self._go_back()
                     continue
                 if self.step >= self.last_step:
                     break
                 yield self.step
-                if self._failed:
+                if self._must_go_back:
                     self._go_back()
                 else:
-                    self._stop_if_asked()
+                    self.stopped = self._stop_requests.agreed(self.step)
             if self.step != self._saved_step and not self._runs_alone:
                 self.save()
             self.store.wait()
             if self.stopped and self.engine.is_main:
-                self.folder.note_stopped(self._saved_step, reason=self._stop_reason, asked=self._stop_asked)
+                self.folder.note_stopped(
+                    self._saved_step,
+                    reason=self._stop_requests.reason or "",
+                    signalled_at=self._stop_requests.signalled_at,
+                )
 
     def fetch(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey) -> dict[str, Any]:
-        """Return the next micro-batch of this process, ``key`` = (step, micro_batch), on the device.
+        """Take the next micro-batch of this process, ``key`` = (step, micro_batch), on the device.
 
         For one that is left out another comes, whose loss has weight zero.
         """
         self._watch("fetch")
         batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
-        reading: Cost | None = batch.pop("reading", None)
-        if reading is not None:  # of one in place of another nothing was read
-            self._reading = reading if self._reading is None else self._reading + reading
-        self._bad.note(batch["bad"], key=key)
+        cost: ReadCost | None = batch.pop("reading", None)
+        if cost is not None:  # nothing was read for one that takes the place of another
+            self._read_cost = cost if self._read_cost is None else self._read_cost + cost
+        self._bad_samples.note(batch["bad"], key=key)
         self._fetched.append((key, batch))
         return batch
 
@@ -266,13 +272,13 @@ class Training:
         fetched, last, losses = self._fetched, self._is_last, loss.view(-1)
         self._fetched = []
         weights = [self.recovery.weight(key) for key, _ in fetched]
-        for one, weight in zip(losses.unbind(), weights, strict=True):
-            self._sums.add({"loss": one, **metrics}, counts=weight > 0)
+        for each, weight in zip(losses.unbind(), weights, strict=True):
+            self._sums.add({"loss": each, **metrics}, counts=weight > 0)
         weighted = losses if set(weights) == {1} else losses * losses.new_tensor(weights)
         with self.reporter.timed("communication" if last and self.engine.world_size > 1 else "compute"):
             self.engine.backward(weighted.sum(), last=last)
-        for (key, batch), one in zip(fetched, losses.unbind(), strict=True):
-            self.recovery.examine(key, one, batch)
+        for (key, batch), each in zip(fetched, losses.unbind(), strict=True):
+            self.recovery.examine(key, each, batch)
 
     @property
     def _is_last(self) -> bool:
@@ -282,6 +288,7 @@ class Training:
     def update(self) -> None:
         """Clip, step the optimizer with this step's learning rates, move the averaged weights, count the step."""
         self._watch("update")
+        # What the search has found is written down now: after the update the weights that it met are gone.
         self.recovery.conclude(self.step, weights=self.engine.state_slices, metadata=self.metadata)
         with self.reporter.timed("compute"):
             lrs, skipped = self.schedule.lrs(self.optimizer, self.step), self.recovery.skipped_in(self.step)
@@ -290,35 +297,38 @@ class Training:
             if self.ema is not None:
                 self.ema.update()
         self.step += 1
-        self._failed = self.recovery.found
+        self._must_go_back = self.recovery.has_culprits
 
     def report(self) -> None:
         """Write one line of metrics if it is due; between reports, saves and stop checks nothing waits for the device."""
-        if not self._failed and (self.step % self._config.report.every_steps == 0 or self.step == self.last_step):
+        is_due = self.step % self._config.report.every_steps == 0 or self.step == self.last_step
+        if is_due and not self._must_go_back:
             self._watch("report")
             self._report()
         self.watchdog.note("between steps", step=self.step, outside=True)
 
     def _report(self) -> None:
+        """Join the processes' sums in one collective, and write their means unless something in them is not finite."""
         metrics, busy_s = self._sums.means(self.engine, own=self.reporter.busy_s)
         count, norms = metrics.pop(COUNT), metrics.pop(NORMS)
         if not self._is_finite(metrics["loss"], norms):
             return
-        self._settle_bad()
-        metrics["bad_samples"], metrics["bad_samples_total"] = float(self._num_bad), float(self._bad.total)
+        self._settle_bad_samples()
+        metrics["bad_samples"] = float(self._bad_samples.unreported)
+        metrics["bad_samples_total"] = float(self._bad_samples.total)
         metrics["skipped_micro_batches"] = float(len(self.recovery.skipped))
         metrics["grad_norm"] = float(self._grad_norm) if self._grad_norm is not None else 0.0
         metrics["lr"] = self.schedule.lr(self.step - 1)
-        metrics.update(self._reading.metrics() if self._reading is not None else {})
+        metrics.update(self._read_cost.metrics() if self._read_cost is not None else {})
         metrics.update(straggler_metrics(busy_s))
         images = round(count * self._config.data.micro_batch_size * self.engine.world_size)
         self.reporter.report(self.step, metrics, num_images=images)
-        self._sums, self._num_bad, self._reading = StepSums(), 0, None
+        self._sums, self._read_cost, self._bad_samples.unreported = StepSums(), None, 0
 
     def save_if_due(self) -> bool:
         """Start writing a checkpoint where one is due; return whether it is one that is kept for good."""
         run = self._config.run
-        if self._failed or self._runs_alone or self.step % run.save_every_steps or not self.save():
+        if self._must_go_back or self._runs_alone or self.step % run.save_every_steps or not self.save():
             return False
         return run.keep_every_steps is not None and self.step % run.keep_every_steps == 0
 
@@ -327,36 +337,37 @@ class Training:
         self.watchdog.note("save", step=self.step, outside=True)
         if not self.check_finite():
             return False
-        self._settle_bad()
+        self._settle_bad_samples()
         slices = self.engine.state_slices()
         if self.ema is not None:
             slices += self.ema.slices()
-        bad = {"bad_samples": self._bad.total, "bad_samples_unreported": self._num_bad}
-        self.store.save(self.step, slices, {"step": self.step, **bad, **self.recovery.state(), **self.metadata})
-        if self._saved_step > 0:  # that checkpoint is complete now
+        counts = {"bad_samples": self._bad_samples.total, "bad_samples_unreported": self._bad_samples.unreported}
+        self.store.save(self.step, slices, {"step": self.step, **counts, **self.recovery.state(), **self.metadata})
+        # Saving waited for the checkpoint before this one: if there is one, the run never goes back to its start again.
+        if self._saved_step > 0:
             self._initial_state = None
         self._saved_step = self.step
         return True
 
     def check_finite(self) -> bool:
-        """Return whether the run goes on from these weights rather than back (collective; waits for the device)."""
-        if self._sums.num_steps and not self._failed:
+        """Whether the run goes on from these weights rather than back (collective; waits for the device)."""
+        if self._sums.num_steps and not self._must_go_back:
             metrics, _ = self._sums.means(self.engine)
             self._is_finite(metrics["loss"], metrics[NORMS])
-        return not self._failed
+        return not self._must_go_back
 
-    def _settle_bad(self) -> None:
-        """Write down and count the samples that others took the places of; too many of them end the run on all processes."""
-        self._num_bad += self._bad.settle(self.step * self._config.data.batch_size)
+    def _settle_bad_samples(self) -> None:
+        """Write down and count the samples that others replaced; too many of them end the run on all processes."""
+        self._bad_samples.settle(self.step * self._config.data.batch_size)
 
     def _is_finite(self, loss: float, norms: float) -> bool:
-        """Return whether the steps so far were; otherwise nothing of them is reported or saved, and the run goes back."""
+        """Whether the steps so far were; otherwise nothing of them is reported or saved, and the run goes back."""
         if math.isfinite(loss) and math.isfinite(norms):
             self._finite_until = self.step
             return True
-        if not self.recovery.found:
-            self.recovery.search(range(self._finite_until, self.step), loss=loss, norm=norms)
-        self._failed = True
+        if not self.recovery.has_culprits:
+            self.recovery.start_search(range(self._finite_until, self.step), loss=loss, norm=norms)
+        self._must_go_back = True
         return False
 
     def note_progress(self, phase: str) -> None:
@@ -366,23 +377,3 @@ class Training:
     def _watch(self, phase: str) -> None:
         """Tell the watchdog what begins; the first step after a start may take long."""
         self.watchdog.note(phase, step=self.step, outside=self.step == self._first_step)
-
-    def _note_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._stop_signal = signal.Signals(number).name
-        self._stop_asked = self._stop_asked or time.time()
-
-    def _stop_if_asked(self) -> None:
-        """Agree among the processes on stopping, about every ``STOP_CHECK_S`` seconds.
-
-        Rank 0 says at which step all look next: launchers give a signalled process half a minute before they kill it.
-        """
-        if self.engine.world_size > 1 and self.step < self._next_stop_check:
-            return
-        by_file = self.engine.is_main and self.folder.stop_requested()
-        if self.engine.any(by_file or self._stop_signal is not None):
-            here = {"by_file": by_file, "signal": self._stop_signal}
-            self._stop_reason = stop_reason(self.engine.gather_lines([here]))
-            self.stopped = True
-            logger.warning("stopping after step %d, as asked by %s", self.step, self._stop_reason)
-        per_step = (time.monotonic() - self._started) / (self.step - self._first_step)
-        self._next_stop_check = self.engine.broadcast_object(self.step + max(1, int(STOP_CHECK_S / per_step)))

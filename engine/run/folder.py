@@ -22,7 +22,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -121,12 +121,12 @@ class RunFolder:
             self._obeyed = True
         return self._obeyed
 
-    def note_stopped(self, step: int, *, reason: str, asked: float | None) -> None:
+    def note_stopped(self, step: int, *, reason: str, signalled_at: float | None) -> None:
         """Write down that the run ended early and is saved, so that whoever started it knows it is not finished.
 
-        ``asked`` is the time of the signal, in seconds since 1970, if this process got one.
+        ``signalled_at`` is the time of the signal, in seconds since 1970, if this process got one.
         """
-        content = {"step": step, "reason": reason, "asked": asked, "saved": time.time()}
+        content = {"step": step, "reason": reason, "asked": signalled_at, "saved": time.time()}
         write_durably(self.stopped, json.dumps(content).encode())
 
     def cut_metrics(self, step: int) -> None:
@@ -169,13 +169,6 @@ def make_private(path: Path, *, mode: int = PRIVATE) -> None:
             raise
     else:
         path.chmod(mode)
-
-
-def stop_reason(asked: Sequence[dict[str, Any]]) -> str:
-    """Return who asked for the stop, from what each process saw; a signal does not reach all of them at once."""
-    if any(one["by_file"] for one in asked):
-        return "the STOP file"
-    return next(one["signal"] for one in asked if one["signal"] is not None)
 
 
 def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ledger of bad samples: each once, nothing past the checkpoint, and a limit that names it."""
+"""The file of bad samples: each once, nothing past the checkpoint, and a limit that names it."""
 
 import json
 from pathlib import Path

@@ -60,15 +60,3 @@ def test_saved_average_loads_exactly(engine):
     ema.update()
     ema.load(lambda kind, name, offset, length: saved[name][offset : offset + length])
     assert all(torch.equal(s.values, saved[s.name]) for s in ema.slices())
-
-
-def test_warmup_lets_the_first_weights_fade_sooner(engine):
-    ema = SlicedEma(engine, decay=0.999, warmup=True)
-    assert [ema.decay(steps) for steps in (0, 10)] == [1 / 10, 11 / 20]
-    assert ema.decay(10**6) == 0.999
-    assert SlicedEma(engine, decay=0.999).decay(0) == 0.999
-
-
-def test_impossible_decay_is_refused(engine):
-    with pytest.raises(ValueError, match=r"ema-decay must lie in \[0, 1\), got 1.0"):
-        SlicedEma(engine, decay=1.0)

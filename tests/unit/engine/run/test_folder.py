@@ -181,7 +181,7 @@ def test_a_folder_that_exists_keeps_its_permissions(tmp_path):
 
 def test_that_a_run_was_stopped_stands_there_until_it_goes_on(tmp_path):
     with RunFolder.open(tmp_path, config=Config()) as run:
-        run.note_stopped(7, reason="SIGUSR2", asked=1.5)
+        run.note_stopped(7, reason="SIGUSR2", signalled_at=1.5)
     content = json.loads(run.stopped.read_text())
     assert (content["step"], content["reason"], content["asked"]) == (7, "SIGUSR2", 1.5)
     assert content["saved"] > 1.5
