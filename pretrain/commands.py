@@ -7,10 +7,10 @@ from rich.console import Console
 
 from engine.commands import ExistingRun
 from pretrain.config import PretrainConfig
-from pretrain.memory import explain_out_of_memory, probe_memory
+from pretrain.evaluation.report import write_report
+from pretrain.model.memory import explain_out_of_memory, probe_memory
 from pretrain.options import ProofRuns, ReplayOptions
 from pretrain.replay import replay
-from pretrain.report import write_report
 from pretrain.trainer import train
 from pretrain.verify_resume.proof import verify_resume
 

@@ -19,9 +19,9 @@ from engine.faults.non_finite import NonFiniteSearch, tensors_in
 from engine.faults.non_finite_record import FOLDER, NonFiniteRecord
 from engine.randomness import torch_seed
 from engine.recipe import parse
+from pretrain.batches.masking import unit_mask
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import GreenMIM, build_model
-from pretrain.masking import unit_mask
+from pretrain.model.greenmim import GreenMIM, build_model
 
 SHOWN_BEFORE = 6
 """Modules shown before the first that goes wrong."""

@@ -20,14 +20,14 @@ from engine.loop.training import Training
 from engine.recipe import plain
 from engine.run.folder import RunFolder
 from engine.run.sample_log import SampleLog
-from pretrain.activation_budget import keep_to_budget
+from pretrain.batches.micro_batch import PretrainBuilder
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import GreenMIM, build_model
-from pretrain.micro_batch import PretrainBuilder
-from pretrain.model_inputs import model_inputs
-from pretrain.probe import Probe
-from pretrain.reconstruct import draw_reconstructions
-from pretrain.report import write_report
+from pretrain.evaluation.probe import Probe
+from pretrain.evaluation.reconstructions import draw_reconstructions
+from pretrain.evaluation.report import write_report
+from pretrain.model.activation_budget import keep_to_budget
+from pretrain.model.greenmim import GreenMIM, build_model
+from pretrain.model.model_inputs import model_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from backbones.visible.cost_models import Tiles
 from backbones.visible.layout import LayoutSpec, VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageSpec, window_stages
 from benchmarks.device_times import forward_backward_ms
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 HEAD_DIM, HEADS = 32, (4, 8, 16, 32)
 WINDOWS = {224: 7, 384: 12, 512: 16}

@@ -21,7 +21,7 @@ from backbones.build import layout_spec
 from backbones.sec.attention import cluster_attention, num_clusters_for, rotation, turned
 from backbones.visible.layout import build_layout
 from benchmarks.device_times import forward_backward_ms
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 NETWORK, RATIOS = "secvit_small", (0.75, 0.0)
 STAGES = range(3)

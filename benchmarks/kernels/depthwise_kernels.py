@@ -21,7 +21,7 @@ from backbones.ops.submanifold import convolution, depthwise
 from backbones.visible.layout import build_layout
 from backbones.visible.token_grid import TokenGrid
 from benchmarks.device_times import forward_backward_ms
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 NETWORK, RATIO = "secvit_small", 0.75
 STAGES, SIDES = range(4), (3, 5)

@@ -22,10 +22,10 @@ from data.config import DataConfig
 from data.loading.loader import training_batches
 from data.loading.mixing import training_order
 from data.shards.shard_set import open_shards
+from pretrain.batches.micro_batch import PretrainBuilder
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import GreenMIM, build_model
-from pretrain.micro_batch import PretrainBuilder
-from pretrain.model_inputs import random_inputs
+from pretrain.model.greenmim import GreenMIM, build_model
+from pretrain.model.model_inputs import random_inputs
 
 GPUS = {"A100": 312e12, "H100": 989e12}
 """Dense bf16 FLOP/s on paper."""

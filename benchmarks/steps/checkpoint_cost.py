@@ -31,7 +31,7 @@ from engine.checkpoint.slices import Kind, TensorSlice
 from engine.checkpoint.store import CheckpointStore, open_checkpoint
 from engine.recipe import parse
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import build_model
+from pretrain.model.greenmim import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"swin_base": "Swin-B", "swin_large": "Swin-L"}

@@ -25,16 +25,16 @@ from backbones.recompute.saved_bytes import saved_bytes
 from benchmarks.device_times import seconds_of
 from benchmarks.goals import Goal, finish, machine
 from data.config import DataConfig
-from pretrain.activation_budget import (
+from pretrain.config import MimConfig, PretrainConfig
+from pretrain.model.activation_budget import (
     GIB,
     MASKS,
     BudgetError,
     choose_blocks,
     forward_cost,
 )
-from pretrain.config import MimConfig, PretrainConfig
-from pretrain.greenmim import GreenMIM, build_model
-from pretrain.model_inputs import random_inputs
+from pretrain.model.greenmim import GreenMIM, build_model
+from pretrain.model.model_inputs import random_inputs
 
 SHARES = (1.0, 0.75, 0.5, 0.3)
 BACKWARD = 2

@@ -32,10 +32,11 @@ from benchmarks.goals import Goal, finish, machine
 from benchmarks.kernels.device_limits import peak_bandwidth, peak_flops
 from data.config import DataConfig
 from engine.distributed.cpu import keep_freed_memory
+from pretrain.batches.mask_inputs import mask_inputs
+from pretrain.batches.masking import unit_mask
 from pretrain.config import MimConfig, PretrainConfig
-from pretrain.greenmim import GreenMIM, build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_inputs, model_inputs
+from pretrain.model.greenmim import GreenMIM, build_model
+from pretrain.model.model_inputs import model_inputs
 
 
 @dataclass(frozen=True, kw_only=True)

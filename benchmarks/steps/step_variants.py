@@ -25,8 +25,8 @@ from benchmarks.kernels.cuda_graphs import recorded
 from benchmarks.steps import step
 from engine.distributed.cpu import keep_freed_memory
 from engine.distributed.float8 import CAPABILITY, use_float8
-from pretrain.greenmim import GreenMIM
-from pretrain.model_inputs import model_inputs
+from pretrain.model.greenmim import GreenMIM
+from pretrain.model.model_inputs import model_inputs
 
 STACK = 4
 WARM_UP = 3

@@ -31,7 +31,7 @@ from data.loading.order import Order
 from engine.checkpoint.format import DTYPE_NAMES, make_index, write_index
 from engine.distributed.sharding import ParamSlice, share_evenly
 from engine.faults.non_finite_recovery import NonFiniteRecovery
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 PROCESSES = (1, 64, 1024)
 MICRO_BATCHES, MICRO_BATCH_SIZE, SHARD_SIZE, NUM_SHARDS = 4, 64, 4000, 4000

@@ -26,10 +26,10 @@ from engine.distributed.engine import Engine
 from engine.loop.optimizer import build_optimizer
 from engine.loop.training import Training
 from engine.run.folder import RunFolder
+from pretrain.batches.micro_batch import PretrainBuilder
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import build_model
-from pretrain.micro_batch import PretrainBuilder
-from pretrain.model_inputs import model_inputs
+from pretrain.model.greenmim import build_model
+from pretrain.model.model_inputs import model_inputs
 
 GOAL = 0.03
 NETWORKS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_base": "swin_base_patch4_window7_224"}

@@ -30,8 +30,11 @@ except SystemExit:
 print("\\n" + json.dumps(sorted(sys.modules)))
 """
 WORKER = """
-import json, sys
-import pretrain.micro_batch
+import importlib, json, sys
+try:
+    importlib.import_module("pretrain.batches.micro_batch")
+except ModuleNotFoundError:  # its place before December 2026
+    importlib.import_module("pretrain.micro_batch")
 print("\\n" + json.dumps(sorted(sys.modules)))
 """
 PATH_OF_AN_IMAGE = """

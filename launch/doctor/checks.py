@@ -30,7 +30,7 @@ from launch.doctor.network import check_all_reduce, check_clocks, everyone, join
 from launch.doctor.software import build_tools, check_builds, check_versions, versions
 from launch.doctor.stop_signal import Mailbox, check_delivery, send_warning
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import build_model
+from pretrain.model.greenmim import build_model
 
 JOIN_S = 300.0
 

@@ -7,10 +7,10 @@ from backbones.build import layout_spec
 from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 from data.config import DataConfig
+from pretrain.batches.mask_inputs import mask_tensors
+from pretrain.batches.masking import unit_mask
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors
+from pretrain.model.greenmim import build_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -73,7 +73,7 @@ import torch
 from backbones.build import build, forward_visible, layout_spec
 from backbones.visible.layout import build_layout
 from backbones.config import BackboneConfig
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
 model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", **sizes))
@@ -116,7 +116,7 @@ from backbones.build import build, forward_visible, layout_spec
 from backbones.visible.stacking import VisibleStack
 from backbones.visible.layout import build_layout
 from backbones.config import BackboneConfig
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
 model = build(BackboneConfig(name="swin_tiny_patch4_window7_224", window={window}, img_size=(128, 128), **sizes))

@@ -8,7 +8,7 @@ import torch
 
 from pretrain import app, trainer
 from pretrain import replay as replay_module
-from pretrain.greenmim import build_model
+from pretrain.model.greenmim import build_model
 from pretrain.replay import replay
 
 

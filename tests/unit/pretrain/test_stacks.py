@@ -10,9 +10,10 @@ from backbones.build import layout_spec
 from backbones.visible.layout import build_layout
 from backbones.visible.stacking import VisibleStack
 from engine.checkpoint.store import newest_checkpoint
-from pretrain.greenmim import build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors, model_inputs
+from pretrain.batches.mask_inputs import mask_tensors
+from pretrain.batches.masking import unit_mask
+from pretrain.model.greenmim import build_model
+from pretrain.model.model_inputs import model_inputs
 from pretrain.trainer import train
 from tests.unit.pretrain.test_backbones import BACKBONES
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from backbones.visible.layout import LayoutSpec, build_layout
 from backbones.visible.window_layout import StageSpec, group_plan, window_stages
 from backbones.visible.window_slots import most_tiles
-from pretrain.masking import unit_mask
+from pretrain.batches.masking import unit_mask
 
 masks = st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6))
 

@@ -18,10 +18,10 @@ from engine.config import DistributedConfig
 from engine.distributed import engine as distributed
 from engine.distributed.engine import Engine
 from engine.distributed.float8 import check_float8, use_float8
+from pretrain.batches.mask_inputs import mask_tensors
+from pretrain.batches.masking import unit_mask
 from pretrain.config import MimConfig, PretrainConfig
-from pretrain.greenmim import build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors
+from pretrain.model.greenmim import build_model
 from tests import tiny_run
 from tests.tiny_run import WIDTH, config_of, run_tiny, tensors
 

@@ -14,9 +14,9 @@ from backbones.recompute.choice import choose, least_budget
 from backbones.recompute.saved_bytes import saved_bytes
 from engine.checkpoint.store import newest_checkpoint
 from pretrain import activation_budget
-from pretrain.activation_budget import GIB, BudgetError, choose_blocks, forward_cost
-from pretrain.greenmim import build_model
-from pretrain.model_inputs import random_inputs
+from pretrain.model.activation_budget import GIB, BudgetError, choose_blocks, forward_cost
+from pretrain.model.greenmim import build_model
+from pretrain.model.model_inputs import random_inputs
 from pretrain.trainer import train
 from tests.unit.pretrain.test_backbones import BACKBONES
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pretrain import memory
-from pretrain.activation_budget import BudgetError
-from pretrain.memory import explain_out_of_memory, is_out_of_memory, probe_memory, step_once
+from pretrain.model.activation_budget import BudgetError
+from pretrain.model.memory import explain_out_of_memory, is_out_of_memory, probe_memory, step_once
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy,
 from engine.run.durable import write_durably
 from engine.run.folder import is_until
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import bare_encoder
+from pretrain.model.greenmim import bare_encoder
 
 logger = logging.getLogger(__name__)
 

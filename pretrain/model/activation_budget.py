@@ -22,10 +22,10 @@ from backbones.recompute.costs import ForwardCost, joined, measure_blocks
 from backbones.visible.layout import build_layout, num_indices
 from engine.distributed.engine import Engine
 from engine.errors import UserError
+from pretrain.batches.masking import unit_mask
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import GreenMIM
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import random_inputs
+from pretrain.model.greenmim import GreenMIM
+from pretrain.model.model_inputs import random_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from data.loading.order import evaluation_micro_batch
 from data.shards.shard_set import ShardSet
-from pretrain.greenmim import GreenMIM
-from pretrain.micro_batch import PretrainBuilder
-from pretrain.targets import EPS, pixels_to_images, unit_pixels
+from pretrain.batches.micro_batch import PretrainBuilder
+from pretrain.model.greenmim import GreenMIM
+from pretrain.targets.pixels import EPS, pixels_to_images, unit_pixels
 
 NUM_IMAGES = 6
 ALONE_DEVIATION = 0.5

@@ -30,8 +30,8 @@ from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
 from pretrain.config import PretrainConfig
-from pretrain.decoder import Decoder, at_units
-from pretrain.targets import normalised, unit_pixels
+from pretrain.model.decoder import Decoder, at_units
+from pretrain.targets.pixels import normalised, unit_pixels
 
 
 class GreenMIM(nn.Module):

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from backbones.build import layout_spec
 from backbones.ops.window_attention import usable_rule
-from backbones.visible.layout import LayoutSpec, Rule, build_layout
 from backbones.visible.stacking import VisibleStack
+from pretrain.batches.mask_inputs import mask_inputs
+from pretrain.batches.masking import unit_mask
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import GreenMIM
-from pretrain.masking import UnitMask, unit_mask
+from pretrain.model.greenmim import GreenMIM
 
 
 def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the model takes of the micro-batches of one forward pass: of several, a stack."""
+    """Join what the model takes of the micro-batches of one forward pass: of several, a stack."""
     names = ("images", "feature_units", "predicted_units")
     if len(batches) == 1:
         return {name: batches[0][name] for name in (*names, "layout")}
@@ -25,9 +24,13 @@ def model_inputs(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def random_inputs(config: PretrainConfig, model: GreenMIM, *, masks: Sequence[int], images: int) -> dict[str, Any]:
-    """Return what the model takes of micro-batches of so many ``images`` of random pixels, on its device.
+    """Make inputs of random pixels on the model's device, to measure what a pass costs.
 
-    ``masks`` are the numbers of the micro-batches' masks.
+    Args:
+        config: the recipe, for its masks.
+        model: the network that will take them.
+        masks: numbers of the micro-batches' masks, one micro-batch each.
+        images: images of a micro-batch.
     """
     spec, device = layout_spec(model.encoder), next(model.parameters()).device
 
@@ -38,18 +41,3 @@ def random_inputs(config: PretrainConfig, model: GreenMIM, *, masks: Sequence[in
         return {"images": pixels, **{name: x.to(device) for name, x in of_mask.items()}}
 
     return model_inputs([micro_batch(number) for number in masks])
-
-
-def mask_inputs(
-    spec: LayoutSpec, mask: UnitMask, feature_units: np.ndarray, *, rule: Rule = "optimal"
-) -> dict[str, Any]:
-    """Return all that a mask means for the network: its visible layout and the tensors of its units."""
-    return {**mask_tensors(mask, feature_units), "layout": build_layout(spec, mask.visible, rule=rule)}
-
-
-def mask_tensors(mask: UnitMask, feature_units: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return the mask's unit lists as the tensors that the model takes."""
-    return {
-        "feature_units": torch.from_numpy(feature_units.astype(np.int64)),
-        "predicted_units": torch.from_numpy(mask.predicted_units.astype(np.int64)),
-    }

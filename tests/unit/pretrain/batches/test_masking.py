@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pretrain.batches.masking import unit_mask
 from pretrain.config import MimConfig, num_visible
-from pretrain.masking import unit_mask
 
 
 @pytest.mark.parametrize(

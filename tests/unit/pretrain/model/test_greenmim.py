@@ -9,12 +9,12 @@ from backbones.build import layout_spec
 from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 from data.config import DataConfig
+from pretrain.batches.mask_inputs import mask_tensors
+from pretrain.batches.masking import unit_mask
 from pretrain.config import MimConfig, PretrainConfig
-from pretrain.decoder import Decoder, block_at, place_features, sine_cosine_position
-from pretrain.greenmim import build_model
-from pretrain.masking import unit_mask
-from pretrain.model_inputs import mask_tensors
-from pretrain.targets import unit_pixels
+from pretrain.model.decoder import Decoder, block_at, place_features, sine_cosine_position
+from pretrain.model.greenmim import build_model
+from pretrain.targets.pixels import unit_pixels
 
 MICRO = BackboneConfig(
     name="swin_tiny_patch4_window7_224",
@@ -83,7 +83,7 @@ def test_masked_pixels_change_the_loss_only_through_the_target():
     pixels = unit_pixels(images.float(), (32, 32))
     masked = pixels.clone()
     masked[:, mask.predicted_units] = 7
-    from pretrain.targets import pixels_to_images
+    from pretrain.targets.pixels import pixels_to_images
 
     other = pixels_to_images(masked, (32, 32), (4, 5)).byte()
     with torch.no_grad():

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from backbones.recompute.blocks import recompute_blocks
 from engine.errors import UserError
-from pretrain.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.config import PretrainConfig
-from pretrain.greenmim import build_model
-from pretrain.model_inputs import random_inputs
+from pretrain.model.activation_budget import BudgetError, choose_blocks, forward_cost
+from pretrain.model.greenmim import build_model
+from pretrain.model.model_inputs import random_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from data.images.decode import BadImage, Header, Pixels, replace_bad
 from data.images.transforms import Crop, random_crop
 from data.shards.shard_set import Sample
 from engine.randomness import stream
+from pretrain.batches.mask_inputs import mask_inputs
+from pretrain.batches.masking import UnitMask, unit_mask
 from pretrain.config import AugmentConfig, MimConfig
-from pretrain.masking import UnitMask, unit_mask
-from pretrain.model_inputs import mask_inputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pretrain.targets import normalised, pixels_to_images, unit_pixels
+from pretrain.targets.pixels import normalised, pixels_to_images, unit_pixels
 
 
 def test_units_are_raster_ordered_and_flattened_as_row_column_channel():

@@ -1,0 +1,1 @@
+"""What a loader worker makes: crops, masks, and what a mask means for the encoder. Imports no network."""
