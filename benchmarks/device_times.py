@@ -18,13 +18,13 @@ def median_ms(run: Callable[[], object], *, device: torch.device, rounds: int) -
 
 
 def forward_backward_ms(
-    run: Callable[[], Tensor], wanted: Sequence[Tensor], *, device: torch.device, rounds: int
+    run: Callable[[], Tensor], inputs: Sequence[Tensor], *, device: torch.device, rounds: int
 ) -> dict[str, float]:
     """Time ``run`` alone, and with its gradients for ``wanted``, in milliseconds (medians)."""
     weight = torch.randn_like(run())
     return {
         "forward": median_ms(run, device=device, rounds=rounds),
-        "forward_backward": median_ms(lambda: torch.autograd.grad(run(), wanted, weight), device=device, rounds=rounds),
+        "forward_backward": median_ms(lambda: torch.autograd.grad(run(), inputs, weight), device=device, rounds=rounds),
     }
 
 

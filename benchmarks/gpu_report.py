@@ -77,18 +77,18 @@ def _steps(step: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {case['images_per_s']:.0f} | {case['speedup']:.2f}x | {memory:.1%} | {flops:.1%} |"
 
 
-def _variants(found: dict[str, Any]) -> Iterator[str]:
+def _variants(results: dict[str, Any]) -> Iterator[str]:
     yield ""
-    yield f"## Ways to run the step of {found['case']}, micro-batches of {found['micro_batch']} images"
+    yield f"## Ways to run the step of {results['case']}, micro-batches of {results['micro_batch']} images"
     yield ""
     yield "| way | images/s | of the first |"
     yield "|---|---|---|"
-    for name, way in found["ways"].items():
+    for name, way in results["ways"].items():
         yield f"| {name} | {way['images_per_s']:.0f} | {way['of_the_first']:.2f}x |"
 
 
-def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
-    cases: dict[str, Any] = {name: case.get("ms", case) for name, case in found["cases"].items()}
+def _kernels(family: str, results: dict[str, Any]) -> Iterator[str]:
+    cases: dict[str, Any] = {name: case.get("ms", case) for name, case in results["cases"].items()}
     ways = list(dict.fromkeys(way for times in cases.values() for way in times))
     yield ""
     yield f"## {family}, forward and backward, ms"
@@ -98,9 +98,9 @@ def _kernels(family: str, found: dict[str, Any]) -> Iterator[str]:
     for name, times in cases.items():
         figures = [f"{times[way]['forward_backward']:.3f}" if way in times else "" for way in ways]
         yield f"| {name} | {' | '.join(figures)} |"
-    if "fastest" in found:
+    if "fastest" in results:
         yield ""
-        yield f"For `backbones/ops/attention_choice.py`: `{found['fastest']}`"
+        yield f"For `backbones/ops/attention_choice.py`: `{results['fastest']}`"
 
 
 if __name__ == "__main__":

@@ -88,27 +88,27 @@ def pretrain(options: argparse.Namespace, *, shards: Path, labelled: bool) -> No
     launcher = ["--config_file", "pretrain/cpu_two_processes.yaml"]
     if torch.cuda.is_available():
         launcher = ["--use_deepspeed", "--zero_stage", "1", "--num_processes", str(torch.cuda.device_count())]
-    words = ["--recipe", str(RECIPES / "pretrain.yaml"), "--data.shards", str(shards / "train")]
-    words += ["--run.folder", str(options.out / "pretrain")]
+    arguments = ["--recipe", str(RECIPES / "pretrain.yaml"), "--data.shards", str(shards / "train")]
+    arguments += ["--run.folder", str(options.out / "pretrain")]
     if labelled:
-        words += ["--probe.train-shards", str(shards / "train"), "--probe.val-shards", str(shards / "val")]
-        words += ["--probe.max-samples", "2000", "--probe.every-steps", str(5 if options.quick else 100)]
+        arguments += ["--probe.train-shards", str(shards / "train"), "--probe.val-shards", str(shards / "val")]
+        arguments += ["--probe.max-samples", "2000", "--probe.every-steps", str(5 if options.quick else 100)]
     if options.quick:
-        words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
-    run("Pretraining on visible tokens", [*accelerate(), *launcher, "pretrain/main.py", *words])
+        arguments += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
+    run("Pretraining on visible tokens", [*accelerate(), *launcher, "pretrain/main.py", *arguments])
 
 
 def compare(options: argparse.Namespace, *, shards: Path, table: Table) -> None:
     """Fine-tune the pretrained network and the same one from scratch, side by side, and fill the table."""
     folders = {name: options.out / f"finetune_{name}" for name in ("pretrained", "scratch")}
-    words = ["--recipe", str(RECIPES / "finetune.yaml"), "--data.shards", str(shards / "train")]
-    words += ["--val-shards", str(shards / "val")]
+    common = ["--recipe", str(RECIPES / "finetune.yaml"), "--data.shards", str(shards / "train")]
+    common += ["--val-shards", str(shards / "val")]
     if options.quick:
-        words += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
+        common += ["--optimizer.steps", "10", "--optimizer.warmup-steps", "2"]
     more = {"pretrained": ["--backbone.init", str(options.out / "pretrain" / "backbone")], "scratch": []}
     run(
         "Fine-tuning, pretrained and from scratch, side by side",
-        *([sys.executable, "finetune/main.py", *words, "--run.folder", str(folders[n]), *more[n]] for n in folders),
+        *([sys.executable, "finetune/main.py", *common, "--run.folder", str(folders[n]), *more[n]] for n in folders),
         logs=options.out,
     )
     probes = [json.loads(line) for line in (options.out / "pretrain" / "probes.jsonl").read_text().splitlines()]
@@ -150,12 +150,12 @@ def run(title: str, *commands: list[str], logs: Path | None = None) -> None:
     console.print(f"\n[bold]{title}[/bold]")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(commands)))} if len(commands) > 1 else {}
     started: list[tuple[subprocess.Popen[bytes], Path | None]] = []
-    for number, words in enumerate(commands):
-        shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in words)
+    for number, command in enumerate(commands):
+        shown = " ".join(os.path.relpath(word, ROOT) if word.startswith(str(ROOT)) else word for word in command)
         log = logs / f"side_{number}.log" if logs and number else None
         console.print(f"[dim]$ {shown}{f' > {os.path.relpath(log, ROOT)}' if log else ''}[/dim]", soft_wrap=True)
         output = log.open("wb") if log else None
-        process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **threads}, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **threads}, stdout=output, stderr=output)
         started.append((process, log))
     for process, log in started:
         if process.wait():

@@ -46,13 +46,13 @@ class Ended:
         expect(self.code == 0, f"exit code {self.code}, expected 0: {self.errors[-2000:]}")
         return self
 
-    def expect_error(self, *words: str) -> "Ended":
+    def expect_error(self, *parts: str) -> "Ended":
         """Insist that it failed, with one last line that holds all ``words``, and no traceback."""
         expect(self.code == 1, f"exit code {self.code}, expected 1: {self.errors[-2000:]}")
         expect("Traceback" not in self.errors, f"a traceback: {self.errors[-2000:]}")
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         expect(len(lines) == 1, f"{len(lines)} error lines, expected 1: {self.errors[-2000:]}")
-        absent = [word for word in words if word not in lines[0]]
+        absent = [word for word in parts if word not in lines[0]]
         expect(not absent, f"the error does not say {absent}: {lines[0]}")
         return self
 
@@ -116,16 +116,16 @@ class Drill:
         """A file that hostile data try to make."""
         return self.folder / "canary"
 
-    def data(self, *words: str | Path) -> Ended:
+    def data(self, *options: str | Path) -> Ended:
         """Run `data/main.py`."""
-        return self._run([str(ROOT / "data" / "main.py"), *map(str, words)])
+        return self._run([str(ROOT / "data" / "main.py"), *map(str, options)])
 
-    def pretrain(self, shards: Path | str, *words: str | Path, run: str = "run", prefix: Sequence[str] = ()) -> Ended:
+    def pretrain(self, shards: Path | str, *options: str | Path, run: str = "run", prefix: Sequence[str] = ()) -> Ended:
         """Train on ``shards`` in the run folder ``run``."""
         settings = ["--optimizer.steps", str(STEPS), "--data.workers", "1", "--data.window-samples", "1"]
         settings += ["--data.cache.folder", str(self.folder / "cache")]
         places = ["--data.shards", shards, "--run.folder", self.folder / run]
-        line = [ROOT / "pretrain" / "main.py", "--recipe", RECIPE, *settings, *places, *words]
+        line = [ROOT / "pretrain" / "main.py", "--recipe", RECIPE, *settings, *places, *options]
         return self._run([str(word) for word in line], prefix=prefix)
 
     def trained(self, run: str = "run") -> Trained:
@@ -135,17 +135,17 @@ class Drill:
     def expect_reference(self, run: str = "run") -> None:
         """Insist that a run had the samples, crops, masks and losses of the sound one."""
         assert self.reference is not None
-        found = self.trained(run)
-        expect(found.losses == self.reference.losses, f"other losses than on sound shards: {found.losses}")
-        expect(found.places == self.reference.places, "other samples or crops than on sound shards")
-        expect(not found.ledger and not found.num_bad, f"samples were replaced: {found.ledger}")
+        trained = self.trained(run)
+        expect(trained.losses == self.reference.losses, f"other losses than on sound shards: {trained.losses}")
+        expect(trained.places == self.reference.places, "other samples or crops than on sound shards")
+        expect(not trained.ledger and not trained.num_bad, f"samples were replaced: {trained.ledger}")
 
-    def _run(self, words: Sequence[str], *, prefix: Sequence[str] = ()) -> Ended:
+    def _run(self, command: Sequence[str], *, prefix: Sequence[str] = ()) -> Ended:
         files = [self.folder / "stdout", self.folder / "stderr"]
         start = time.monotonic()
         with files[0].open("w") as output, files[1].open("w") as errors:
             process = subprocess.Popen(
-                [*prefix, sys.executable, *words],
+                [*prefix, sys.executable, *command],
                 cwd=self.folder / "cwd" / "of" / "program",
                 env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
                 stdout=output,
@@ -161,8 +161,8 @@ class Drill:
         seconds = time.monotonic() - start
         self._expect_no_process_left(process.pid)
         expect(not self.canary.exists(), "code of the data was run")
-        said = [path.read_text() for path in files]
-        return Ended(code=code, output=said[0], errors=said[1], seconds=seconds, peak_mib=peak_mib)
+        outputs = [path.read_text() for path in files]
+        return Ended(code=code, output=outputs[0], errors=outputs[1], seconds=seconds, peak_mib=peak_mib)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int, float]:
         """Wait for exit code and peak memory, which the kernel gives only for children that are waited for this way."""
@@ -172,15 +172,15 @@ class Drill:
                 process.returncode = os.waitstatus_to_exitcode(status)
                 return process.returncode, usage.ru_maxrss / 2**10
             time.sleep(POLL_S)
-        said = (self.folder / "stderr").read_text()[-2000:]
-        raise Missed(f"it did not end within the {LIMIT_S:.0f} s of a drill: {said}")
+        errors = (self.folder / "stderr").read_text()[-2000:]
+        raise Missed(f"it did not end within the {LIMIT_S:.0f} s of a drill: {errors}")
 
     def _expect_no_process_left(self, session: int) -> None:
         deadline = time.monotonic() + GRACE_S
-        while left := _session(session):
+        while pids := _session(session):
             if time.monotonic() > deadline:
                 _kill_session(session)
-                raise Missed(f"{len(left)} processes outlived the program")
+                raise Missed(f"{len(pids)} processes outlived the program")
             time.sleep(POLL_S)
 
 

@@ -175,11 +175,11 @@ def audit(run: Audited, config: PretrainConfig | FinetuneConfig) -> dict[str, An
         rows = order.micro_batch(*key)
         expected = (starts[rows[:, 0]] + rows[:, 1]).tolist()
         differing += expected != notes.visits.get(key)
-    found: dict[str, Any] = {"samples": sum(sizes), "steps": steps, "done_again": notes.done_again}
-    found |= {"missing": sum(key not in notes.visits for key in keys), "differing": differing}
-    found |= count_sources(run, notes, keys) if run.weights else count_epochs(run, notes, keys)
-    found |= check_ledger(run, notes, config.run.folder)
-    return found
+    figures: dict[str, Any] = {"samples": sum(sizes), "steps": steps, "done_again": notes.done_again}
+    figures |= {"missing": sum(key not in notes.visits for key in keys), "differing": differing}
+    figures |= count_sources(run, notes, keys) if run.weights else count_epochs(run, notes, keys)
+    figures |= check_ledger(run, notes, config.run.folder)
+    return figures
 
 
 class Notes:
@@ -219,17 +219,17 @@ def count_epochs(run: Audited, notes: Notes, keys: Sequence[MicroBatchKey]) -> d
     per_epoch = len(keys) // EPOCHS
     places = per_epoch // NUM_MICRO_BATCHES * MICRO_BATCH
     promised = NUM_MICRO_BATCHES * -(-places // run.repeats)
-    found = dict.fromkeys(("lost", "repeated", "skipped", "by_repeats"), 0)
+    figures = dict.fromkeys(("lost", "repeated", "skipped", "by_repeats"), 0)
     for epoch in range(EPOCHS):
         epoch_keys = keys[epoch * per_epoch : (epoch + 1) * per_epoch]
         counts = Counter(number for key in epoch_keys for number in notes.visits.get(key, ()))
-        found["lost"] += max(0, promised - len(counts))
-        found["repeated"] += sum(max(0, count - run.repeats) for count in counts.values())
-        found["skipped"] += sum(sizes) - len(counts)
-        found["by_repeats"] += counts.total() - len(counts)
+        figures["lost"] += max(0, promised - len(counts))
+        figures["repeated"] += sum(max(0, count - run.repeats) for count in counts.values())
+        figures["skipped"] += sum(sizes) - len(counts)
+        figures["by_repeats"] += counts.total() - len(counts)
     expected_skips, expected_repeats = sum(sizes) - promised, per_epoch * MICRO_BATCH - promised
-    miscounted = (found["skipped"] != EPOCHS * expected_skips) + (found["by_repeats"] != EPOCHS * expected_repeats)
-    return {**found, "miscounted": miscounted}
+    miscounted = (figures["skipped"] != EPOCHS * expected_skips) + (figures["by_repeats"] != EPOCHS * expected_repeats)
+    return {**figures, "miscounted": miscounted}
 
 
 def count_sources(run: Audited, notes: Notes, keys: Sequence[MicroBatchKey]) -> dict[str, Any]:
@@ -239,25 +239,25 @@ def count_sources(run: Audited, notes: Notes, keys: Sequence[MicroBatchKey]) -> 
     """
     sizes = [open_shards(folder).num_samples for folder in run.folders]
     ends, total = np.cumsum(sizes), sum(run.weights)
-    found: dict[str, Any] = dict.fromkeys(("lost", "repeated", "skipped"), 0)
+    figures: dict[str, Any] = dict.fromkeys(("lost", "repeated", "skipped"), 0)
     share_error = 0.0
     for source, size in enumerate(sizes):
         first, last = int(ends[source]) - size, int(ends[source])
         mine = {key: [n for n in notes.visits.get(key, ()) if first <= n < last] for key in keys}
         for number in range(NUM_MICRO_BATCHES):
-            given = np.cumsum([len(mine[key]) for key in keys if key[1] == number])
-            dealt = np.arange(1, len(given) + 1) * MICRO_BATCH
-            share_error = max(share_error, float(np.abs(given - run.weights[source] / total * dealt).max()))
+            seen = np.cumsum([len(mine[key]) for key in keys if key[1] == number])
+            dealt = np.arange(1, len(seen) + 1) * MICRO_BATCH
+            share_error = max(share_error, float(np.abs(seen - run.weights[source] / total * dealt).max()))
         counts = Counter(dict.fromkeys(range(first, last), 0))
         counts.update(n for samples in mine.values() for n in samples)
         per_pass = size // NUM_MICRO_BATCHES * NUM_MICRO_BATCHES
         passes, rest = divmod(counts.total(), per_pass)
         short = sum(max(0, passes - count) for count in counts.values())
-        found["repeated"] += sum(max(0, count - passes - (rest > 0)) for count in counts.values())
-        found["skipped"] += short
-        found["lost"] += max(0, short - passes * (size - per_pass))
-        found[f"passes_of_source_{source + 1}"] = counts.total() / per_pass
-    return {**found, "share_error": share_error}
+        figures["repeated"] += sum(max(0, count - passes - (rest > 0)) for count in counts.values())
+        figures["skipped"] += short
+        figures["lost"] += max(0, short - passes * (size - per_pass))
+        figures[f"passes_of_source_{source + 1}"] = counts.total() / per_pass
+    return {**figures, "share_error": share_error}
 
 
 def check_ledger(run: Audited, notes: Notes, folder: Path) -> dict[str, int]:

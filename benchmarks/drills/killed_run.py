@@ -80,9 +80,9 @@ class KilledRun:
 
     def kill_after(self, step: int, *, rng: random.Random) -> int:
         """Kill all processes, in any order, at a random moment after ``step`` was noted; return the last step noted."""
-        noted = self._notes()[1]
+        length = self._notes()[1]
         deadline = time.monotonic() + TIME_LIMIT_S
-        while self._notes()[1] == noted or self._notes()[0] < step:
+        while self._notes()[1] == length or self._notes()[0] < step:
             if any(process.exitcode is not None for process in self._processes) or time.monotonic() > deadline:
                 self._give_up(f"did not come to step {step}")
             time.sleep(0.005)

@@ -83,22 +83,22 @@ def main() -> None:
 
 def goals(figures: dict[str, Any]) -> list[Goal]:
     """List the bounds that the figures must keep."""
-    found: list[Goal] = []
+    bounds: list[Goal] = []
     if "kills" in figures:
-        found.append(Goal(name="kills", value=figures["kills"]["kills"], at_least=figures["kills"]["kills_asked"]))
+        bounds.append(Goal(name="kills", value=figures["kills"]["kills"], at_least=figures["kills"]["kills_asked"]))
     for name in ("kills", "full_disk", "slow_disk"):
         if name in figures:
-            drill, words = figures[name], name.replace("_", " ")
-            found.append(
-                Goal(name=f"{words}: micro-batches lost or made of other samples", value=drill["lost"], at_most=0)
+            drill, title = figures[name], name.replace("_", " ")
+            bounds.append(
+                Goal(name=f"{title}: micro-batches lost or made of other samples", value=drill["lost"], at_most=0)
             )
-            found.append(Goal(name=f"{words}: tensors that differ", value=drill["tensors_differing"], at_most=0))
+            bounds.append(Goal(name=f"{title}: tensors that differ", value=drill["tensors_differing"], at_most=0))
     if "full_disk" in figures:
         drill = figures["full_disk"]
-        found.append(
+        bounds.append(
             Goal(name="full disk: ends that say what to do", value=drill["said_what_to_do"], at_least=drill["fills"])
         )
-    return found
+    return bounds
 
 
 class Drills:
@@ -106,8 +106,8 @@ class Drills:
 
     def __init__(self, folder: Path, *, rng: random.Random, deadline: float) -> None:
         self._folder, self._rng, self._deadline = folder, rng, deadline
-        words = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
-        subprocess.run([sys.executable, "data/main.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        options = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
+        subprocess.run([sys.executable, "data/main.py", *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
     def kills(self, name: str, *, num_kills: int, program: Path = PROGRAM) -> dict[str, Any]:
         """Kill a run so often, then let it end."""
@@ -116,11 +116,11 @@ class Drills:
         killed: list[tuple[Killed, bool]] = []
         while len(killed) < num_kills and time.monotonic() < self._deadline:
             running = self._start(self._folder / name, steps=steps, program=program)
-            found = self._kill(running)
-            if found is None:  # it came to its end first
+            kill = self._kill(running)
+            if kill is None:  # it came to its end first
                 break
-            killed.append(found)
-            say(f"{name}: kill {len(killed)} of {num_kills}, {found[0]}{', while saving' if found[1] else ''}")
+            killed.append(kill)
+            say(f"{name}: kill {len(killed)} of {num_kills}, {kill[0]}{', while saving' if kill[1] else ''}")
         self._start(self._folder / name, steps=steps, program=program).wait_done()
         return {
             "kills": len(killed),
@@ -148,12 +148,12 @@ class Drills:
                     running.until(lambda running=running, fill=fill: running.last_step() >= 2 + 2 * fill)
                     _fill(filler)
                 code = running.wait()
-                said = running.said(most=WHOLE_LOG)
+                output = running.said(most=WHOLE_LOG)
                 if code == 0:
                     raise RunFailedError(f"the run ended well on a full disk, fill {fill + 1}")
-                if not any(words in said for words in NO_SPACE):
-                    raise RunFailedError(f"the run does not say that the disk is full:\n{said}")
-                messages += "free some space" in said
+                if not any(message in output for message in NO_SPACE):
+                    raise RunFailedError(f"the run does not say that the disk is full:\n{output}")
+                messages += "free some space" in output
                 filler.unlink(missing_ok=True)
                 say(f"full disk: fill {fill + 1} of {num_fills}, ended with code {code}")
             self._start(disk / "run", steps=steps).wait_done()
@@ -199,13 +199,13 @@ class Drills:
 
     def _compare(self, whole: Path, other: Path, *, steps: int) -> dict[str, Any]:
         one, two = (final_tensors(folder, step=steps) for folder in (whole, other))
-        expected, found = noted_micro_batches(whole), noted_micro_batches(other)
+        expected, actual = noted_micro_batches(whole), noted_micro_batches(other)
         return {
             "tensors": len(one),
             "tensors_differing": sum(key not in two or not torch.equal(one[key], two[key]) for key in one),
             "micro_batches": len(expected),
-            "lost": sum(found.get(key) != words for key, words in expected.items())
-            + len(found.keys() - expected.keys()),
+            "lost": sum(actual.get(key) != samples for key, samples in expected.items())
+            + len(actual.keys() - expected.keys()),
         }
 
 
@@ -226,9 +226,9 @@ def _fill(filler: Path) -> None:
         return
 
 
-def say(words: str) -> None:
+def say(text: str) -> None:
     """Show a line of progress."""
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

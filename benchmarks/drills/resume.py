@@ -75,8 +75,8 @@ class Drill:
 
     def __init__(self, folder: Path, *, rng: random.Random) -> None:
         self.folder, self.rng = folder, rng
-        words = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
-        subprocess.run([sys.executable, "data/main.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        options = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
+        subprocess.run([sys.executable, "data/main.py", *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
     def same_layout(self, *, num_kills: int) -> dict[str, Any]:
         """Compare an uninterrupted run with one that is killed, on the same layout."""
@@ -134,9 +134,9 @@ class Drill:
         return running.kill_all()
 
 
-def say(words: str) -> None:
+def say(text: str) -> None:
     """Show a line of progress."""
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -109,8 +109,8 @@ def main() -> None:
 
 def write_shards(tree: Path, out: Path) -> None:
     """Write scenes with classes, boxes and label maps by the tree's own program."""
-    words = ["write", "--source", "scenes", "--count", "72", "--size", "64", "--val-fraction", "0.12"]
-    run(tree, [sys.executable, "data/main.py", *words, "--out", str(out)])
+    options = ["write", "--source", "scenes", "--count", "72", "--size", "64", "--val-fraction", "0.12"]
+    run(tree, [sys.executable, "data/main.py", *options, "--out", str(out)])
 
 
 def whole(tree: Path, out: Path, shards: Path, *, name: str) -> str:
@@ -133,9 +133,9 @@ def train(tree: Path, folder: Path, shards: Path, *, case: Case) -> str:
     """Start the program as a user does, and digest what it leaves."""
     recipe = folder.with_suffix(".yaml")
     recipe.write_text(case.recipe + SCHEDULE)
-    words = ["--recipe", str(recipe), "--data.shards", str(shards / "train"), "--run.folder", str(folder)]
+    options = ["--recipe", str(recipe), "--data.shards", str(shards / "train"), "--run.folder", str(folder)]
     if case.program == "finetune":
-        words += ["--val-shards", str(shards / "val")]
+        options += ["--val-shards", str(shards / "val")]
     start = [sys.executable]
     if case.processes > 1:
         with socket.socket() as probe:
@@ -143,7 +143,7 @@ def train(tree: Path, folder: Path, shards: Path, *, case: Case) -> str:
             port = str(probe.getsockname()[1])
         start += ["-m", "accelerate.commands.accelerate_cli", "launch"]
         start += ["--config_file", "pretrain/cpu_two_processes.yaml", "--main_process_port", port]
-    run(tree, [*start, f"{case.program}/main.py", *words])
+    run(tree, [*start, f"{case.program}/main.py", *options])
     return digest(folder / "checkpoints" / f"step-{STEPS:09d}")
 
 

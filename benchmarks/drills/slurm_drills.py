@@ -96,30 +96,43 @@ class Drill:
 
     def __init__(self, cluster: Cluster, folder: Path, *, steps: int) -> None:
         self.cluster, self.steps, self._folder = cluster, steps, folder
-        words = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
-        subprocess.run([sys.executable, "data/main.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        options = ["write", "--source", "scenes", "--count", "200", "--size", "64", "--out", str(folder / "shards")]
+        subprocess.run([sys.executable, "data/main.py", *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         (folder / "cluster.yaml").write_text(CLUSTER)
 
     def submit(self, name: str, *more: str) -> None:
         """Submit the run ``name`` on two nodes."""
         self.folder = JobFolder(self._folder / name)
-        self._launch(*self.words(name), "--nodes", "2", *more)
+        self._launch(*self.arguments(name), "--nodes", "2", *more)
         self.job = self.folder.read().ids[-1]
 
-    def words(self, name: str) -> list[str]:
+    def arguments(self, name: str) -> list[str]:
         """The launcher's arguments for the run ``name``."""
-        words = ["pretrain", "--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self._folder / "shards")]
-        words += ["--run.folder", str(self._folder / name), "--data.workers", "1", "--optimizer.steps", str(self.steps)]
-        words += ["--distributed.precision", "fp32", "--run.save-every-steps", str(SAVE_EVERY)]
-        return [*words, "--cluster", str(self._folder / "cluster.yaml")]
+        arguments = [
+            "pretrain",
+            "--recipe",
+            "benchmarks/drills/resume.yaml",
+            "--data.shards",
+            str(self._folder / "shards"),
+        ]
+        arguments += [
+            "--run.folder",
+            str(self._folder / name),
+            "--data.workers",
+            "1",
+            "--optimizer.steps",
+            str(self.steps),
+        ]
+        arguments += ["--distributed.precision", "fp32", "--run.save-every-steps", str(SAVE_EVERY)]
+        return [*arguments, "--cluster", str(self._folder / "cluster.yaml")]
 
-    def resume(self, *words: str) -> None:
+    def resume(self, *options: str) -> None:
         """Submit the run again."""
-        self._launch("resume", str(self.folder.run), *words)
+        self._launch("resume", str(self.folder.run), *options)
         self.job = self.folder.read().ids[-1]
 
-    def _launch(self, *words: str) -> None:
-        command = [sys.executable, "launch/main.py", *words]
+    def _launch(self, *arguments: str) -> None:
+        command = [sys.executable, "launch/main.py", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env=self.cluster.environment, capture_output=True, text=True, check=False
         )
@@ -188,7 +201,7 @@ class Drill:
 
     def processes(self, *, node: int) -> list[psutil.Process]:
         """Find the job's processes of a node, the supervisor and the loader workers too."""
-        found: list[psutil.Process] = []
+        processes: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environ = process.environ()
@@ -197,8 +210,8 @@ class Drill:
                     and environ.get("SLURM_NODEID") == str(node)
                     and "SLURM_PROCID" in environ
                 ):
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
 
 def requeue(drill: Drill) -> None:
@@ -257,9 +270,9 @@ NEEDS_CHECKPOINT = ("node", "rank", "slurmd")
 """Drills that cannot save at the end: they wait for a checkpoint of the attempt, to show that it is used."""
 
 
-def say(words: str) -> None:
+def say(text: str) -> None:
     """Show a line of progress."""
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

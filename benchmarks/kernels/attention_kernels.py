@@ -55,13 +55,13 @@ class Case:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time each way in each case, in milliseconds, and name the faster of SDPA and fused per shape."""
     device = torch.device(options.device)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     totals: dict[tuple[int, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for size in options.sizes:
         for ratio in options.ratios:
             for case in cases(size, ratio=ratio, device=device):
                 times = {name: _times(attend, case, options) for name, attend in ways(case, device).items()}
-                found[case.name] = {
+                figures[case.name] = {
                     "tokens": len(case.plan.slot),
                     "groups": [case.plan.num_groups, case.plan.group_size],
                     "scores": {"needed": needed_scores(case.plan), **{name: scores(plan) for name, plan in case.plans}},
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 }
                 for name in ("sdpa", "fused") if device.type == "cuda" else ():
                     totals[case.key][name] += times[name]["forward_backward"]
-    result = {"micro_batch": options.micro_batch, "cases": found}
+    result = {"micro_batch": options.micro_batch, "cases": figures}
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         result["fastest"] = [[capability, *key, min(times, key=times.__getitem__)] for key, times in totals.items()]
@@ -113,14 +113,14 @@ def count_scores() -> dict[str, list[dict[str, float]]]:
 
 
 def _count(spec: LayoutSpec, *, ratio: float) -> list[dict[str, float]]:
-    found = [{"needed": 0.0, "groups": 0.0, "tiles": 0.0} for _ in spec.stages]
+    counts = [{"needed": 0.0, "groups": 0.0, "tiles": 0.0} for _ in spec.stages]
     for step in range(MASKS):
         grouped, tiled = _layouts(spec, ratio=ratio, step=step)
-        for own, stage, in_tiles in zip(found, grouped.stages, tiled.stages, strict=True):
+        for own, stage, in_tiles in zip(counts, grouped.stages, tiled.stages, strict=True):
             own["needed"] += sum(map(needed_scores, stage.plans)) / MASKS
             own["groups"] += sum(map(scores, stage.plans)) / MASKS
             own["tiles"] += sum(map(scores, in_tiles.plans)) / MASKS
-    return [{**own, **{rule: own[rule] / own["needed"] for rule in ("groups", "tiles")}} for own in found]
+    return [{**own, **{rule: own[rule] / own["needed"] for rule in ("groups", "tiles")}} for own in counts]
 
 
 def _layouts(spec: LayoutSpec, *, ratio: float, step: int) -> tuple[VisibleLayout, VisibleLayout]:
@@ -202,7 +202,7 @@ def interpreted_error() -> float:
     """The largest relative error of the fused kernel's output and gradients, on a deep stage, since that is small."""
     case = list(cases(224, ratio=0.75, device=torch.device("cpu")))[-1]
     qkv, table = inputs(case, images=1, dtype=torch.float32, device=torch.device("cpu"))
-    found = window_attention(qkv, table, case.tiles, scale=SCALE, implementation="fused")
+    output = window_attention(qkv, table, case.tiles, scale=SCALE, implementation="fused")
     expected = window_attention(qkv, table, case.plan, scale=SCALE, implementation="reference")
-    results = [[out, *torch.autograd.grad(out.square().sum(), (qkv, table))] for out in (found, expected)]
+    results = [[out, *torch.autograd.grad(out.square().sum(), (qkv, table))] for out in (output, expected)]
     return max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(*results, strict=True))

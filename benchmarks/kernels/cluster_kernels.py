@@ -86,14 +86,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time each way in each case, in milliseconds."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    found: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     for case in cases(device):
         qkv = case.qkv(images=options.micro_batch, dtype=dtype)
-        found[case.name] = {
+        times[case.name] = {
             name: forward_backward_ms(partial(way, qkv), [qkv], device=device, rounds=options.rounds)
             for name, way in case.ways.items()
         }
-    return {"micro_batch": options.micro_batch, "cases": found}
+    return {"micro_batch": options.micro_batch, "cases": times}
 
 
 def interpreted_error() -> float:

@@ -80,16 +80,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time each way in each case, in milliseconds."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    found: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     for case in cases(device):
         case.conv.to(dtype)
         x = case.tokens(images=options.micro_batch, dtype=dtype)
-        wanted = [x, *case.conv.parameters()]
-        found[case.name] = {
-            name: forward_backward_ms(partial(way, x), wanted, device=device, rounds=options.rounds)
+        inputs = [x, *case.conv.parameters()]
+        times[case.name] = {
+            name: forward_backward_ms(partial(way, x), inputs, device=device, rounds=options.rounds)
             for name, way in case.ways.items()
         }
-    return {"micro_batch": options.micro_batch, "cases": found}
+    return {"micro_batch": options.micro_batch, "cases": times}
 
 
 def interpreted_error() -> float:
@@ -98,7 +98,7 @@ def interpreted_error() -> float:
 
     case = list(cases(torch.device("cpu")))[-1]
     x = case.tokens(images=1, dtype=torch.float32)
-    found = fused_depthwise(case.conv, x, case.grid, residual=False, dtype=x.dtype)
-    wanted = [x, *case.conv.parameters()]
-    results = [[out, *torch.autograd.grad(out.square().sum(), wanted)] for out in (found, case.ways["tiles"](x))]
+    output = fused_depthwise(case.conv, x, case.grid, residual=False, dtype=x.dtype)
+    inputs = [x, *case.conv.parameters()]
+    results = [[out, *torch.autograd.grad(out.square().sum(), inputs)] for out in (output, case.ways["tiles"](x))]
     return max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(*results, strict=True))

@@ -75,10 +75,10 @@ def main() -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = sorted(folder.rglob("*.jpg"))
-    if not found:
+    paths = sorted(folder.rglob("*.jpg"))
+    if not paths:
         raise UserError(f"expected images in {folder}; say with --data where the data sets lie")
-    return found
+    return paths
 
 
 def _options() -> argparse.Namespace:
@@ -98,8 +98,8 @@ def _measure(images: ImageFiles, *, options: argparse.Namespace) -> dict[str, An
     if "decoder" in options.parts:
         figures["decoder_images_per_s"] = decoder_limit(images, rounds=options.rounds)
     if "stages" in options.parts:
-        found = measure(open_shards(images.shards), num_images=options.count, size=SIZE, decode="exact")
-        figures["stages"] = {"images_per_s": found["images_per_s_per_core"], "ms_per_image": found["ms_per_image"]}
+        stages = measure(open_shards(images.shards), num_images=options.count, size=SIZE, decode="exact")
+        figures["stages"] = {"images_per_s": stages["images_per_s_per_core"], "ms_per_image": stages["ms_per_image"]}
     if "workers" in options.parts:
         figures["by_workers_images_per_s"] = by_workers(images, rounds=options.rounds)
     return figures
@@ -170,11 +170,11 @@ def decoder_limit(images: ImageFiles, *, rounds: int) -> dict[str, float]:
 def by_workers(images: ImageFiles, *, rounds: int) -> dict[str, float]:
     """Measure our images a second by the clock with one worker and with two: the best of the rounds."""
     side = ours(images, decode="exact", interpolation="bicubic", epochs=EPOCHS_BY_WORKERS)
-    found = {workers: [] for workers in (1, 2)}
+    rates = {workers: [] for workers in (1, 2)}
     for _ in range(rounds):
-        for workers in found:
-            found[workers].append(_clocked(side(workers)))
-    one, two = max(found[1]), max(found[2])
+        for workers in rates:
+            rates[workers].append(_clocked(side(workers)))
+    one, two = max(rates[1]), max(rates[2])
     return {"one": one, "two": two, "ratio": two / one}
 
 

@@ -53,12 +53,12 @@ def restarts(folder: Path) -> dict[str, float]:
     """Time the first micro-batch after a restart, in seconds by the step that is restarted at."""
     steps_per_epoch = SHARDS * SAMPLES // BATCH
     steps = (0, 1, steps_per_epoch // 2, steps_per_epoch - 1, steps_per_epoch, 99 * steps_per_epoch + 12_345)
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for step in steps:
         command = [sys.executable, "-m", "benchmarks.loading.loader_restart", str(folder / "many"), str(step)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-        found[str(step)] = float(json.loads(done.stdout)["seconds"])
-    return found
+        seconds[str(step)] = float(json.loads(done.stdout)["seconds"])
+    return seconds
 
 
 def _first_batch(folder: str, step: int) -> float:

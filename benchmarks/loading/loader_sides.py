@@ -93,7 +93,7 @@ def ours(images: ImageFiles, *, decode: DecodeMode, interpolation: Interpolation
     builder = CropBuilder(decode=decode, interpolation=interpolation)
 
     def batches(workers: int) -> Iterator[Tensor]:
-        found = training_batches(
+        batches = training_batches(
             shards,
             order,
             builder,
@@ -102,7 +102,7 @@ def ours(images: ImageFiles, *, decode: DecodeMode, interpolation: Interpolation
             last_step=epochs * order.steps_per_epoch,
             workers=workers,
         )
-        return (batch["images"] for batch in found)
+        return (batch["images"] for batch in batches)
 
     return batches
 

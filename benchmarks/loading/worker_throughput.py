@@ -54,20 +54,20 @@ def main() -> None:
     plans = {rule: planning_s(config, model, rule, masks=options.masks) for rule in ("optimal", "tiles")}
     whole = reading_s(config, model, micro_batches=options.micro_batches)
     flops = step_flops(config, model)
-    given = options.micro_batch / whole
-    wanted = {name: SHARE * peak / flops for name, peak in GPUS.items()}
+    worker_rate = options.micro_batch / whole
+    gpu_rates = {name: SHARE * peak / flops for name, peak in GPUS.items()}
     figures = {
         "machine": machine(),
         "network": options.network,
         "micro_batch": options.micro_batch,
-        "worker_images_per_s": given,
-        f"{WORKERS}_workers_images_per_s": WORKERS * given,
+        "worker_images_per_s": worker_rate,
+        f"{WORKERS}_workers_images_per_s": WORKERS * worker_rate,
         "planning_ms": {rule: 1000 * mean(times) for rule, times in plans.items()},
         "planning_share": {rule: mean(times) / whole for rule, times in plans.items()},
         "planning_worst_ms": {rule: 1000 * max(times) for rule, times in plans.items()},
         "gflop_per_image": flops / 1e9,
-        "gpu_images_per_s": wanted,
-        "workers_needed": {name: rate / given for name, rate in wanted.items()},
+        "gpu_images_per_s": gpu_rates,
+        "workers_needed": {name: rate / worker_rate for name, rate in gpu_rates.items()},
     }
     needed = figures["workers_needed"]["A100"]
     goal = Goal(name="workers that an A100 needs at 45 % of its peak", value=needed, at_most=WORKERS)

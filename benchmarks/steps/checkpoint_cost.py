@@ -63,13 +63,13 @@ def main() -> None:
 
 def goals(figures: dict[str, Any], sizes: list[str]) -> list[Goal]:
     """List the bounds that the figures must keep."""
-    found = [
+    bounds = [
         Goal(name=f"{SIZES[name]}: waiting over writing", value=figures[name]["wait_share"], at_most=WAIT_SHARE)
         for name in sizes
     ]
     share = figures["simulated_1b"]["extra_memory_over_owned"]
     return [
-        *found,
+        *bounds,
         Goal(name="1B parameters: extra memory over what the process owns", value=share, at_most=MEMORY_SHARE),
     ]
 
@@ -164,9 +164,9 @@ class _Peak:
 def _in_a_process(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """Do ``work`` in a fresh process, whose memory nothing else has touched."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(work, arguments)
-    sys.stdout.write(f"{work.__name__} {arguments[1:]}: {found}\n")
-    return found
+        result = pool.apply(work, arguments)
+    sys.stdout.write(f"{work.__name__} {arguments[1:]}: {result}\n")
+    return result
 
 
 if __name__ == "__main__":

@@ -79,9 +79,9 @@ def main() -> None:
 
 def masks(options: Options, *, ratio: str, number: int, name: str) -> Iterator[np.ndarray]:
     """Yield the visible units, as rows and columns, of each random mask."""
-    kept = int(UNITS**2 * (1 - Fraction(ratio)))
+    num_visible = int(UNITS**2 * (1 - Fraction(ratio)))
     for k in range(number):
-        chosen = np.sort(stream(options.seed, name, ratio, k).permutation(UNITS**2)[:kept])
+        chosen = np.sort(stream(options.seed, name, ratio, k).permutation(UNITS**2)[:num_visible])
         yield np.stack(np.divmod(chosen, UNITS), axis=1)
 
 
@@ -139,13 +139,13 @@ def study_ratio(options: Options, ratio: str) -> tuple[dict[str, Any], dict[str,
 def compare_rules(layers: list[list[int]], plans: dict[str, list[Grouping]]) -> dict[str, Any]:
     """Group size, padding and cost of each rule for one layer."""
     least = np.array([plan.cost for plan in plans["optimal"]])
-    found: dict[str, Any] = {"windows": round(float(np.mean([len(counts) for counts in layers])), 1)}
+    figures: dict[str, Any] = {"windows": round(float(np.mean([len(counts) for counts in layers])), 1)}
     for rule, chosen in plans.items():
         costs = np.array([plan.cost for plan in chosen])
         padding = [
             1 - sum(counts) / (plan.num_groups * plan.group_size) for counts, plan in zip(layers, chosen, strict=True)
         ]
-        found[rule] = {
+        figures[rule] = {
             "group_size": round(float(np.mean([plan.group_size for plan in chosen])), 1),
             "padding": round(float(np.mean(padding)), 4),
             "over_optimum_mean": round(float((costs / least).mean()) - 1, 4),
@@ -153,7 +153,7 @@ def compare_rules(layers: list[list[int]], plans: dict[str, list[Grouping]]) -> 
             "unproved": sum(not plan.proved for plan in chosen) if rule == "optimal" else None,
             "costs": costs,
         }
-    return found
+    return figures
 
 
 def over_optimum(costs: list[np.ndarray], rules: dict[str, Any], names: dict[str, Any]) -> dict[str, float]:

@@ -43,10 +43,10 @@ def own_times(run: Callable[[], object], device: str) -> dict[str, float]:
     """The milliseconds per step that each operation takes by itself."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     run()
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiled:
         for _ in range(STEPS):
             run()
-    events: Any = found.key_averages()
+    events: Any = profiled.key_averages()
     name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     return {event.key: getattr(event, name) / 1000 / STEPS for event in events}
 

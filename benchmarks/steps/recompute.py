@@ -71,9 +71,9 @@ def main() -> None:
         "budgets": budgets,
     }
     goals = [
-        Goal(name=f"{name}: kept over budget", value=found["kept_bytes"] / found["budget_bytes"], at_most=1.0)
-        for name, found in budgets.items()
-        if "kept_bytes" in found
+        Goal(name=f"{name}: kept over budget", value=result["kept_bytes"] / result["budget_bytes"], at_most=1.0)
+        for name, result in budgets.items()
+        if "kept_bytes" in result
     ]
     finish(figures, goals, check=not options.no_goal)
 
@@ -94,7 +94,7 @@ def measure(
     except BudgetError as error:
         return {"refused": str(error)}
     device = torch.device(options.device)
-    kept: list[int] = []
+    kept_bytes: list[int] = []
     times: dict[str, list[float]] = {"all_kept": [], "recomputed": []}
     peaks: dict[str, list[int]] = {"all_kept": [], "recomputed": []}
     for number in range(options.rounds + 1):
@@ -110,11 +110,11 @@ def measure(
             if number:
                 times[name].append(taken)
                 peaks[name].append(peak)
-        kept.append(saved_bytes(model, forward))
+        kept_bytes.append(saved_bytes(model, forward))
     recompute_blocks(model, ())
-    found = {
+    figures = {
         "budget_bytes": int(share * cost.bytes),
-        "kept_bytes": max(kept),
+        "kept_bytes": max(kept_bytes),
         "kept_bytes_planned": choice.kept,
         "peak_bytes_planned": choice.peak,
         "blocks_recomputed": len(choice.recomputed),
@@ -124,8 +124,8 @@ def measure(
         **{f"seconds_{name}": median(values) for name, values in times.items()},
     }
     if device.type == "cuda":
-        found |= {f"allocated_bytes_{name}": max(values) for name, values in peaks.items()}
-    return found
+        figures |= {f"allocated_bytes_{name}": max(values) for name, values in peaks.items()}
+    return figures
 
 
 def _step(model: GreenMIM, forward: Callable[[], Any], *, device: torch.device) -> tuple[float, int]:

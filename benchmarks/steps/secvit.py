@@ -60,7 +60,7 @@ def main() -> None:
         case.name: convolution_against_scattering(case, options)
         for case in depthwise_kernels.cases(torch.device("cpu"))
     }
-    slowest = min(convolutions.values(), key=lambda found: found["speedup"])["speedup"]
+    slowest = min(convolutions.values(), key=lambda figures_of: figures_of["speedup"])["speedup"]
     goals.append(Goal(name="scatter, convolve, gather over ours, at worst", value=slowest, at_least=1.0))
     figures["other_cluster_in_bf16"] = changed_clusters(VISIBLE_MODEL)
     finish(figures, goals, check=not options.no_goal)
@@ -86,13 +86,13 @@ def against_the_listing(name: str, options: argparse.Namespace) -> dict[str, flo
         runs[f"{side}_training"] = partial(_step, model, lambda x, m=model: F.cross_entropy(m(x), labels), images)
         runs[f"{side}_inference"] = partial(_infer, model, images)
     times = _interleaved(runs, rounds=options.rounds)
-    found = {f"seconds_{key}": seconds for key, seconds in times.items()}
-    found |= {
+    figures = {f"seconds_{key}": seconds for key, seconds in times.items()}
+    figures |= {
         f"saved_bytes_{side}": saved_bytes(m, partial(m.train(), images))
         for side, m in (("ours", ours), ("listing", plain))
     }
-    found |= {kind: times[f"listing_{kind}"] / times[f"ours_{kind}"] for kind in ("training", "inference")}
-    return found | {"bytes": found["saved_bytes_ours"] / found["saved_bytes_listing"]}
+    figures |= {kind: times[f"listing_{kind}"] / times[f"ours_{kind}"] for kind in ("training", "inference")}
+    return figures | {"bytes": figures["saved_bytes_ours"] / figures["saved_bytes_listing"]}
 
 
 def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
@@ -111,12 +111,14 @@ def visible_against_dense(options: argparse.Namespace) -> dict[str, float]:
     times = _interleaved(runs, rounds=options.rounds)
     forwards = {"dense": whole.forward_features, "visible": partial(_visible, whole, layout=layout)}
     macs = {side: _macs(forward, images[:1]) for side, forward in forwards.items()}
-    found = {f"seconds_{key}": seconds for key, seconds in times.items()}
-    found |= {f"saved_bytes_{side}": saved_bytes(whole, partial(forward, images)) for side, forward in forwards.items()}
-    found["speedup"] = times["dense"] / times["visible"]
-    found["speedup_without_depthwise"] = times["dense_without_depthwise"] / times["visible_without_depthwise"]
-    found["ceiling_by_macs"] = macs["dense"] / macs["visible"]
-    return found | {"bytes": found["saved_bytes_visible"] / found["saved_bytes_dense"]}
+    figures = {f"seconds_{key}": seconds for key, seconds in times.items()}
+    figures |= {
+        f"saved_bytes_{side}": saved_bytes(whole, partial(forward, images)) for side, forward in forwards.items()
+    }
+    figures["speedup"] = times["dense"] / times["visible"]
+    figures["speedup_without_depthwise"] = times["dense_without_depthwise"] / times["visible_without_depthwise"]
+    figures["ceiling_by_macs"] = macs["dense"] / macs["visible"]
+    return figures | {"bytes": figures["saved_bytes_visible"] / figures["saved_bytes_dense"]}
 
 
 def convolution_against_scattering(case: depthwise_kernels.Case, options: argparse.Namespace) -> dict[str, float]:

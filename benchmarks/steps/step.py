@@ -115,31 +115,31 @@ def main() -> None:
         if time.monotonic() - started > options.seconds:
             break
         try:
-            found = measure(every[name], options=options)
+            result = measure(every[name], options=options)
         except torch.OutOfMemoryError:
             figures["out_of_memory"].append(name)
             continue
         if on_gpu:
-            found["flops_share"] = found["flops_per_s_sparse"] / figures["peak_flops_per_s"]
+            result["flops_share"] = result["flops_per_s_sparse"] / figures["peak_flops_per_s"]
             torch.cuda.empty_cache()
-        figures["cases"][name] = found
+        figures["cases"][name] = result
         if not dist.is_initialized():
             finish(figures, [], check=False)  # a later case may take longer than there is time
     if dist.is_initialized() and dist.get_rank() > 0:
         return
-    goals = [goal for name, found in figures["cases"].items() for goal in _goals(name, found, device=options.device)]
+    goals = [goal for name, result in figures["cases"].items() for goal in _goals(name, result, device=options.device)]
     finish(figures, goals, check=not options.no_goal)
 
 
-def _goals(name: str, found: dict[str, float], *, device: str) -> list[Goal]:
+def _goals(name: str, result: dict[str, float], *, device: str) -> list[Goal]:
     bounds = GOALS[device].get(name, {})
     least = [
-        Goal(name=f"{name}: {AT_LEAST[figure]}", value=found[figure], at_least=bound)
+        Goal(name=f"{name}: {AT_LEAST[figure]}", value=result[figure], at_least=bound)
         for figure, bound in bounds.items()
         if figure in AT_LEAST
     ]
     most = [
-        Goal(name=f"{name}: {AT_MOST[figure]}", value=found[figure], at_most=bound)
+        Goal(name=f"{name}: {AT_MOST[figure]}", value=result[figure], at_most=bound)
         for figure, bound in bounds.items()
         if figure in AT_MOST
     ]
@@ -191,14 +191,14 @@ def measure(case: Case, *, options: argparse.Namespace) -> dict[str, float]:
             if number:
                 times[name].append(seconds)
     runs = sides(sparse, dense, batches=batches, first=0, options=options)
-    found = {f"seconds_{name}": median(values) for name, values in times.items()}
-    found["images_per_s"] = options.micro_batch * options.micro_batches_per_forward / found["seconds_sparse"]
-    found["speedup"] = found["seconds_dense"] / found["seconds_sparse"]
-    found["encoder_speedup"] = found["seconds_encoder_dense"] / found["seconds_encoder_sparse"]
+    figures = {f"seconds_{name}": median(values) for name, values in times.items()}
+    figures["images_per_s"] = options.micro_batch * options.micro_batches_per_forward / figures["seconds_sparse"]
+    figures["speedup"] = figures["seconds_dense"] / figures["seconds_sparse"]
+    figures["encoder_speedup"] = figures["seconds_encoder_dense"] / figures["seconds_encoder_sparse"]
     for name, model in (("sparse", sparse), ("dense", dense)):
-        found[f"saved_bytes_{name}"] = float(saved_bytes(model, lambda: runs[f"forward_{name}"]()))  # noqa: B023
-    found["bytes_ratio"] = found["saved_bytes_sparse"] / found["saved_bytes_dense"]
-    return {**found, **_gpu_figures(runs, seconds=found["seconds_sparse"])} if device.type == "cuda" else found
+        figures[f"saved_bytes_{name}"] = float(saved_bytes(model, lambda: runs[f"forward_{name}"]()))  # noqa: B023
+    figures["bytes_ratio"] = figures["saved_bytes_sparse"] / figures["saved_bytes_dense"]
+    return {**figures, **_gpu_figures(runs, seconds=figures["seconds_sparse"])} if device.type == "cuda" else figures
 
 
 def sides(
@@ -249,18 +249,18 @@ def _all_images(group: list[dict[str, Any]]) -> Tensor:
 
 def _gpu_figures(runs: dict[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
     """Measure peak memory beside what lies there before a step, and the FLOP/s of the step on visible tokens."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in ("sparse", "dense"):
         runs[name]()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         runs[name]()
-        found[f"peak_bytes_{name}"] = float(torch.cuda.max_memory_allocated() - before)
-    found["memory_ratio"] = found["peak_bytes_sparse"] / found["peak_bytes_dense"]
+        figures[f"peak_bytes_{name}"] = float(torch.cuda.max_memory_allocated() - before)
+    figures["memory_ratio"] = figures["peak_bytes_sparse"] / figures["peak_bytes_dense"]
     with FlopCounterMode(display=False) as counter:
         runs["sparse"]()
-    found["flops_per_s_sparse"] = counter.get_total_flops() / seconds
-    return found
+    figures["flops_per_s_sparse"] = counter.get_total_flops() / seconds
+    return figures
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

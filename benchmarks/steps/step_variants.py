@@ -57,8 +57,8 @@ def main() -> None:
         "micro_batch": options.micro_batch,
         "ways": {},
     }
-    for name, found in measured(case, options=options):
-        figures["ways"][name] = found
+    for name, result in measured(case, options=options):
+        figures["ways"][name] = result
         finish(figures, [], check=False)  # after each, since compilers may take longer than there is time
 
 
@@ -133,8 +133,8 @@ def _step(model: GreenMIM, group: list[dict[str, Any]], options: argparse.Namesp
 
 
 def _has_fp8() -> bool:
-    found = importlib.util.find_spec("torchao") is not None
-    return found and torch.cuda.get_device_capability() >= CAPABILITY
+    is_installed = importlib.util.find_spec("torchao") is not None
+    return is_installed and torch.cuda.get_device_capability() >= CAPABILITY
 
 
 CPU_WAYS: dict[str, Build] = {

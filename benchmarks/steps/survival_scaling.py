@@ -129,12 +129,12 @@ def checkpoint_works(world_size: int, *, parameters: list[tuple[str, nn.Paramete
 def milliseconds(work: Callable[[], Any], *, repeats: int) -> float:
     """Time by the processor: the median in milliseconds."""
     work()
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(repeats):
         start = time.process_time()
         work()
-        found.append(1e3 * (time.process_time() - start))
-    return statistics.median(found)
+        times.append(1e3 * (time.process_time() - start))
+    return statistics.median(times)
 
 
 def _runs(parameters: list[tuple[str, nn.Parameter]], *, rank: int, world_size: int) -> list[ParamSlice]:

@@ -42,9 +42,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory(prefix="trainer-overhead-") as folder:
-        found = measure(_config(options, Path(folder)), steps=options.steps)
-    figures = {"machine": machine(), "network": options.network, "micro_batch": options.micro_batch, **found}
-    goals = [Goal(name="trainer over bare step, minus 1", value=found["overhead"], at_most=GOAL)]
+        result = measure(_config(options, Path(folder)), steps=options.steps)
+    figures = {"machine": machine(), "network": options.network, "micro_batch": options.micro_batch, **result}
+    goals = [Goal(name="trainer over bare step, minus 1", value=result["overhead"], at_most=GOAL)]
     finish(figures, goals, check=not options.no_goal)
 
 
@@ -83,9 +83,9 @@ def measure(config: PretrainConfig, *, steps: int) -> dict[str, float]:
                     times[name].append(seconds)
         trained.close()
     engine.close()
-    found = {f"seconds_{name}": median(values) for name, values in times.items()}
-    added = found["seconds_trainer"] - found["seconds_bare"]
-    return {**found, "milliseconds_added": 1000 * added, "overhead": added / found["seconds_bare"]}
+    figures = {f"seconds_{name}": median(values) for name, values in times.items()}
+    added = figures["seconds_trainer"] - figures["seconds_bare"]
+    return {**figures, "milliseconds_added": 1000 * added, "overhead": added / figures["seconds_bare"]}
 
 
 def _bare_steps(config: PretrainConfig, engine: Engine) -> Generator[None]:

@@ -105,14 +105,14 @@ def peak_bytes(name: str, size: int) -> int:
     """Measure the memory that a forward takes on top of the network and the image, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    kept = dict(os.environ)
+    environment = dict(os.environ)
     os.environ.update(SMALL_BLOCKS)
     try:
         process = context.Process(target=_measure_peak, args=(name, size, send))
         process.start()
     finally:
         os.environ.clear()
-        os.environ.update(kept)
+        os.environ.update(environment)
     send.close()
     peak = receive.recv()
     process.join()
@@ -131,9 +131,9 @@ def _measure_peak(name: str, size: int, send: Any) -> None:
 
 
 def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024
 
 
 def macs_of(name: str, size: int) -> int:

@@ -119,7 +119,7 @@ def eight_images(source: Path, *, out: Path) -> Path:
     if (out / "manifest.json").exists():
         return out
     trees = [(path.stem.removeprefix(PREFIX), json.loads(path.read_text())) for path in annotation_files(source)]
-    fitting = [found for split, tree in trees for found in _fitting(source / "images" / split, tree)][:NUM_IMAGES]
+    fitting = [match for split, tree in trees for match in _fitting(source / "images" / split, tree)][:NUM_IMAGES]
     assert len(fitting) == NUM_IMAGES, f"{len(fitting)} images fit the rule, {NUM_IMAGES} are wanted"
     names = {category["id"]: category["name"] for category in trees[0][1]["categories"]}
     occurring = sorted({item["category_id"] for _, member in fitting for item in member["objects"]})
@@ -139,9 +139,9 @@ def _fitting(images: Path, tree: dict[str, Any]) -> list[tuple[Path, dict[str, A
     for annotation in tree["annotations"]:
         objects.setdefault(annotation["image_id"], []).append(annotation)
     chosen = [p for p in sorted(tree["images"], key=lambda p: p["id"]) if _fits(p, objects.get(p["id"], []))]
-    kept = ("file_name", "height", "width")
+    keys = ("file_name", "height", "width")
     return [
-        (images / p["file_name"], {"image_id": p["id"], **{k: p[k] for k in kept}, "objects": objects[p["id"]]})
+        (images / p["file_name"], {"image_id": p["id"], **{k: p[k] for k in keys}, "objects": objects[p["id"]]})
         for p in chosen
     ]
 
@@ -155,8 +155,8 @@ def oracle_mask_ap(folder: Path) -> float:
     """The mask AP of the true masks after they went through the head's 28 x 28 cells and back."""
     shards = open_shards(folder)
     truth: Truth = read_truth(shards, option="shards")
-    found = [_oracle(shards, position) for position in range(shards.num_samples)]
-    lines = as_coco(found, image_ids=truth.image_ids, category_ids=truth.category_ids)
+    predictions = [_oracle(shards, position) for position in range(shards.num_samples)]
+    lines = as_coco(predictions, image_ids=truth.image_ids, category_ids=truth.category_ids)
     return average_precision(truth.dataset, lines, kind="mask")["AP"]
 
 

@@ -121,11 +121,11 @@ class Study:
         folder = self.out / f"pretrain_{name}"
         if (folder / "backbone").exists():
             return
-        words = list(PRETRAININGS[name])
+        options = list(PRETRAININGS[name])
         if name == "dense":
             share = self._seconds_per_step("greenmim") / self._seconds_per_step("dense")
-            words += ["--optimizer.steps", str(round(share * self._recipe_steps()))]
-        self._pretrain(folder, words)
+            options += ["--optimizer.steps", str(round(share * self._recipe_steps()))]
+        self._pretrain(folder, options)
 
     def tasks(self) -> list[Task]:
         """List what to measure, the strongest proof first."""
@@ -153,27 +153,27 @@ class Study:
 
     def figures(self, tasks: list[Task]) -> dict[str, Any]:
         """Sum up every arm: mean and deviation over seeds, and how long the runs took."""
-        found: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for task in tasks:
-            found.setdefault(f"{task.method}_{task.start}_{task.labels}", []).append(self.measure(task))
+            scores.setdefault(f"{task.method}_{task.start}_{task.labels}", []).append(self.measure(task))
         table = {
             name: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "n": len(values)}
-            for name, values in found.items()
+            for name, values in scores.items()
         }
         seconds = {name: self._seconds(self.out / f"pretrain_{name}") for name in self.options.pretrainings}
         return {"top1": table, "pretraining_seconds": seconds}
 
     def _finetune_words(self, task: Task, folder: Path) -> list[str]:
-        words = ["--recipe", f"benchmarks/studies/transfer/{self.options.scale}_finetune.yaml", *LABELS[task.labels]]
-        words += ["--data.shards", str(self.out / "train"), "--val-shards", str(self.out / "val")]
-        words += ["--run.folder", str(folder), "--run.seed", str(task.seed), "--task.method", task.method]
+        options = ["--recipe", f"benchmarks/studies/transfer/{self.options.scale}_finetune.yaml", *LABELS[task.labels]]
+        options += ["--data.shards", str(self.out / "train"), "--val-shards", str(self.out / "val")]
+        options += ["--run.folder", str(folder), "--run.seed", str(task.seed), "--task.method", task.method]
         if task.start in PRETRAININGS:
-            words += ["--backbone.init", str(self.out / f"pretrain_{task.start}" / "backbone")]
+            options += ["--backbone.init", str(self.out / f"pretrain_{task.start}" / "backbone")]
         if task.labels != "all":
-            words += ["--optimizer.steps", str(self._finetune_steps() // FEW_LABELS_STEPS)]
+            options += ["--optimizer.steps", str(self._finetune_steps() // FEW_LABELS_STEPS)]
         if task.start == "scratch_more":
-            words += ["--optimizer.steps", str(self._steps_with_pretraining(task))]
-        return words
+            options += ["--optimizer.steps", str(self._steps_with_pretraining(task))]
+        return options
 
     def _steps_with_pretraining(self, task: Task) -> int:
         """Count the fine-tuning steps that take the time of pretraining and fine-tuning together."""
@@ -205,10 +205,10 @@ class Study:
                 )
         return self._seconds(folder) / CALIBRATION_STEPS
 
-    def _pretrain(self, folder: Path, words: list[str]) -> None:
+    def _pretrain(self, folder: Path, options: list[str]) -> None:
         recipe = f"benchmarks/studies/transfer/{self.options.scale}_pretrain.yaml"
-        words = ["--recipe", recipe, "--data.shards", str(self.out / "train"), "--run.folder", str(folder), *words]
-        self._run(folder.name, ["pretrain/main.py", *words])
+        options = ["--recipe", recipe, "--data.shards", str(self.out / "train"), "--run.folder", str(folder), *options]
+        self._run(folder.name, ["pretrain/main.py", *options])
 
     def _seconds(self, folder: Path) -> float:
         """How long a run took, from the median time of its steps: what else the machine did then counts less."""
@@ -217,11 +217,11 @@ class Study:
         per_step = [line["seconds"] / (line["step"] - before) for line, before in zip(lines, ends, strict=False)]
         return median(per_step) * lines[-1]["step"]
 
-    def _run(self, name: str, words: list[str]) -> None:
+    def _run(self, name: str, command: list[str]) -> None:
         log = self.out / f"{name}.log"
         with log.open("a") as output:
             code = subprocess.run(
-                [sys.executable, *words], cwd=ROOT, stdout=output, stderr=output, check=False
+                [sys.executable, *command], cwd=ROOT, stdout=output, stderr=output, check=False
             ).returncode
         if code:
             sys.exit(f"{name} ended with exit code {code}:\n{log.read_text()[-3000:]}")
@@ -231,9 +231,9 @@ def _steps_of(recipe: Path) -> int:
     return int(yaml.safe_load(recipe.read_text())["optimizer"]["steps"])
 
 
-def say(words: str) -> None:
+def say(text: str) -> None:
     """Show a line of progress."""
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -109,10 +109,10 @@ ROWS = (
 
 def main() -> None:
     """Count all rows, print the table and the figures, and exit with 1 where one differs."""
-    found = [(row, measure(row.name, img_size=row.img_size, **row.args)) for row in ROWS]
-    Console(width=170).print(_table(found))
-    differing = [_label(row) for row, size in found if differences(row, size)]
-    figures = {"rows": [_figures(row, size) for row, size in found], "differing": differing}
+    sizes = [(row, measure(row.name, img_size=row.img_size, **row.args)) for row in ROWS]
+    Console(width=170).print(_table(sizes))
+    differing = [_label(row) for row, size in sizes if differences(row, size)]
+    figures = {"rows": [_figures(row, size) for row, size in sizes], "differing": differing}
     finish(figures, [Goal(name="rows that differ", value=len(differing), at_most=0)], check=True)
 
 
@@ -133,8 +133,8 @@ def differences(row: Row, size: ModelSize) -> list[str]:
 
 def agrees(printed: str, counted: int, *, scale: int) -> bool:
     """Whether ``counted``, in units of 10 to the ``scale``, is ``printed``, rounded either way."""
-    exact, known = Decimal(counted).scaleb(-scale), Decimal(printed)
-    return abs(exact - known) < Decimal(1).scaleb(int(known.as_tuple().exponent))
+    exact, published = Decimal(counted).scaleb(-scale), Decimal(printed)
+    return abs(exact - published) < Decimal(1).scaleb(int(published.as_tuple().exponent))
 
 
 def _label(row: Row) -> str:
@@ -142,10 +142,10 @@ def _label(row: Row) -> str:
     return " ".join([row.name, *args])
 
 
-def _table(found: list[tuple[Row, ModelSize]]) -> Table:
+def _table(sizes: list[tuple[Row, ModelSize]]) -> Table:
     columns = ("network", "px", "parameters", "known", "GMACs", "known", "without attention", "known", "known from", "")
     table = Table(*columns, title="counted, and known")
-    for row, size in found:
+    for row, size in sizes:
         table.add_row(
             _label(row),
             str(size.img_size[0]),

@@ -105,10 +105,10 @@ ROWS = (
 
 def main() -> None:
     """Count all rows, print the table and the figures, and exit with 1 where one differs."""
-    found = [(row, count(row)) for row in ROWS]
-    Console(width=170).print(_table(found))
-    differing = [_label(row) for row, size in found if differences(row, size)]
-    figures = {"rows": [_figures(row, size) for row, size in found], "differing": differing}
+    sizes = [(row, count(row)) for row in ROWS]
+    Console(width=170).print(_table(sizes))
+    differing = [_label(row) for row, size in sizes if differences(row, size)]
+    figures = {"rows": [_figures(row, size) for row, size in sizes], "differing": differing}
     finish(figures, [Goal(name="rows that differ", value=len(differing), at_most=0)], check=True)
 
 
@@ -135,10 +135,13 @@ def count(row: Row) -> HeadSize:
 
 def differences(row: Row, size: HeadSize) -> list[str]:
     """List the published figures that differ from the counted ones: parameters in any digit, products by over 1 %."""
-    found = [] if row.parameters in (None, f"{size.parameters / 1e6:.1f}") else ["parameters"]
+    names = [] if row.parameters in (None, f"{size.parameters / 1e6:.1f}") else ["parameters"]
     pairs = {"head": (row.head, size.head), "features": (row.features, size.features)}
     pairs["total"] = (row.total, size.head + size.features)
-    return found + [name for name, (known, counted) in pairs.items() if abs(counted / 1e9 - known) > MOST_OFF * known]
+    for name, (published, counted) in pairs.items():
+        if abs(counted / 1e9 - published) > MOST_OFF * published:
+            names.append(name)
+    return names
 
 
 def _maps(features: nn.Module, row: Row) -> list[Tensor]:
@@ -156,7 +159,7 @@ def _label(row: Row) -> str:
     return f"{row.backbone}{' shrunk' if row.shrunk else ''} {row.side} px, {row.num_classes} classes"
 
 
-def _table(found: list[tuple[Row, HeadSize]]) -> Table:
+def _table(sizes: list[tuple[Row, HeadSize]]) -> Table:
     columns = (
         "network",
         "head, M",
@@ -171,7 +174,7 @@ def _table(found: list[tuple[Row, HeadSize]]) -> Table:
         "",
     )
     table = Table(*columns, title="counted, and known")
-    for row, size in found:
+    for row, size in sizes:
         table.add_row(
             _label(row),
             f"{size.parameters / 1e6:.2f}",
@@ -189,13 +192,13 @@ def _table(found: list[tuple[Row, HeadSize]]) -> Table:
 
 
 def _figures(row: Row, size: HeadSize) -> dict[str, Any]:
-    known = {
+    published = {
         "parameters_m": row.parameters,
         "head_gmacs": row.head,
         "backbone_gmacs": row.features,
         "total_gmacs": row.total,
     }
-    return {"name": _label(row), **vars(size), "known": known}
+    return {"name": _label(row), **vars(size), "known": published}
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ STEPS = 30
 
 
 def run(*command, timeout_s=500, **environment):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_", "SLURM_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "DS_", "SLURM_"))
+    }
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**kept, "OMP_NUM_THREADS": "1", **environment},
+        env={**inherited, "OMP_NUM_THREADS": "1", **environment},
         timeout=timeout_s,
         capture_output=True,
         text=True,
@@ -42,27 +44,27 @@ def port():
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
+def options(tmp_path_factory):
     shards = tmp_path_factory.mktemp("scenes") / "shards"
     run("data/main.py", "write", "--source", "scenes", "--count", "120", "--size", "64", "--out", str(shards))
-    given = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(shards), "--data.workers", "1"]
-    given += ["--optimizer.steps", str(STEPS), "--run.save-every-steps", "5", "--distributed.precision", "fp32"]
-    return [*given, "--distributed.engine", "deepspeed"]
+    arguments = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(shards), "--data.workers", "1"]
+    arguments += ["--optimizer.steps", str(STEPS), "--run.save-every-steps", "5", "--distributed.precision", "fp32"]
+    return [*arguments, "--distributed.engine", "deepspeed"]
 
 
 @pytest.fixture(scope="module")
-def reference(words, tmp_path_factory):
+def reference(options, tmp_path_factory):
     """Two processes that torchrun started."""
     folder = tmp_path_factory.mktemp("torchrun") / "run"
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port())
-    run(*torchrun, "pretrain/main.py", *words, "--run.folder", str(folder))
+    run(*torchrun, "pretrain/main.py", *options, "--run.folder", str(folder))
     return final_tensors(folder, step=STEPS)
 
 
 def check_same(folder, reference):
-    found = final_tensors(folder, step=STEPS)
-    assert found.keys() == reference.keys()
-    assert [name for name, values in reference.items() if not torch.equal(found[name], values)] == []
+    tensors = final_tensors(folder, step=STEPS)
+    assert tensors.keys() == reference.keys()
+    assert [name for name, values in reference.items() if not torch.equal(tensors[name], values)] == []
 
 
 def until(condition, *, timeout_s=500):
@@ -73,13 +75,13 @@ def until(condition, *, timeout_s=500):
 
 
 def ranks(job_id):
-    found = []
+    processes = []
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(int(job_id)).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if "RANK" in process.environ() and "pretrain/main.py" in " ".join(process.cmdline()):
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes
 
 
 def reports(folder):
@@ -92,7 +94,7 @@ def ended(folder):
     return bool(events) and events[-1]["event"] == "decision" and not events[-1]["go_on"]
 
 
-def test_deepspeeds_own_launcher_trains_like_torchrun(words, reference, tmp_path):
+def test_deepspeeds_own_launcher_trains_like_torchrun(options, reference, tmp_path):
     start = ("--num_gpus", "2", "--no_local_rank", "--master_port", port())
     cpu = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "2"}
     run(
@@ -100,7 +102,7 @@ def test_deepspeeds_own_launcher_trains_like_torchrun(words, reference, tmp_path
         "deepspeed.launcher.runner",
         *start,
         "pretrain/main.py",
-        *words,
+        *options,
         "--run.folder",
         str(tmp_path / "x"),
         **cpu,
@@ -108,10 +110,10 @@ def test_deepspeeds_own_launcher_trains_like_torchrun(words, reference, tmp_path
     check_same(tmp_path / "x", reference)
 
 
-def test_a_killed_process_is_restarted_and_the_weights_are_those_of_the_undisturbed_run(words, reference, tmp_path):
+def test_a_killed_process_is_restarted_and_the_weights_are_those_of_the_undisturbed_run(options, reference, tmp_path):
     folder = JobFolder(tmp_path / "x")
-    given = [*words, "--run.folder", str(folder.run), "--cluster", "local", "--cluster.processes-per-node", "2"]
-    run("launch/main.py", "pretrain", *given, "--cluster.restart.backoff-s", "0")
+    arguments = [*options, "--run.folder", str(folder.run), "--cluster", "local", "--cluster.processes-per-node", "2"]
+    run("launch/main.py", "pretrain", *arguments, "--cluster.restart.backoff-s", "0")
     until(lambda: folder.newest_step() >= 5)
     ranks(folder.read().ids[-1])[-1].kill()
     until(lambda: ended(folder))
@@ -121,10 +123,10 @@ def test_a_killed_process_is_restarted_and_the_weights_are_those_of_the_undistur
     check_same(folder.run, reference)
 
 
-def test_a_cancelled_run_is_saved_and_goes_on_with_another_number_of_processes(words, tmp_path):
+def test_a_cancelled_run_is_saved_and_goes_on_with_another_number_of_processes(options, tmp_path):
     folder = JobFolder(tmp_path / "x")
-    given = [*words, "--run.folder", str(folder.run), "--distributed.engine", "single"]
-    run("launch/main.py", "pretrain", *given, "--cluster", "local")
+    arguments = [*options, "--run.folder", str(folder.run), "--distributed.engine", "single"]
+    run("launch/main.py", "pretrain", *arguments, "--cluster", "local")
     until(lambda: reports(folder.run) >= 2)
     assert "running here" in run("launch/main.py", "status", str(folder.run))
     assert "after its step, saved" in run("launch/main.py", "cancel", str(folder.run))
@@ -141,11 +143,11 @@ def test_a_cancelled_run_is_saved_and_goes_on_with_another_number_of_processes(w
     assert f"step {STEPS}/{STEPS}" in run("launch/main.py", "logs", str(folder.run))
 
 
-def test_the_doctor_examines_this_machine(words, tmp_path):
-    given = [word for word in words if word not in ("--distributed.engine", "deepspeed")]
+def test_the_doctor_examines_this_machine(options, tmp_path):
+    arguments = [word for word in options if word not in ("--distributed.engine", "deepspeed")]
     folder = ("--run.folder", str(tmp_path / "x"), "--cluster", "local", "--cluster.processes-per-node", "2")
-    said = run("launch/main.py", "doctor", *given, *folder, COLUMNS="200")
+    shown = run("launch/main.py", "doctor", *arguments, *folder, COLUMNS="200")
     for check in ("versions", "all-reduce", "run folder", "disk space", "loader", "warning signal"):
-        assert f"│ {check}" in said
-    assert "reached 2 of 2 processes" in said
-    assert "failure" not in said
+        assert f"│ {check}" in shown
+    assert "reached 2 of 2 processes" in shown
+    assert "failure" not in shown

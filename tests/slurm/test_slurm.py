@@ -35,8 +35,8 @@ def test_a_disturbed_run_ends_with_the_undisturbed_weights(slurm, tmp_path):
 def test_what_a_dry_run_shows_is_what_is_submitted_and_a_sweep_is_an_array(slurm, tmp_path):
     drill = Drill(slurm, tmp_path, steps=2)
     recipe = ROOT / "pretrain" / "recipes" / "sweeps" / "mask_ratio_060.yaml"
-    words = [
-        *drill.words("swept"),
+    arguments = [
+        *drill.arguments("swept"),
         "--nodes",
         "1",
         "--sweep",
@@ -45,7 +45,7 @@ def test_what_a_dry_run_shows_is_what_is_submitted_and_a_sweep_is_an_array(slurm
     ]
 
     def launch(*more):
-        command = [sys.executable, "launch/main.py", *words, "--distributed.engine", "single", *more]
+        command = [sys.executable, "launch/main.py", *arguments, "--distributed.engine", "single", *more]
         return subprocess.run(
             command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=True
         ).stdout
@@ -89,9 +89,9 @@ def test_a_cancelled_run_is_saved_and_goes_on_with_another_number_of_nodes(slurm
 
 def test_the_doctor_examines_both_nodes(slurm, tmp_path):
     drill = Drill(slurm, tmp_path, steps=2)
-    words = ["doctor", *drill.words("examined")[1:], "--nodes", "2"]
+    arguments = ["doctor", *drill.arguments("examined")[1:], "--nodes", "2"]
     done = subprocess.run(
-        [sys.executable, "launch/main.py", *words],
+        [sys.executable, "launch/main.py", *arguments],
         cwd=ROOT,
         env={**slurm.environment, "COLUMNS": "300"},
         capture_output=True,
@@ -110,9 +110,9 @@ def test_the_doctor_examines_both_nodes(slurm, tmp_path):
 
 def test_the_proof_of_exact_resuming_runs_as_a_job(slurm, tmp_path):
     drill = Drill(slurm, tmp_path, steps=2)
-    words = [*drill.words("proof")[1:], "--distributed.engine", "ddp", "--cluster.processes-per-node", "2"]
+    arguments = [*drill.arguments("proof")[1:], "--distributed.engine", "ddp", "--cluster.processes-per-node", "2"]
     subprocess.run(
-        [sys.executable, "launch/main.py", "verify-resume", *words, "--steps", "8"],
+        [sys.executable, "launch/main.py", "verify-resume", *arguments, "--steps", "8"],
         cwd=ROOT,
         env=slurm.environment,
         check=True,

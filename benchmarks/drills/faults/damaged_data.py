@@ -20,9 +20,9 @@ def corrupt_pictures(drill: Drill) -> str:
     drill.data("index", "--source", shards, "--out", shards).expect_sound()
     drill.pretrain(shards).expect_sound()
     _expect_replaced(drill, BROKEN)
-    found = drill.data("verify", "--shards", shards, "--full")
-    found.expect_error(f"{len(BROKEN)} problems")
-    named = re.findall(r"^problem: sample (\d+) ", found.output, re.MULTILINE)
+    verified = drill.data("verify", "--shards", shards, "--full")
+    verified.expect_error(f"{len(BROKEN)} problems")
+    named = re.findall(r"^problem: sample (\d+) ", verified.output, re.MULTILINE)
     expect([int(key) for key in named] == list(BROKEN), f"verify names {named}")
     drill.data("write", "--source", shards, "--out", drill.folder / "written").expect_sound()
     left_out = (drill.folder / "written" / "bad.jsonl").read_text().splitlines()
@@ -123,13 +123,13 @@ def _late_shard(drill: Drill) -> int:
 def _expect_replaced(drill: Drill, numbers: tuple[int, ...]) -> None:
     """Insist that just these samples were replaced, named with their shard and counted, and nothing else changed."""
     assert drill.reference is not None
-    found, expected = drill.trained(), drill.reference.places
+    trained, expected = drill.trained(), drill.reference.places
     where = {int(sample[0]): place for place, sample in expected.items()}
-    named = {line["id"]: (line["step"], line["micro_batch"], Path(line["shard"]).name) for line in found.ledger}
-    wanted = {n: (*where[n][:2], f"shard-{n // PER_SHARD:06d}.tar") for n in numbers}
-    expect(named == wanted, f"the ledger names {named}, expected {wanted}")
-    expect(len(found.ledger) == len(numbers) and all(line["reason"] for line in found.ledger), f"{found.ledger}")
-    expect(found.num_bad == len(numbers), f"the metrics count {found.num_bad}")
-    expect(len(found.losses) == STEPS and len(found.places) == STEPS * BATCH, "steps are missing")
-    changed = {place for place, sample in found.places.items() if sample != expected[place]}
+    named = {line["id"]: (line["step"], line["micro_batch"], Path(line["shard"]).name) for line in trained.ledger}
+    expected_lines = {n: (*where[n][:2], f"shard-{n // PER_SHARD:06d}.tar") for n in numbers}
+    expect(named == expected_lines, f"the ledger names {named}, expected {expected_lines}")
+    expect(len(trained.ledger) == len(numbers) and all(line["reason"] for line in trained.ledger), f"{trained.ledger}")
+    expect(trained.num_bad == len(numbers), f"the metrics count {trained.num_bad}")
+    expect(len(trained.losses) == STEPS and len(trained.places) == STEPS * BATCH, "steps are missing")
+    changed = {place for place, sample in trained.places.items() if sample != expected[place]}
     expect(changed == {where[n] for n in numbers}, f"other places changed: {sorted(changed)}")

@@ -52,11 +52,11 @@ def climbing_names(drill: Drill) -> str:
 
 def pipe_url(drill: Drill) -> str:
     """`pipe:touch canary` as the shards, as a source, and as a shard of a manifest, local and remote."""
-    words = f"pipe:touch {drill.canary}"
-    drill.pretrain(words).expect_error("pipe: cannot be read")
-    drill.data("verify", "--shards", words).expect_error("pipe: cannot be read")
-    drill.data("write", "--source", words, "--out", drill.folder / "written").expect_error("pipe:")
-    shards = _rename_shards(drill, words)
+    url = f"pipe:touch {drill.canary}"
+    drill.pretrain(url).expect_error("pipe: cannot be read")
+    drill.data("verify", "--shards", url).expect_error("pipe: cannot be read")
+    drill.data("write", "--source", url, "--out", drill.folder / "written").expect_error("pipe:")
+    shards = _rename_shards(drill, url)
     drill.data("bench", shards).expect_error("pipe: cannot be read")
     with FaultyServer(shards) as server:
         drill.data("verify", "--shards", server.url, "--cache.folder", drill.folder / "cache").expect_error(
@@ -100,14 +100,14 @@ def hostile_manifests(drill: Drill) -> str:
         "outside": json.dumps({**tree, "shards": [{**line, "name": str(secret)}]}),
         "above": json.dumps({**tree, "shards": [{**line, "name": "../secret.tar"}]}),
     }
-    words = {"outside": "lies outside of its folder", "above": "lies outside of its folder"}
+    reasons = {"outside": "lies outside of its folder", "above": "lies outside of its folder"}
     for name, text in manifests.items():
         folder = drill.folder / name
         folder.mkdir()
         (folder / "manifest.json").write_text(text)
         with FaultyServer(folder) as server:
             ended = drill.data("verify", "--shards", server.url, "--cache.folder", drill.folder / "cache")
-        ended.expect_error(words.get(name, "is no manifest of this program"))
+        ended.expect_error(reasons.get(name, "is no manifest of this program"))
         expect(ended.peak_mib < drill.reference_mib, f"{name}: {ended.peak_mib:.0f} MiB")
     return f"{len(manifests)} refused, each with one line; no file outside was read"
 

@@ -22,18 +22,18 @@ def flaky_server(drill: Drill) -> str:
     with FaultyServer(drill.sound, seed=3) as server:
         server.busy = server.dropped = server.truncated = server.hanging = 0.0543  # 1 - 0.9457 ** 4 = 0.2
         drill.pretrain(server.url, "--data.cache.timeout-s", "1").expect_sound()
-        asked = len(server.requests)
-        again = asked - len({path for path, _ in server.requests})
+        num_requests = len(server.requests)
+        again = num_requests - len({path for path, _ in server.requests})
     drill.expect_reference()
     expect(again >= 3, f"only {again} requests failed")
-    return f"{again} of {asked} requests failed; samples, crops and losses of a run on local shards"
+    return f"{again} of {num_requests} requests failed; samples, crops and losses of a run on local shards"
 
 
 def hanging_server(drill: Drill) -> str:
     """A server that accepts and never answers, at once or in the middle of a run."""
     with FaultyServer(drill.sound, hangs_after=0) as server:
-        words = ("--cache.timeout-s", "1", "--cache.give-up-s", "4", "--cache.folder", drill.folder / "cache")
-        first = drill.data("verify", "--shards", server.url, *words).expect_error("manifest.json", "gave up after")
+        options = ("--cache.timeout-s", "1", "--cache.give-up-s", "4", "--cache.folder", drill.folder / "cache")
+        first = drill.data("verify", "--shards", server.url, *options).expect_error("manifest.json", "gave up after")
     with FaultyServer(drill.sound, hangs_after=8) as server:
         ended = drill.pretrain(server.url, *SHORT_WAITS).expect_error(server.url, "gave up after")
     seconds = max(first.seconds, ended.seconds)
@@ -82,8 +82,8 @@ def _expect_sound_cache(cache: Path, *, num_tars: int | None = None) -> None:
     wrong = [path.name for path in files if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem]
     expect(not wrong, f"the cache holds what is not what it should be: {wrong}")
     if num_tars is not None:
-        found = sum(path.suffix == ".tar" for path in files)
-        expect(found == num_tars, f"the cache holds {found} tars, expected {num_tars}")
+        actual_tars = sum(path.suffix == ".tar" for path in files)
+        expect(actual_tars == num_tars, f"the cache holds {actual_tars} tars, expected {num_tars}")
     rests = [path.name for path in cache.iterdir() if path.suffix == ".partial"]
     expect(not (rests and num_tars), f"rests of killed downloads were not removed: {rests}")
 

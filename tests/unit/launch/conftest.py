@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def words(tmp_path):
+def options(tmp_path):
     """Options of a pretraining of 4 micro-batches, whose shards look right from outside."""
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -24,9 +24,9 @@ def words(tmp_path):
 def launch(tmp_path):
     """Start `launch/main.py`, in another folder than the project's."""
 
-    def start(*words, **environment):
+    def start(*arguments, **environment):
         return subprocess.run(
-            [sys.executable, str(ROOT / "launch" / "main.py"), *words],
+            [sys.executable, str(ROOT / "launch" / "main.py"), *arguments],
             cwd=tmp_path,
             env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **environment},
             capture_output=True,

@@ -28,9 +28,9 @@ def error_of(done):
     return lines[0]
 
 
-def test_a_dry_run_shows_the_script_the_recipe_and_the_command_and_writes_nothing(launch, words, tmp_path):
+def test_a_dry_run_shows_the_script_the_recipe_and_the_command_and_writes_nothing(launch, options, tmp_path):
     more = ("--cluster", "a100", "--nodes", "2", "--cluster.gpus-per-node", "2", "--cluster.account", "vision")
-    done = launch("pretrain", *words, *more, "--dry-run")
+    done = launch("pretrain", *options, *more, "--dry-run")
     assert done.returncode == 0, done.stderr
     for line in ("--nodes=2", "--gpus-per-node=2", "--account=vision", "--signal=USR2@300", "--requeue", "--mem=900G"):
         assert f"#SBATCH {line}\n" in done.stdout
@@ -39,11 +39,11 @@ def test_a_dry_run_shows_the_script_the_recipe_and_the_command_and_writes_nothin
     recipe = done.stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
     assert yaml.safe_load(recipe)["run"]["folder"] == str(tmp_path / "runs" / "x")
     (tmp_path / "shown.yaml").write_text(recipe)
-    assert parse(PretrainConfig, ["--recipe", str(tmp_path / "shown.yaml")]) == parse(PretrainConfig, words)
+    assert parse(PretrainConfig, ["--recipe", str(tmp_path / "shown.yaml")]) == parse(PretrainConfig, options)
     assert not (tmp_path / "runs").exists()
 
 
-def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(words):
+def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(options):
     program = (
         "import sys, resource\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
@@ -58,7 +58,7 @@ def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(words):
         "-c",
         program,
         "pretrain",
-        *words,
+        *options,
         "--cluster",
         "a100",
         "--cluster.gpus-per-node",
@@ -72,80 +72,80 @@ def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(words):
     assert float(seconds) < 1.0  # of the processor: the machine may be busy with other things
 
 
-def test_processes_that_do_not_divide_are_refused_with_those_that_do(launch, words):
-    error = error_of(launch("pretrain", *words, "--cluster", "a100", "--nodes", "4", "--dry-run"))
+def test_processes_that_do_not_divide_are_refused_with_those_that_do(launch, options):
+    error = error_of(launch("pretrain", *options, "--cluster", "a100", "--nodes", "4", "--dry-run"))
     assert error.endswith("cannot be divided among 32 processes; process counts that work: 1, 2, 4")
 
 
-def test_a_wrong_recipe_is_refused_before_anything_is_queued(launch, words):
-    done = launch("pretrain", *words, "--mim.mask-ratio", "1.5", "--cluster", "local")
+def test_a_wrong_recipe_is_refused_before_anything_is_queued(launch, options):
+    done = launch("pretrain", *options, "--mim.mask-ratio", "1.5", "--cluster", "local")
     assert done.returncode != 0
     assert "mim.mask-ratio must lie in [0, 1)" in done.stderr + done.stdout
 
 
-def test_shards_that_are_not_there_are_refused(launch, words, tmp_path):
-    error = error_of(launch("pretrain", *words, "--data.shards", str(tmp_path / "nowhere"), "--dry-run"))
+def test_shards_that_are_not_there_are_refused(launch, options, tmp_path):
+    error = error_of(launch("pretrain", *options, "--data.shards", str(tmp_path / "nowhere"), "--dry-run"))
     assert f"{tmp_path / 'nowhere'} holds no shards: expected manifest.json in it" in error
 
 
-def test_a_secret_in_a_url_is_refused_and_not_repeated(launch, words):
-    error = error_of(launch("pretrain", *words, "--data.shards", "https://me:hunter2@host/shards", "--dry-run"))
+def test_a_secret_in_a_url_is_refused_and_not_repeated(launch, options):
+    error = error_of(launch("pretrain", *options, "--data.shards", "https://me:hunter2@host/shards", "--dry-run"))
     assert "holds a user name or password" in error
     assert "hunter2" not in error
 
 
-def test_secrets_of_the_shell_stand_in_nothing_that_is_submitted(launch, words):
+def test_secrets_of_the_shell_stand_in_nothing_that_is_submitted(launch, options):
     more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
-    done = launch("pretrain", *words, *more, WANDB_API_KEY="hunter2", AWS_SECRET_ACCESS_KEY="hunter3")
+    done = launch("pretrain", *options, *more, WANDB_API_KEY="hunter2", AWS_SECRET_ACCESS_KEY="hunter3")
     assert done.returncode == 0, done.stderr
     assert "hunter" not in done.stdout + done.stderr
 
 
-def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values(launch, words, tmp_path):
+def test_another_recipe_than_that_of_the_checkpoints_is_refused_with_both_values(launch, options, tmp_path):
     run = tmp_path / "runs" / "x"
     (run / "checkpoints" / "step-000000010").mkdir(parents=True)
-    shown = launch("pretrain", *words, "--dry-run").stdout
+    shown = launch("pretrain", *options, "--dry-run").stdout
     (run / "config.yaml").write_text(shown.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0])
-    assert launch("pretrain", *words, "--dry-run").returncode == 0
-    error = error_of(launch("pretrain", *words, "--run.seed", "7", "--dry-run"))
+    assert launch("pretrain", *options, "--dry-run").returncode == 0
+    error = error_of(launch("pretrain", *options, "--run.seed", "7", "--dry-run"))
     assert "run.seed: stored 0, asked 7" in error
 
 
-def test_a_proof_is_a_job_of_one_node_that_is_not_resumed(launch, words, tmp_path):
+def test_a_proof_is_a_job_of_one_node_that_is_not_resumed(launch, options, tmp_path):
     more = ("--cluster", "a100", "--cluster.gpus-per-node", "2", "--steps", "8", "--moved-processes", "1")
-    done = launch("verify-resume", *words, *more, "--dry-run")
+    done = launch("verify-resume", *options, *more, "--dry-run")
     assert done.returncode == 0, done.stderr
     recipe = tmp_path / "runs" / "x.job" / "launch" / "recipe.yaml"
     command = f"pretrain/main.py verify-resume --recipe {recipe} --steps 8 --processes 2 --moved-processes 1"
     assert command in done.stdout
     assert "#SBATCH --nodes=1\n" in done.stdout
-    assert "but a node has 2 GPUs" in error_of(launch("verify-resume", *words, *more, "--moved-processes", "4"))
-    assert "--steps must be at least 2" in error_of(launch("verify-resume", *words, *more, "--steps", "1"))
-    assert "one node, got --nodes 2" in error_of(launch("verify-resume", *words, *more, "--nodes", "2"))
-    call = replace(check_call("pretrain", words, num_processes=1), arguments=("verify-resume",))
+    assert "but a node has 2 GPUs" in error_of(launch("verify-resume", *options, *more, "--moved-processes", "4"))
+    assert "--steps must be at least 2" in error_of(launch("verify-resume", *options, *more, "--steps", "1"))
+    assert "one node, got --nodes 2" in error_of(launch("verify-resume", *options, *more, "--nodes", "2"))
+    call = replace(check_call("pretrain", options, num_processes=1), arguments=("verify-resume",))
     folder = JobFolder(tmp_path / "runs" / "x.job")
     folder.make()
     folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
     assert "holds no run that could go on" in error_of(launch("resume", str(folder.run)))
 
 
-def test_without_slurm_it_says_where_to_submit(launch, words):
-    done = launch("pretrain", *words, "--cluster", "a100", "--cluster.gpus-per-node", "1", PATH="/nowhere")
+def test_without_slurm_it_says_where_to_submit(launch, options):
+    done = launch("pretrain", *options, "--cluster", "a100", "--cluster.gpus-per-node", "1", PATH="/nowhere")
     assert "sbatch is not found: submit on a login node" in error_of(done)
 
 
-def test_an_unknown_cluster_and_an_unknown_command_are_refused_with_the_choices(launch, words):
-    assert "--cluster takes one of a100, local" in error_of(launch("pretrain", *words, "--cluster", "b200"))
+def test_an_unknown_cluster_and_an_unknown_command_are_refused_with_the_choices(launch, options):
+    assert "--cluster takes one of a100, local" in error_of(launch("pretrain", *options, "--cluster", "b200"))
     assert "choose pretrain, finetune" in error_of(launch("x"))
     assert "Missing from launch/main.py status" in launch("status").stderr
     for command in ("status", "logs", "cancel", "resume"):
         assert "takes one run folder that exists, got nowhere" in error_of(launch(command, "nowhere"))
 
 
-def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, words, tmp_path):
+def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, options, tmp_path):
     sweep = [str(ROOT / "pretrain" / "recipes" / "sweeps" / f"mask_ratio_{name}.yaml") for name in ("060", "075")]
     more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--sweep", *sweep, "--parallel", "1", "--dry-run")
-    done = launch("pretrain", *words, *more)
+    done = launch("pretrain", *options, *more)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-1%1\n" in done.stdout
     runs = [tmp_path / "runs" / "x" / name for name in ("mask_ratio_060", "mask_ratio_075")]
@@ -154,10 +154,10 @@ def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, words, t
     assert "mask_ratio: 0.75\n" in done.stdout
 
 
-def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, words, tmp_path):
+def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, options, tmp_path):
     """The recipe's relative paths start where the run was submitted."""
-    relative = [*words[:2], "--data.shards", "shards", "--run.folder", "runs/x", "--distributed.engine", "single"]
-    call = check_call("pretrain", words, num_processes=1)
+    relative = [*options[:2], "--data.shards", "shards", "--run.folder", "runs/x", "--distributed.engine", "single"]
+    call = check_call("pretrain", options, num_processes=1)
     folder = JobFolder(tmp_path / "runs" / "x")
     folder.make()
     recipe = (
@@ -178,8 +178,8 @@ def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, words,
     assert f"{folder.recipe}" in done.stdout
 
 
-def test_a_run_folder_that_was_moved_goes_on_where_it_is(launch, words, tmp_path):
-    call = check_call("pretrain", words, num_processes=1)
+def test_a_run_folder_that_was_moved_goes_on_where_it_is(launch, options, tmp_path):
+    call = check_call("pretrain", options, num_processes=1)
     folder = JobFolder(tmp_path / "runs" / "x")
     folder.make()
     folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))
@@ -210,8 +210,8 @@ def test_arguments_go_to_the_launcher_to_the_cluster_and_to_the_program():
     assert program == ["--data.shards", "a", "b", "--run.seed=3"]
 
 
-def test_finetuning_is_checked_by_its_own_config(launch, words, tmp_path):
-    recipe = ("--recipe", str(ROOT / "finetune" / "recipes" / "imagenet.yaml"), *words[2:])
+def test_finetuning_is_checked_by_its_own_config(launch, options, tmp_path):
+    recipe = ("--recipe", str(ROOT / "finetune" / "recipes" / "imagenet.yaml"), *options[2:])
     missing = launch("finetune", *recipe, "--cluster", "a100", "--dry-run")
     assert "val-shards" in missing.stderr + missing.stdout
     done = launch("finetune", *recipe, "--val-shards", str(tmp_path / "shards"), "--cluster", "a100", "--dry-run")
@@ -267,21 +267,21 @@ def test_help_of_a_command_shows_the_options_of_the_launcher_and_of_the_program(
         assert text in shown
 
 
-def test_an_extension_is_checked_and_handed_on_to_the_program(launch, words, tmp_path):
-    assert "takes a Python file" in error_of(launch("pretrain", *words, "--extension", "nowhere.py", "--dry-run"))
+def test_an_extension_is_checked_and_handed_on_to_the_program(launch, options, tmp_path):
+    assert "takes a Python file" in error_of(launch("pretrain", *options, "--extension", "nowhere.py", "--dry-run"))
     extension = tmp_path / "mine.py"
     extension.write_text("")
-    done = launch("pretrain", *words, "--extension", "mine.py", "--cluster", "a100", "--nodes", "1", "--dry-run")
+    done = launch("pretrain", *options, "--extension", "mine.py", "--cluster", "a100", "--nodes", "1", "--dry-run")
     assert "process counts that work" in error_of(done)
     more = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
-    done = launch("pretrain", *words, "--extension", "mine.py", *more)
+    done = launch("pretrain", *options, "--extension", "mine.py", *more)
     assert f"--recipe {tmp_path / 'runs/x/launch/recipe.yaml'} --extension {extension}" in done.stdout
 
 
-def test_a_run_with_an_extension_goes_on_with_it(launch, words, tmp_path):
+def test_a_run_with_an_extension_goes_on_with_it(launch, options, tmp_path):
     extension = tmp_path / "mine.py"
     extension.write_text("")
-    call = replace(check_call("pretrain", words, num_processes=1), extensions=(extension,))
+    call = replace(check_call("pretrain", options, num_processes=1), extensions=(extension,))
     folder = JobFolder(tmp_path / "runs" / "x")
     folder.make()
     folder.write(Job(call=call, cluster=read_cluster("local"), nodes=1, cwd=str(tmp_path)))

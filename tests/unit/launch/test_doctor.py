@@ -39,18 +39,18 @@ def test_a_disk_without_room_for_the_checkpoints_fails(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     assert check_space(tmp_path, num_parameters=1000, kept=2).level == "ok"
     too_many = free // (16 * 3) * 2
-    found = check_space(tmp_path, num_parameters=too_many, kept=2)
-    assert found.level == "failure"
-    assert "--run.keep-last" in found.advice
+    finding = check_space(tmp_path, num_parameters=too_many, kept=2)
+    assert finding.level == "failure"
+    assert "--run.keep-last" in finding.advice
     assert check_space(tmp_path, num_parameters=int(free / (16 * 3) * 0.7), kept=2).level == "warning"
 
 
 def test_a_checkpoint_that_takes_long_to_write_is_named(tmp_path):
     small = 1 << 24
     assert check_write_speed(tmp_path, num_parameters=1000, num_bytes=small).level == "ok"
-    found = check_write_speed(tmp_path, num_parameters=10**15, num_bytes=small)
-    assert found.level == "warning"
-    assert "--cluster.warning-s" in found.advice
+    finding = check_write_speed(tmp_path, num_parameters=10**15, num_bytes=small)
+    assert finding.level == "warning"
+    assert "--cluster.warning-s" in finding.advice
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,6 +109,6 @@ def test_a_signal_that_comes_is_timed_and_one_that_does_not_is_a_failure(monkeyp
     assert took is not None
     assert 0 <= took < 5
     assert check_delivery([took, 0.1], sender="Slurm").level == "ok"
-    found = check_delivery([0.2, None], sender="Slurm")
-    assert found.level == "failure"
-    assert "processes 1 did not get it" in found.advice
+    finding = check_delivery([0.2, None], sender="Slurm")
+    assert finding.level == "failure"
+    assert "processes 1 did not get it" in finding.advice

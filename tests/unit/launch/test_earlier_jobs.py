@@ -25,9 +25,11 @@ CLUSTER = """
 
 
 @pytest.fixture
-def run(tmp_path, launch, words):
+def run(tmp_path, launch, options):
     """A run folder with the job.json of version 0.1.0."""
-    recipe = launch("pretrain", *words, "--dry-run").stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    recipe = (
+        launch("pretrain", *options, "--dry-run").stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
+    )
     folder = JobFolder(tmp_path / "runs" / "x")
     folder.make()
     folder.recipe.write_text(recipe)

@@ -54,8 +54,8 @@ def audit_of(run, config, lines):
     (folder / "bad_samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in first.values()))
     replaced = sum(len(line["bad"]) for line in lines)
     (folder / "metrics.jsonl").write_text(json.dumps({"bad_samples": replaced}) + "\n")
-    found = audit(run, config)
-    return {name: found[name] for name in COUNTS if found.get(name)}
+    figures = audit(run, config)
+    return {name: figures[name] for name in COUNTS if figures.get(name)}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -72,18 +72,18 @@ def test_a_sample_in_the_place_of_another_is_lost_and_repeated(noted, name):
     often = sound[0]["ids"][0]
     for line in sound[1:4]:
         line["ids"] = [often] * len(line["ids"])
-    found = run_audit()
-    assert found["differing"] == 3
-    assert found["repeated"] > 0
-    assert found["lost"] > 0
+    figures = run_audit()
+    assert figures["differing"] == 3
+    assert figures["repeated"] > 0
+    assert figures["lost"] > 0
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_micro_batch_that_is_not_there_is_missing(noted, name):
     lines, run_audit = noted(name)
     del lines[5]
-    found = run_audit()
-    assert found["missing"] == found["differing"] == 1
+    figures = run_audit()
+    assert figures["missing"] == figures["differing"] == 1
 
 
 def test_a_broken_sample_that_nobody_noticed_is_unnamed(noted):

@@ -9,10 +9,10 @@ CPU = torch.device("cpu")
 
 
 def test_there_is_a_case_per_stage_with_clusters_of_visible_and_of_all_tokens():
-    found = list(cases(CPU))
-    assert [len(case.turn) for case in found] == [768, 192, 48, 3136, 784, 196]
-    assert [case.num_clusters for case in found] == [32, 8, 2] * 2
-    assert [(case.num_heads, case.head_dim) for case in found] == [(2, 32), (4, 32), (8, 32)] * 2
+    all_cases = list(cases(CPU))
+    assert [len(case.turn) for case in all_cases] == [768, 192, 48, 3136, 784, 196]
+    assert [case.num_clusters for case in all_cases] == [32, 8, 2] * 2
+    assert [(case.num_heads, case.head_dim) for case in all_cases] == [(2, 32), (4, 32), (8, 32)] * 2
 
 
 def test_plain_way_gives_a_token_per_token():

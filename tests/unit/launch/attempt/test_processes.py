@@ -18,10 +18,10 @@ def test_accelerate_gets_all_processes_and_this_nodes_number():
     command = start_command(PROGRAM, starter="accelerate", zero_stage=2, place=place(), python=["python"])
     assert command[-3:] == PROGRAM
     assert "--use_deepspeed" in command
-    given = {
+    options = {
         name: option(command, f"--{name}") for name in ("zero_stage", "num_machines", "machine_rank", "num_processes")
     }
-    assert given == {"zero_stage": "2", "num_machines": "4", "machine_rank": "1", "num_processes": "32"}
+    assert options == {"zero_stage": "2", "num_machines": "4", "machine_rank": "1", "num_processes": "32"}
     assert option(command, "--main_process_ip") == "n0"
     assert option(command, "--main_process_port") == "23456"
     assert option(command, "--deepspeed_multinode_launcher") == "standard"  # no node starts processes of another one
