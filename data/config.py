@@ -16,9 +16,9 @@ class DataConfig:
     """Shards, the global batch and the loader."""
 
     shards: tuple[str, ...] = may_change()
-    """Folders with `manifest.json` and its shards (`data/main.py write` or `index` makes one). They may move, not change."""
+    """Folders with `manifest.json` and its shards (`data/main.py write` or `index` makes it); may move, not change."""
     weights: tuple[float, ...] = ()
-    """Share of each folder in every micro-batch, such as 0.7 0.3; none: the folders are one data set."""
+    """Share of each folder in every micro-batch, such as 0.7 0.3; without shares the folders are one data set."""
     batch_size: int = 256
     """Images of one optimizer step, over all processes."""
     micro_batch_size: int = 64
@@ -26,15 +26,15 @@ class DataConfig:
     window_shards: int = 16
     """Samples are shuffled within a window of this many shards or `window_samples`, whichever is more."""
     window_samples: int = 16_384
-    """See `window_shards`."""
+    """Least number of samples in a window of `window_shards`."""
     decode: DecodeMode = "exact"
-    """exact: every pixel as in a full decode; scaled: JPEGs of which a crop is 3 times larger than needed are decoded smaller."""
+    """exact: every pixel as in a full decode; scaled: JPEGs come smaller where a crop is 3 times larger than needed."""
     workers: int = may_change(4)
     """Loader processes per training process; 0 loads in the training process."""
     max_pixels: int = may_change(178_956_970)
     """Images that claim more pixels than this are refused before decoding."""
     max_bad_share: float = may_change(0.05)
-    """The run stops when more than this share of the images so far (of the first 1000 at least) could not be decoded."""
+    """The run stops when more than this share of the images so far (the first 1000 at least) could not be decoded."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Remote shards."""
 
@@ -55,7 +55,8 @@ class DataConfig:
             raise UserError("data.shards takes at least one folder, got none")
         if self.weights and len(self.weights) != len(self.shards):
             raise UserError(
-                f"data.weights takes one weight for each folder of data.shards: {len(self.shards)}, got {len(self.weights)}"
+                f"data.weights takes one weight for each folder of data.shards: {len(self.shards)}, "
+                f"got {len(self.weights)}"
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in self.weights):
             raise UserError(f"data.weights must be positive, got {self.weights}; leave out what is not wanted")

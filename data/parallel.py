@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -39,7 +39,7 @@ def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, pro
     try:
         for task in tasks:
             running.append(pool.submit(_run, task))
-            if len(running) > 2 * processes:
+            if len(running) > 2 * processes:  # enough that no process waits, and few enough results to hold
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
@@ -49,7 +49,7 @@ def in_order(function: Callable[[S, T], R], tasks: Iterable[T], *, state: S, pro
         pool.shutdown(cancel_futures=True)
 
 
-class _Held:
+class _Job:
     """What a process works with, sent once and not with every task."""
 
     function: Callable[[Any, Any], Any]
@@ -60,7 +60,7 @@ def _begin(function: Callable[[Any, Any], Any], state: Any) -> None:
     """Leave an interrupt to the parent, and end with it when it is killed: a pool's processes would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _Held.function, _Held.state = function, state
+    _Job.function, _Job.state = function, state
 
 
 def _end_with(parent: int) -> None:
@@ -70,4 +70,4 @@ def _end_with(parent: int) -> None:
 
 
 def _run(task: Any) -> Any:
-    return _Held.function(_Held.state, task)
+    return _Job.function(_Job.state, task)

@@ -39,8 +39,9 @@ class ClassMix:
         """What to tell the user."""
         return (
             f"the shards are sorted by class: two samples of a shard are as alike as if it held {self.in_shard:.1f} "
-            f"classes, in a random order it would be {self.overall:.1f}. Shuffling in training reaches over a few shards "
-            "only and cannot mend that; write them again with `python data/main.py write --source SHARDS --out NEW`"
+            f"classes, in a random order it would be {self.overall:.1f}. Shuffling in training reaches over a few "
+            "shards only and cannot mend that; write them again with `python data/main.py write --source SHARDS "
+            "--out NEW`"
         )
 
 

@@ -1,4 +1,4 @@
-"""The options of `data/main.py index|verify|show|bench`; those of `write` are in data/sources/config.py. Imports no torch."""
+"""The options of `data/main.py index|verify|show|bench` (`write`: data/sources/config.py). Imports no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -107,8 +107,8 @@ def verify(
 ) -> Findings:
     """Check the data set in ``folder``, decoding this many samples spread over it (None: all of them).
 
-    ``watch(results, total)`` passes the decoded samples' results on and may show how far the check is. Remote shards are
-    compared with their digests as they come into the ``cache``.
+    ``watch(results, total)`` passes the decoded samples' results on and may show how far the check is. Remote shards
+    are compared with their digests as they come into the ``cache``.
 
     Raises:
         UserError: there is no manifest to check.

@@ -4,8 +4,9 @@
                      "segmentation": polygons [[x, y, x, y, ...], ...] or RLE {"size": [h, w], "counts": ...}}, ...]}
     000123.seg.png   label map, one value a pixel
 
-``iscrowd``, ``area`` and ``segmentation`` may be absent. RLE counts are COCO's, plain or compressed. A polygon covers the
-pixels that PIL fills, its outline's too: in COCO 3 % more area than annotated (median) and up to a pixel outside the box.
+``iscrowd``, ``area`` and ``segmentation`` may be absent. RLE counts are COCO's, plain or compressed. A polygon covers
+the pixels that PIL fills, its outline's too: in COCO 3 % more area than annotated (median) and up to a pixel outside
+the box.
 
 Legend: n objects, h w height and width of the upright image in pixels.
 """

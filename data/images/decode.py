@@ -1,8 +1,8 @@
 """Encoded images to RGB arrays, safely: the header is read first, pixels are limited, only known formats are decoded.
 
-JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need) and, where it finds fault with
-them, through the more lenient PIL, which also decodes everything else. What neither of them decodes is a `BadImage`.
-(torchvision's decoders are deprecated since 0.29.)
+JPEGs go through simplejpeg (whose scaled decoding skips what a small target does not need) and, where it finds fault
+with them, through the more lenient PIL, which also decodes everything else. What neither of them decodes is a
+`BadImage`. (torchvision's decoders are deprecated since 0.29.)
 """
 
 import io
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from data.config import DataConfig
 from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards.shard_set import Sample
 from engine.errors import UserError, is_refusal
@@ -24,7 +25,7 @@ from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
-MAX_PIXELS = 178_956_970
+MAX_PIXELS: int = DataConfig.max_pixels
 MAX_SCANS = 100  # progressive JPEGs have about ten; a scan of 31 bytes costs a pass over all pixels
 PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -59,13 +60,13 @@ class Decoded(Generic[T]):
     values: list[T]
     """One for each sample."""
     samples: list[Sample]
-    """The samples that the values come from: those asked for, but for replaced ones."""
+    """The samples that the values come from: those that were to be decoded, but for replaced ones."""
     bad: list[tuple[int, str, str]]
     """Id, key and reason of every sample that was replaced."""
 
 
 def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """Return size, format and orientation without decoding.
+    """Read size, format and orientation without decoding.
 
     Raises:
         BadImage: no image, of an unknown format, or with more pixels than allowed.
@@ -79,7 +80,7 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
 def decode_rgb(
     data: bytes, *, max_pixels: int = MAX_PIXELS, min_size: Size = (0, 0), header: Header | None = None
 ) -> Pixels:
-    """Return the upright image as [height, width, 3].
+    """Decode the upright image as [height, width, 3].
 
     With ``min_size`` (height, width) a JPEG may come out at half its size or less, but never smaller than that.
 
@@ -93,7 +94,7 @@ def decode_rgb(
 
 
 def decode_part(data: bytes, *, header: Header, bottom: int, shrink: int = 1) -> tuple[Pixels, int]:
-    """Return the upright image down to row ``bottom`` at least, and how many times smaller it came out.
+    """Decode the upright image down to row ``bottom`` at least; tell how many times smaller it came out.
 
     That is ``shrink`` (1, 2, 4 or 8) for a JPEG and 1 for everything else. Unshrunk rows are those of `decode_rgb`, bit
     for bit; the rows below ``bottom`` may be missing.

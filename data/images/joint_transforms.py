@@ -1,7 +1,7 @@
 """Crops, scales, flips and colours an image together with its boxes, masks and label map, by torchvision's transforms.
 
-torchvision draws from torch's global generator. Each sample's transform runs with that generator set from the sample's key
-and put back afterwards, so the result is a pure function of (seed, step, micro_batch, sample).
+torchvision draws from torch's global generator. Each sample's transform runs with that generator set from the sample's
+key and put back afterwards, so the result is a pure function of (seed, step, micro_batch, sample).
 
 Legend: b images, n objects of one image, h w height and width of the result in pixels.
 """
@@ -35,7 +35,7 @@ class JointAugmentation:
     size: Size
     """Height and width of the result in pixels."""
     scale: tuple[float, float] = (0.1, 2.0)
-    """Least and largest factor on the size at which the image just fits into the result; then comes a crop or padding."""
+    """Least and largest factor on the size that just fits into the result; the image is then cropped or padded."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     photometric: float = 0.0
@@ -96,8 +96,8 @@ def photometric(probability: float) -> v2.Transform:
 def read_annotated(sample: Sample, *, max_pixels: int = MAX_PIXELS, masks: bool = True) -> Annotated:
     """Decode a sample's image and read what is drawn into it, as torchvision's tensors.
 
-    That is ``image`` [3, h, w] and, where it has them, ``boxes`` [n, 4] (left, top, right, bottom), ``labels``, ``crowd``,
-    ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w]. No object has a mask unless ``masks``.
+    That is ``image`` [3, h, w] and, where it has them, ``boxes`` [n, 4] (left, top, right, bottom), ``labels``,
+    ``crowd``, ``areas`` [n], ``masks`` [n, h, w] and ``label_map`` [h, w]. No object has a mask unless ``masks``.
 
     Raises:
         BadImage: the image or what is drawn into it cannot be read.
@@ -132,7 +132,7 @@ def transformed(
 
 
 def without_degenerate(annotated: Annotated, *, min_side_px: float) -> Annotated:
-    """Drop objects that a crop left with no box to speak of or no pixel of their mask; the tensors become plain ones."""
+    """Drop objects that a crop left with hardly a box or with no pixel of their mask; the tensors become plain ones."""
     plain = {name: value.as_subclass(torch.Tensor) for name, value in annotated.items()}
     if "boxes" not in plain:
         return plain

@@ -1,10 +1,10 @@
-"""What a JPEG says before its picture, and how to decode only its upper part.
+"""What a JPEG says before its pixels, and how to decode only its upper part.
 
-The rows of a JPEG follow one another as one stream of codes, so what lies above a crop must be read with it. What lies below
-need not be: with fewer rows written into the frame header, a decoder stops there, and the rows it returns are those of
-the whole picture, bit for bit.
+The rows of a JPEG follow one another as one stream of codes, so what lies above a crop must be read with it. What lies
+below need not be: with fewer rows written into the frame header, a decoder stops there, and the rows it returns are
+those of the whole image, bit for bit.
 
-    FF D8 | FF E1 size Exif ... | FF DB ... | FF C0 size precision HEIGHT width components ... | FF DA ... codes ... | FF D9
+    FF D8 | FF E1 size Exif ... | FF DB ... | FF C0 size precision HEIGHT width components ... | FF DA ... codes | FF D9
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ _TAIL_BYTES = 64  # some writers pad after the end marker
 
 
 class Frame(NamedTuple):
-    """The picture's frame header, as stored (before any turn)."""
+    """The image's frame header, as stored (before any turn)."""
 
     height: int
     width: int
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """What stands before the picture."""
+    """What stands before the pixels."""
 
     frame: Frame | None
     """None where it is not of a kind that can be cut short."""
@@ -49,7 +49,10 @@ class Segments(NamedTuple):
 
 
 def read_segments(data: bytes) -> Segments:
-    """Walk the segments up to the picture. The frame is trusted only where every segment is one that decoders step over alike."""
+    """Walk the segments up to the pixels.
+
+    The frame is trusted only where every segment is one that decoders step over alike.
+    """
     place, frame, orientation = 2, None, 1
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
@@ -66,25 +69,26 @@ def read_segments(data: bytes) -> Segments:
 
 
 def num_scans(data: bytes) -> int:
-    """Return how many scans a JPEG may hold, each of which costs a pass over all its pixels."""
+    """Count the scans that a JPEG may hold, each of which costs a pass over all its pixels."""
     return data.count(b"\xff\xda")
 
 
 def exif_orientation(segment: bytes) -> int:
-    """Return the orientation that an EXIF block names, 1 where it names none."""
+    """Read the orientation that an EXIF block names, 1 where it names none."""
     exif = Image.Exif()
     try:
         exif.load(segment)
         value: Any = exif.get(ORIENTATION_TAG, 1)
-    except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the picture
+    except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> npt.NDArray[np.uint8] | None:
-    """Return [rows, width, 3] with the picture's rows down to ``bottom`` and some more, as stored, ``shrink`` times smaller.
+    """Decode the image's rows down to ``bottom`` and some more, as [rows, width, 3], ``shrink`` times smaller.
 
-    ``shrink`` is 1, 2, 4 or 8. None where that saves nothing, or where decoding the whole picture must say what it is worth.
+    Rows are as stored, before any turn. ``shrink`` is 1, 2, 4 or 8. None where that saves nothing, or where only decoding
+    the whole image tells whether it is sound.
     """
     rows = -(-(bottom + 2 * shrink) // frame.unit) * frame.unit  # colours are interpolated from the rows below, too
     if rows >= frame.height or END not in data[-_TAIL_BYTES:]:
@@ -101,7 +105,7 @@ def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> 
 
 
 def _is_one_scan(data: bytes, frame: Frame | None, *, scan: int) -> bool:
-    """Return whether the frame is not progressive and the scan at ``scan`` holds all its components."""
+    """Whether the frame is not progressive and the scan at ``scan`` holds all its components."""
     return frame is not None and data[frame.place - 4] != _PROGRESSIVE and data[scan + 4] == data[frame.place + 4]
 
 

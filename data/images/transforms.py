@@ -18,9 +18,9 @@ from engine.terms import Size
 
 Interpolation = Literal["bicubic", "bilinear"]
 
-# With `scaled`, a JPEG is decoded at a half, quarter or eighth when the crop stays this many times larger than what is asked for.
-# Root mean square difference from full decoding of the same box, in grey levels, COCO photographs to 96 px: 3.9 at a margin
-# of 1, 1.9 at 1.25, 1.5 at 1.5, 1.1 at 2.
+# With `scaled`, a JPEG is decoded at a half, quarter or eighth when the crop stays this many times larger than what is
+# asked for. Root mean square difference from full decoding of the same box, in grey levels, COCO photographs to 96 px:
+# 3.9 at a margin of 1, 1.9 at 1.25, 1.5 at 1.5, 1.1 at 2.
 SCALE_MARGIN = 1.5
 
 
@@ -43,7 +43,7 @@ def random_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip_probability: float = 0.5,
 ) -> Crop:
-    """Return the box of a random resized crop: ``scale`` of the area, ``ratio`` width by height, and a random flip."""
+    """Draw the box of a random resized crop: ``scale`` of the area, ``ratio`` width by height, and a random flip."""
     flip = bool(rng.random() < flip_probability)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -80,7 +80,7 @@ def crops_resize(
     interpolation: Interpolation = "bicubic",
     decode: DecodeMode = "exact",
 ) -> list[Pixels]:
-    """Return several crops of one image, each of its own size (height, width), from one decoding."""
+    """Cut several crops of one image, each of its own size (height, width), from one decoding."""
     shrink = min(map(shrink_of, crops, sizes)) if decode == "scaled" else 1
     bottom = max(crop.top + crop.height for crop in crops)
     pixels, shrink = decode_part(data, header=header, bottom=bottom, shrink=shrink)
@@ -98,9 +98,9 @@ def resize_center_crop(
     interpolation: Interpolation = "bicubic",
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Return the central crop that is ``crop_ratio`` of the largest one of this shape, resized to ``size``.
+    """Cut the central crop that is ``crop_ratio`` of the largest one of this shape, resized to ``size``.
 
-    The same picture as resizing to ``size / crop_ratio`` and cropping the centre, without the pixels outside.
+    The same pixels as resizing to ``size / crop_ratio`` and cropping the centre, without the pixels outside.
     """
     header = read_header(data, max_pixels=max_pixels)
     factor = crop_ratio * min(header.height / size[0], header.width / size[1])
@@ -110,7 +110,7 @@ def resize_center_crop(
 
 
 def resize(pixels: Pixels, *, size: Size, interpolation: Interpolation = "bicubic", flip: bool = False) -> Pixels:
-    """Resize [h, w, 3] to ``size`` (height, width), antialiased, mirror it if asked to, and return [3, height, width]."""
+    """Resize [h, w, 3] to [3, height, width] of ``size``, antialiased, and mirror it with ``flip``."""
     if not pixels.flags.writeable:  # torch warns of arrays that it could write to by mistake
         pixels = pixels.copy()
     image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -120,7 +120,7 @@ def resize(pixels: Pixels, *, size: Size, interpolation: Interpolation = "bicubi
 
 
 def shrink_of(crop: Crop, size: Size) -> int:
-    """Return how many times smaller than stored an image may be decoded for this crop."""
+    """Choose how many times smaller than stored an image may be decoded for this crop."""
     excess = min(crop.height / size[0], crop.width / size[1]) / SCALE_MARGIN
     return next((shrink for shrink in (8, 4, 2) if shrink <= excess), 1)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.images.decode import BadImage
+from data.images.decode import MAX_PIXELS, BadImage
 from data.images.transforms import resize_center_crop
 from data.shards.shard_set import Sample
 from engine.terms import Size
@@ -25,11 +25,11 @@ class EvaluationBuilder:
     """Height and width of the result in pixels."""
     crop_ratio: float = 0.875
     """Side of the centre crop over the resized image's side."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images that claim more pixels than this are refused before decoding."""
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return one micro-batch; ``step`` and ``micro_batch`` change nothing."""
+        """Build one micro-batch; ``step`` and ``micro_batch`` change nothing."""
         images = np.full((len(samples), 3, *self.size), 128, dtype=np.uint8)
         bad: list[tuple[int, str, str]] = []
         for row, sample in enumerate(samples):

@@ -1,6 +1,6 @@
 """Micro-batches for a process, by number: whole ones, built in worker processes, handed over in order.
 
-A micro-batch is asked for by its key (step, micro_batch), so which worker builds it, and how many there are, changes
+A micro-batch is named by its key (step, micro_batch), so which worker builds it, and how many there are, changes
 nothing. What is in it is the builder's business: a picklable object that turns samples into a dict.
 """
 
@@ -12,6 +12,7 @@ import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.loading.order import TrainingOrder, evaluation_micro_batch, evaluation_range
 from data.loading.passes import IntArray
-from data.loading.prefetch import prefetching
+from data.loading.prefetch import RowsOf, leave_signals_to_trainer, prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet
 from engine.errors import UserError
@@ -39,7 +40,7 @@ class Builder(Protocol):
     """
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return the micro-batch. Arrays become tensors, everything else is passed on as it is."""
+        """Build the micro-batch. Arrays become tensors, everything else is passed on as it is."""
         ...
 
 
@@ -92,7 +93,7 @@ def training_batches(
         UserError: the cache of remote shards is too small; says so before anything is read.
     """
     check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
-    dataset = _MicroBatches(shards=shards, picks=_TrainingPicks(order), builder=builder)
+    dataset = _MicroBatches(shards=shards, rows_of=order.micro_batch, builder=builder)
     ahead = shards.cache.config.prefetch_steps * len(micro_batches)
 
     def begin(first_step: int, skip: frozenset[MicroBatchKey]) -> Iterator[dict[str, Any]]:
@@ -117,33 +118,14 @@ def evaluation_batches(
     The builder gets step 0 and the number of the micro-batch. Processes may get different numbers of micro-batches.
     """
     numbers = evaluation_range(shards.num_samples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
-    picks = _EvaluationPicks(sizes=shards.sizes, micro_batch_size=micro_batch_size)
     keys = _Keys(first_step=0, last_step=1, micro_batches=numbers, skip=frozenset())
-    dataset = _MicroBatches(shards=shards, picks=picks, builder=builder)
+    rows_of = partial(_evaluation_rows, shards.sizes, micro_batch_size)
+    dataset = _MicroBatches(shards=shards, rows_of=rows_of, builder=builder)
     return _load(dataset, keys=keys, workers=workers, pin=pin, ahead=shards.cache.config.prefetch_steps)
 
 
-class _Picks(Protocol):
-    """Rows of (shard, position, repeat) by key."""
-
-    def __call__(self, step: int, micro_batch: int) -> IntArray: ...
-
-
-@dataclass(frozen=True)
-class _TrainingPicks:
-    order: TrainingOrder
-
-    def __call__(self, step: int, micro_batch: int) -> IntArray:
-        return self.order.micro_batch(step, micro_batch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _EvaluationPicks:
-    sizes: tuple[int, ...]
-    micro_batch_size: int
-
-    def __call__(self, step: int, micro_batch: int) -> IntArray:
-        return evaluation_micro_batch(self.sizes, micro_batch_size=self.micro_batch_size, number=micro_batch)
+def _evaluation_rows(sizes: tuple[int, ...], micro_batch_size: int, _step: int, micro_batch: int) -> IntArray:
+    return evaluation_micro_batch(sizes, micro_batch_size=micro_batch_size, number=micro_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +140,6 @@ class _Keys(Sampler[MicroBatchKey]):
             for micro_batch in self.micro_batches:
                 if (step, micro_batch) not in self.skip:
                     yield step, micro_batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Upcoming:
-    """The rows of all micro-batches to come."""
-
-    picks: _Picks
-    keys: _Keys
-
-    def __iter__(self) -> Iterator[IntArray]:
-        return (self.picks(*key) for key in self.keys)
 
 
 class _Batch:
@@ -191,14 +162,14 @@ class _Failure:
 @dataclass(kw_only=True)
 class _MicroBatches(Dataset[_Batch | _Failure]):
     shards: ShardSet
-    picks: _Picks
+    rows_of: RowsOf
     builder: Builder
 
     def __getitem__(self, key: MicroBatchKey) -> _Batch | _Failure:
         step, micro_batch = key
         try:
             before = self.shards.counters
-            rows = self.picks(step, micro_batch).tolist()
+            rows = self.rows_of(step, micro_batch).tolist()
             samples = self.shards.read_many(rows, extensions=getattr(self.builder, "extensions", ()))
             content = self.builder(samples, step=step, micro_batch=micro_batch)
             self.shards.confirm(sample_id for sample_id, _, _ in content.get("bad", ()))
@@ -213,11 +184,10 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
 
 
 def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead: int) -> Iterator[dict[str, Any]]:
-    with prefetching(dataset.shards, _Upcoming(picks=dataset.picks, keys=keys), ahead=ahead) as advance:
+    with prefetching(dataset.shards, dataset.rows_of, keys, ahead=ahead) as advance:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="This DataLoader will create"
-            )  # more workers than cores: the user's choice
+            # More workers than cores are the user's choice.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
             iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
         for item in iterator:
             if isinstance(item, _Failure):
@@ -243,10 +213,8 @@ def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: boo
 
 
 def _start_worker(_worker: int) -> None:
-    """Leave signals to the trainer, which saves and then ends its workers; schedulers send them to every process."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_trainer()
 
 
 def _kill_workers() -> None:

@@ -1,27 +1,28 @@
-"""Several data sets mixed by weights: which samples a micro-batch holds, again a pure function of (seed, step, micro_batch).
+"""Several data sets mixed by weights: which samples a micro-batch holds, a pure function of (seed, step, micro_batch).
 
-Every source has passes of its own (``data/loading/passes.py``), cut into one span per micro-batch index; and every micro-batch
-index deals its places out to the sources by one fixed sequence, in which each source's share is exact. So resuming needs
-the step only, and what follows is guaranteed, whatever the processes, workers and restarts:
+Every source has passes of its own (``data/loading/passes.py``), cut into one span per micro-batch index; and every
+micro-batch index deals its places out to the sources by one fixed sequence, in which each source's share is exact. So
+resuming needs the step only, and what follows is guaranteed, whatever the processes, workers and restarts:
 
-* **Shares**: after any number n of samples of a micro-batch index, counted from step 0, a source of weight w (of a sum of
-  1) has given w * n of them to less than one sample. All micro-batch indices deal alike: after any step, the whole run's
-  shares are exact to less than one sample per micro-batch index.
-* **At most once**: a pass visits a sample of its source at most once (``repeats: r``: 1/r of the samples, at most r times
-  each). It leaves out fewer samples than there are micro-batch indices, others in each pass.
-* **Passes**: all micro-batch indices begin a source's next pass at the same of their samples, as soon as the pass before is
-  over, in the middle of an epoch and of a micro-batch. Sources end their passes at different steps; a small one with a
-  large weight is seen more often. Where two passes meet, a micro-batch may hold a sample of both.
+* **Shares**: after any number n of samples of a micro-batch index, counted from step 0, a source of weight w (of a sum
+  of 1) has given w * n of them to less than one sample. All micro-batch indices deal alike: after any step, the whole
+  run's shares are exact to less than one sample per micro-batch index.
+* **At most once**: a pass visits a sample of its source at most once (``repeats: r``: 1/r of the samples, at most r
+  times each). It leaves out fewer samples than there are micro-batch indices, others in each pass.
+* **Passes**: all micro-batch indices begin a source's next pass at the same of their samples, as soon as the pass
+  before is over, in the middle of an epoch and of a micro-batch. Sources end their passes at different steps; a small
+  one with a large weight is seen more often. Where two passes meet, a micro-batch may hold a sample of both.
 * **Epoch**: as many steps as visit the number of samples of all sources together: it measures the run's length, and no
   source begins or ends with it.
 
-Within a micro-batch the sources' samples are shuffled. Without weights there is no mixing: the folders are then one data
-set, in one order (``data/loading/order.py``), and sources come by their sizes.
+Within a micro-batch the sources' samples are shuffled. Without weights there is no mixing: the folders are then one
+data set, in one order (``data/loading/order.py``), and sources come by their sizes.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -37,19 +38,18 @@ MOST_PARTS = 10_000
 
 
 def training_order(config: DataConfig, shards: ShardSet, *, seed: int, repeats: int = 1) -> TrainingOrder:
-    """Return the order in which a run visits the samples of ``shards``: mixed by weights where there are some."""
-    options = {
-        "batch_size": config.batch_size,
-        "micro_batch_size": config.micro_batch_size,
-        "seed": seed,
-        "window_shards": config.window_shards,
-        "window_samples": config.window_samples,
-        "repeats": repeats,
-    }
+    """Make the order in which a run visits the samples of ``shards``: mixed by weights where there are some."""
     sizes = shards.sizes
-    if not config.weights:
-        return Order(sizes, **options)
-    return MixedOrder([sizes[part.start : part.stop] for part in shards.parts], weights=config.weights, **options)
+    sources = [sizes[part.start : part.stop] for part in shards.parts]
+    order = partial(MixedOrder, sources, weights=config.weights) if config.weights else partial(Order, sizes)
+    return order(
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        seed=seed,
+        window_shards=config.window_shards,
+        window_samples=config.window_samples,
+        repeats=repeats,
+    )
 
 
 class MixedOrder:
@@ -100,9 +100,9 @@ class MixedOrder:
         ]
 
     def micro_batch(self, step: int, micro_batch: int) -> IntArray:
-        """Return the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
+        """List the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
         check_key(step, micro_batch, num_micro_batches=self.num_micro_batches)
-        firsts, lasts = (self._shares.given(n * self._micro_batch_size).tolist() for n in (step, step + 1))
+        firsts, lasts = (self._shares.counts(n * self._micro_batch_size).tolist() for n in (step, step + 1))
         parts: list[IntArray] = []
         for passes, shard, first, last in zip(self._passes, self._first_shards, firsts, lasts, strict=True):
             parts.append(passes.rows(first, last, span=micro_batch) + np.array([shard, 0, 0]))
@@ -120,23 +120,24 @@ class MixedOrder:
 class Shares:
     """How many of the first n samples each source gives: w * n to less than one sample, for every n and source.
 
-    The samples are dealt out one by one in a sequence that repeats after as many as the weights, as whole numbers, add up
-    to. A source's i-th sample may be the n-th of all where w * n > i - 1, and must be among the first n where w * n >= i; of
-    those that may come the one that must first does. (That all come in time is the theorem behind fair scheduling.)
+    The samples are dealt out one by one in a sequence that repeats after as many as the weights, as whole numbers, add
+    up to. A source's i-th sample may be the n-th of all where w * n > i - 1, and must be among the first n where w * n
+    >= i; of those that may come the one that must first does. (That all come in time is the theorem behind fair
+    scheduling.)
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._parts = np.array(whole_weights(weights), np.int64)
-        self._given = _deal(self._parts.tolist())
+        self._counts = _deal(self._parts.tolist())
 
-    def given(self, n: int) -> IntArray:
-        """Return how many of the first ``n`` samples come from each source."""
+    def counts(self, n: int) -> IntArray:
+        """Count how many of the first ``n`` samples come from each source."""
         periods, rest = divmod(n, int(self._parts.sum()))
-        return periods * self._parts + self._given[rest]
+        return periods * self._parts + self._counts[rest]
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Return the smallest whole numbers in the same ratios as the decimals that ``weights`` are written with.
+    """Find the smallest whole numbers in the same ratios as the decimals that ``weights`` are written with.
 
     Raises:
         UserError: the ratios are too fine; the message names close ones that do.
@@ -155,12 +156,12 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
 
 
 def _deal(parts: Sequence[int]) -> IntArray:
-    """Return for n from 0 to a whole period how many of the first n samples each source gives."""
-    period, given = sum(parts), [0] * len(parts)
+    """Deal out a whole period: row n tells how many of the first n samples each source gives."""
+    period, counts = sum(parts), [0] * len(parts)
     table = np.zeros((period, len(parts)), np.int64)
     for n in range(1, period):
-        waiting = [source for source, part in enumerate(parts) if given[source] * period < part * n]
-        chosen = min(waiting, key=lambda source: -(-(given[source] + 1) * period // parts[source]))
-        given[chosen] += 1
-        table[n] = given
+        waiting = [source for source, part in enumerate(parts) if counts[source] * period < part * n]
+        chosen = min(waiting, key=lambda source: -(-(counts[source] + 1) * period // parts[source]))
+        counts[chosen] += 1
+        table[n] = counts
     return table

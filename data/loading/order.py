@@ -1,8 +1,9 @@
 """Which samples a micro-batch holds: a pure function of (seed, step, micro_batch).
 
-An epoch is one pass (``data/loading/passes.py``): every sample at most once, in one contiguous span of shuffled shards for each
-micro-batch index. What does not fill a last global batch is left out, other samples each epoch. ``data/loading/mixing.py`` has the
-order of several data sets mixed by weights. Evaluation visits every sample exactly once, in the data set's own order.
+An epoch is one pass (``data/loading/passes.py``): every sample at most once, in one contiguous span of shuffled shards
+for each micro-batch index. What does not fill a last global batch is left out, other samples each epoch.
+``data/loading/mixing.py`` has the order of several data sets mixed by weights. Evaluation visits every sample exactly
+once, in the data set's own order.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from engine.errors import UserError
 
 
 class TrainingOrder(Protocol):
-    """What training asks of an order."""
+    """What training needs to know of an order."""
 
     steps_per_epoch: int
     """Steps that visit as many samples as there are, but for the rest of a global batch."""
@@ -23,7 +24,7 @@ class TrainingOrder(Protocol):
     """Micro-batches in a step."""
 
     def micro_batch(self, step: int, micro_batch: int) -> IntArray:
-        """Return the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
+        """List the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
         ...
 
 
@@ -61,14 +62,14 @@ class Order:
         )
 
     def micro_batch(self, step: int, micro_batch: int) -> IntArray:
-        """Return the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
+        """List the samples as rows of (shard, position in it, repeat); steps count from 0 over all epochs."""
         check_key(step, micro_batch, num_micro_batches=self.num_micro_batches)
         first = step * self._micro_batch_size
         return self._passes.rows(first, first + self._micro_batch_size, span=micro_batch)
 
 
 def evaluation_range(num_samples: int, *, micro_batch_size: int, rank: int, world_size: int) -> range:
-    """Return the numbers of the micro-batches that process ``rank`` evaluates; over all processes each comes once.
+    """Number the micro-batches that process ``rank`` evaluates; over all processes each comes once.
 
     Processes may get one micro-batch more or less than others, and the last micro-batch may be smaller.
     """
@@ -77,7 +78,7 @@ def evaluation_range(num_samples: int, *, micro_batch_size: int, rank: int, worl
 
 
 def evaluation_micro_batch(shard_sizes: Sequence[int], *, micro_batch_size: int, number: int) -> IntArray:
-    """Return the samples of one micro-batch in the data set's own order, as rows of (shard, position, repeat 0)."""
+    """List the samples of one micro-batch in the data set's own order, as rows of (shard, position, repeat 0)."""
     ends = np.cumsum(np.asarray(shard_sizes, np.int64))
     places = np.arange(number * micro_batch_size, min((number + 1) * micro_batch_size, int(ends[-1])), dtype=np.int64)
     shards = np.searchsorted(ends, places, side="right")

@@ -1,15 +1,15 @@
 """Passes over shards: which sample comes at a place of a span, as a pure function of (seed, pass, span, place).
 
-A pass lays the shards end to end, shuffled, as a ring that starts at a random sample. From its start the ring is cut into
-equal contiguous spans, one for each micro-batch index, so that a process reads few shards at a time, nearly in sequence.
-A span is shuffled within windows of several shards. What the spans leave over is the ring's rest: other samples in each
-pass.
+A pass lays the shards end to end, shuffled, as a ring that starts at a random sample. From its start the ring is cut
+into equal contiguous spans, one for each micro-batch index, so that a process reads few shards at a time, nearly in
+sequence. A span is shuffled within windows of several shards. What the spans leave over is the ring's rest: other
+samples in each pass.
 
     ring     |s7 s7 s7|s2 s2 s2 s2|s9 s9|s0 s0 s0 s0|...      shards in the pass's order, any sizes
     spans    |<-- span 0 -->|<-- span 1 -->| ... | rest
     windows  |<-- w0 -->|<-- w1 -->|                            shuffled inside
 
-Memory: the shard list and, for each span that is asked for, one window.
+Memory: the shard list and, for each span in use, one window.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ class Passes:
         self._windows: dict[int, _Window] = {}
 
     def rows(self, first: int, last: int, *, span: int) -> IntArray:
-        """Return visits ``first`` up to, without, ``last`` of a span, counted over all passes.
+        """List visits ``first`` up to, without, ``last`` of a span, counted over all passes.
 
         The result has rows of (shard, position in it, repeat).
         """
@@ -122,12 +122,12 @@ class Passes:
 
     def _window(self, number: int, *, span: int, window_number: int) -> _Window:
         start, end = self._bounds[window_number : window_number + 2].tolist()
-        held = self._windows.get(span)
-        if held is None or (held.number, held.start) != (number, start):
+        window = self._windows.get(span)
+        if window is None or (window.number, window.start) != (number, start):
             order = np.arange(end - start, dtype=np.int32)
             stream(self._seed, *self._key, "window", number, span, window_number).shuffle(order)
-            held = self._windows[span] = _Window(number=number, start=start, order=order)
-        return held
+            window = self._windows[span] = _Window(number=number, start=start, order=order)
+        return window
 
     def _locate(self, number: int, *, places: IntArray) -> tuple[IntArray, IntArray]:
         ring = self._ring_of(number)

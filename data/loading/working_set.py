@@ -1,7 +1,7 @@
 """How much of a cache the shards take that are in use at once.
 
-A micro-batch is drawn from a window of shards, and each micro-batch index of a step has its own. A cache that cannot hold
-the windows of all of a node's processes would fetch each shard again and again.
+A micro-batch is drawn from a window of shards, and each micro-batch index of a step has its own. A cache that cannot
+hold the windows of all of a node's processes would fetch each shard again and again.
 """
 
 import math
@@ -44,8 +44,8 @@ def check_cache(
     )
     if needed > limit:
         raise UserError(
-            f"data.cache.gib {config.gib:g} is too small: this node reads {len(node)} micro-batches of each step, and the "
-            f"shards of their windows and of the next {config.prefetch_steps} steps take {gib(needed)} GiB; set "
+            f"data.cache.gib {config.gib:g} is too small: this node reads {len(node)} micro-batches of each step, and "
+            f"the shards of their windows and of the next {config.prefetch_steps} steps take {gib(needed)} GiB; set "
             "data.cache.gib to at least that, or lower data.cache.prefetch-steps or data.window-shards"
         )
 
@@ -58,7 +58,7 @@ def working_set_bytes(
     first_step: int = 0,
     prefetch_steps: int = 0,
 ) -> int:
-    """Return the size of the shards that are in use at once or fetched ahead: the most of a few moments of an epoch."""
+    """Add up the shards that are in use at once or fetched ahead: the most of a few moments of an epoch."""
     steps = max(prefetch_steps, WINDOW_STEPS)
     starts = [first_step + number * order.steps_per_epoch // STARTS for number in range(STARTS)]
     offsets = sorted({number * steps // MAX_STEPS_LOOKED_AT for number in range(MAX_STEPS_LOOKED_AT)})
@@ -70,7 +70,7 @@ def working_set_bytes(
 
 
 def usual_working_set_bytes(shards: ShardSet) -> int:
-    """Return what a node needs that computes whole steps with the defaults of `DataConfig`."""
+    """Add up what a node needs that computes whole steps with the defaults of `DataConfig`."""
     config = DataConfig(shards=("",))
     if shards.num_samples < config.batch_size:
         return _bytes_of(shards, range(len(shards.manifest.shards)))
@@ -88,14 +88,14 @@ def usual_working_set_bytes(shards: ShardSet) -> int:
 
 
 def node_micro_batches(micro_batches: range, *, environment: Mapping[str, str]) -> range:
-    """Return the micro-batches of all processes of this node, from those of one and what its launcher has set."""
+    """Number the micro-batches of all processes of this node, from those of one and what its launcher has set."""
     processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     first = micro_batches.start - int(environment.get("LOCAL_RANK", "0")) * len(micro_batches)
     return range(max(first, 0), max(first, 0) + processes * len(micro_batches))
 
 
 def gib(size_bytes: int) -> float:
-    """Return a size in GiB, rounded up to what can be set."""
+    """Write a size in GiB, rounded up to what can be set."""
     return math.ceil(size_bytes / 2**30 * 1000) / 1000
 
 

@@ -6,10 +6,10 @@
       <sha256>.tar.lock          held by the one process that fetches the file; removed afterwards
       <sha256>.tar.*.partial     being written; its writer holds a lock on it, so that one without is a dead one's rest
 
-All locks are `flock`s, which the kernel lets go when a process ends, however it ends. A reader holds a shared lock on the
-file that it reads, and only files that nobody holds are evicted: so the limit holds on the disk, too, where an unlinked
-file would live on until it is closed. Locks may reach the processes of one node only: nodes that share a network folder
-share files (their names are unique until renamed, so nothing is mixed up), but may fetch one twice.
+All locks are `flock`s, which the kernel lets go when a process ends, however it ends. A reader holds a shared lock on
+the file that it reads, and only files that nobody holds are evicted: so the limit holds on the disk, too, where an
+unlinked file would live on until it is closed. Locks may reach the processes of one node only: nodes that share a
+network folder share files (their names are unique until renamed, so nothing is mixed up), but may fetch one twice.
 """
 
 import contextlib
@@ -28,17 +28,15 @@ from pathlib import Path
 
 from data.remote.config import CacheConfig
 from data.remote.download import GaveUpError, download
-from engine.errors import UserError
+from engine.errors import NO_SPACE, UserError
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_OURS = re.compile(
-    r"[0-9a-f]{64}\.(tar|idx)(\.(?P<host>.+)-\d+-[0-9a-f]+\.partial)?"
-)  # nothing else is ever counted or removed
+# Nothing else in the folder is ever counted or removed.
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|idx)(\.(?P<host>.+)-\d+-[0-9a-f]+\.partial)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +84,7 @@ class ShardCache:
             OSError: it could not be fetched in time.
             UserError: it cannot be fetched, or the disk or the cache is too small for it.
         """
+        # In a loop, since what was fetched may be evicted before it is opened: by another process that needs room.
         while (descriptor := self._open_complete(file)) is None:
             start = time.monotonic()
             self._fetch(file, wait_s=self.config.give_up_s)
@@ -108,7 +107,7 @@ class ShardCache:
         return True
 
     def path(self, file: CachedFile) -> Path:
-        """Return where ``file`` lies, or would lie."""
+        """Name the place where ``file`` lies, or would lie."""
         return self.folder / file.name
 
     def _open_complete(self, file: CachedFile) -> int | None:
@@ -117,11 +116,11 @@ class ShardCache:
         except FileNotFoundError:
             return None
         self._share(descriptor, file)
-        found = os.fstat(descriptor)
-        damaged = file.size_bytes is not None and found.st_size != file.size_bytes
+        state = os.fstat(descriptor)
+        damaged = file.size_bytes is not None and state.st_size != file.size_bytes
         if damaged:
             self.path(file).unlink(missing_ok=True)
-        if damaged or not found.st_nlink:  # no link: evicted between open and lock
+        if damaged or not state.st_nlink:  # no link: evicted between open and lock
             _release(descriptor)
             return None
         with contextlib.suppress(PermissionError):  # another user's file: it keeps its age
@@ -151,12 +150,13 @@ class ShardCache:
     def _download(self, file: CachedFile) -> None:
         partial, descriptor = self._reserve(file)
         try:
-            if file.size_bytes:
+            if file.size_bytes:  # outside of the lock: some file systems write zeros for it
                 _allocate(descriptor, file.size_bytes)
             with open(descriptor, "r+b", closefd=False) as output:
                 done = download(
                     file.location, output, config=self.config, size_bytes=file.size_bytes, sha256=file.sha256
                 )
+            # Synced before it gets its name, or a power cut could leave a whole name with half of the bytes.
             os.fsync(descriptor)
             partial.rename(self.path(file))
             self.fetched_bytes += done
@@ -164,8 +164,9 @@ class ShardCache:
             _drop(partial, descriptor)
 
     def _reserve(self, file: CachedFile) -> tuple[Path, int]:
-        """Make room for ``file``; return its partial, which takes that room from now on, and a descriptor that locks it."""
+        """Make room for ``file`` and give that room to its partial, which the descriptor locks."""
         needed, deadline = file.size_bytes or 0, time.monotonic() + self.config.give_up_s
+        # Where all that could go is being read, waiting helps: readers hold a shard for one read only.
         while needed <= self.config.limit_bytes and time.monotonic() < deadline:
             with _held(self.folder / "lock", wait_s=self.config.give_up_s, what="the cache", keep=True):
                 if self._make_room(needed):
@@ -173,7 +174,7 @@ class ShardCache:
                     partial = self.folder / f"{file.name}.{mark}.partial"
                     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-                    try:
+                    try:  # at its full size at once: whoever makes room next must count it
                         os.ftruncate(descriptor, needed)
                     except OSError:
                         _drop(partial, descriptor)
@@ -193,21 +194,21 @@ class ShardCache:
             ours, path = _OURS.fullmatch(entry.name), Path(entry.path)
             if ours is None:
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                found = entry.stat()
-                if ours["host"] is None or not self._is_dead(path, host=ours["host"], last_write_s=found.st_mtime):
-                    files.append((found.st_mtime, found.st_size, path))
-        too_much = sum(size for _, size, _ in files) + needed - self.config.limit_bytes
-        for _, size, path in sorted(files):
-            if too_much <= 0:
+            with contextlib.suppress(FileNotFoundError):  # renamed since the folder was listed
+                state = entry.stat()
+                if ours["host"] is None or not self._is_dead(path, host=ours["host"], last_write_s=state.st_mtime):
+                    files.append((state.st_mtime, state.st_size, path))
+        excess = sum(size for _, size, _ in files) + needed - self.config.limit_bytes
+        for _, size, path in sorted(files):  # by the time of modification, which is that of the last use
+            if excess <= 0:
                 break
             if path.suffix != ".partial" and _remove_unless_held(path):
                 logger.debug("evicted %s", path)
-                too_much -= size
-        return too_much <= 0
+                excess -= size
+        return excess <= 0
 
     def _is_dead(self, partial: Path, *, host: str, last_write_s: float) -> bool:
-        """Remove what a dead writer left and return True; another node's locks may not be seen here, but its writes are."""
+        """Remove what a dead writer left, if it is dead; of other nodes one may see no locks, but the last write."""
         if host != socket.gethostname() and time.time() - last_write_s < self.config.give_up_s:
             return False
         return _remove_unless_held(partial)
@@ -217,7 +218,7 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            if error.errno not in DISK_FULL:
+            if error.errno not in NO_SPACE:
                 raise
             raise UserError(
                 f"no space for {file.location} in the cache {self.folder}: {_mib(file.size_bytes or 0)} needed, "
@@ -237,8 +238,9 @@ def _held(path: Path, *, wait_s: float, what: str, keep: bool = False) -> Iterat
     while (descriptor := _try_lock(path)) is None:
         if time.monotonic() >= deadline:
             raise HeldByAnotherError(
-                f"another process of this node has been at {what} for {wait_s:.0f} s without an end; gave up after that time "
-                f"(data.cache.give-up-s is the limit, {path} the lock): see whether the server answers and the disk is well"
+                f"another process of this node has been at {what} for {wait_s:.0f} s without an end; gave up after "
+                f"that time (data.cache.give-up-s is the limit, {path} the lock): see whether the server answers and "
+                "the disk is well"
             )
         time.sleep(POLL_S)
     try:
@@ -258,18 +260,18 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _remove_unless_held(path: Path) -> bool:
-    """Remove a file that nobody reads or writes; return whether it is gone."""
+    """Remove a file that nobody reads or writes; tell whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS gives a lock of one's own only to who may write
     except FileNotFoundError:
         return True
     except PermissionError:  # another user's: theirs to remove
         return False
-    free = _lock(descriptor, fcntl.LOCK_EX)
-    if free:
+    is_free = _lock(descriptor, fcntl.LOCK_EX)
+    if is_free:
         path.unlink(missing_ok=True)
     _release(descriptor)
-    return free
+    return is_free
 
 
 def _lock(descriptor: int, kind: int) -> bool:
@@ -282,7 +284,8 @@ def _lock(descriptor: int, kind: int) -> bool:
             raise
         place = Path(f"/proc/self/fd/{descriptor}").readlink().parent
         raise UserError(
-            f"the file system of data.cache.folder {place} has no locks ({error.strerror}): set data.cache.folder to a disk of the node"
+            f"the file system of data.cache.folder {place} has no locks ({error.strerror}): set data.cache.folder to a "
+            "disk of the node"
         ) from error
     return True
 

@@ -12,7 +12,7 @@ class CacheConfig:
     """The cache of remote shards; none of it changes samples."""
 
     folder: Path = may_change(Path("~/.cache/green-pretrain"))
-    """Folder for whole shards, best on a disk of the node itself; all processes of a node, and several runs, may share it."""
+    """Folder for whole shards, best on a disk of the node; all processes of a node, and several runs, may share it."""
     gib: float = may_change(50.0)
     """Most GiB to keep there; the shards that were used least recently go first."""
     local: bool = may_change(False)

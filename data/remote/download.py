@@ -71,22 +71,21 @@ def download(
     """
     backoff = Backoff(give_up_s=config.give_up_s)
     transfer = _Transfer(location, file, config=config, backoff=backoff)
-    found: list[str] = []
-    while len(found) < TRIES_OF_WRONG_CONTENT:
-        wrong = transfer.whole(size_bytes) or transfer.compare(sha256)
-        if wrong is None:
+    fault = None
+    for _ in range(TRIES_OF_WRONG_CONTENT):  # a proxy or a half-written file is wrong once, a wrong file always
+        fault = transfer.whole(size_bytes) or transfer.compare(sha256)
+        if fault is None:
             return transfer.done
-        logger.warning("%s %s", location, wrong)
-        found.append(wrong)
+        logger.warning("%s %s", location, fault)
         transfer.restart()
     raise UserError(
-        f"{location} {found[-1]}, {len(found)} times in a row: it is not the file of the manifest; copy it there again, or "
-        "run `python data/main.py index` if it was changed on purpose"
+        f"{location} {fault}, {TRIES_OF_WRONG_CONTENT} times in a row: it is not the file of the manifest; copy it "
+        "there again, or run `python data/main.py index` if it was changed on purpose"
     )
 
 
 def download_bytes(location: str, *, config: CacheConfig, sha256: str | None = None) -> bytes:
-    """Return the content of a small file; raises like `download`."""
+    """Fetch a small file; raises like `download`."""
     content = io.BytesIO()
     download(location, content, config=config, sha256=sha256)
     return content.getvalue()
@@ -106,7 +105,7 @@ class _Transfer:
         self.done, self._hash = 0, hashlib.sha256()
 
     def whole(self, size_bytes: int | None) -> str | None:
-        """Read to the end, in as many attempts as it takes; return what is wrong with the size, if anything."""
+        """Read to the end, in as many attempts as it takes; say what is wrong with the size, if anything."""
         while True:
             try:
                 return self._attempt(size_bytes)

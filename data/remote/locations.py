@@ -1,4 +1,4 @@
-"""Where data lies: a local path, or a URL of a scheme on the list. Nothing else is ever opened, and no shell ever run."""
+"""Where data lies: a local path, or a URL of a scheme on the list. Nothing else is opened, and no shell ever run."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")  # one letter alone would b
 
 
 def is_remote(location: Path | str) -> bool:
-    """Return whether ``location`` is a URL, of whatever scheme."""
+    """Whether ``location`` is a URL, of whatever scheme."""
     return _SCHEME.match(str(location)) is not None
 
 
 def check_location(location: Path | str) -> str:
-    """Return ``location`` as text, without a slash at its end.
+    """Write ``location`` as text, without a slash at its end.
 
     Raises:
         UserError: a URL of a scheme that is not on the list, or one that holds what may be a secret.
@@ -49,7 +49,7 @@ def check_location(location: Path | str) -> str:
 
 
 def join(folder: Path | str, name: str) -> str:
-    """Return where the file that a manifest in ``folder`` calls ``name`` lies.
+    """Find where the file that a manifest in ``folder`` calls ``name`` lies.
 
     Raises:
         UserError: ``folder`` is remote and ``name`` leads out of it to local files or to a folder above.

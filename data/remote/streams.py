@@ -1,8 +1,8 @@
 """Bytes of remote files, from any offset on: HTTP(S) with the standard library, object stores through fsspec.
 
 HTTP does without fsspec: its client runs an event loop in a thread of its own, which needs aiohttp, and which loader
-workers inherit half of when they are forked. A blocking socket with a time limit has neither problem, and a download that
-broke off is resumed where it stopped. Object stores are read in ranges, each a request of its own.
+workers inherit half of when they are forked. A blocking socket with a time limit has neither problem, and a download
+that broke off is resumed where it stopped. Object stores are read in ranges, each a request of its own.
 
 What may work when it is tried again raises `UnavailableError`, what cannot raises `UserError`.
 """
@@ -101,10 +101,10 @@ def _open_http(url: str, *, start: int, timeout_s: float) -> Iterator[Stream]:
     with _http_errors(url):
         response = _opener().open(_request(url, start=start), timeout=timeout_s)
     with response:
-        left = response.headers.get("Content-Length") or ""
-        begins = start if response.status == http.client.PARTIAL_CONTENT else 0
-        size_bytes = begins + int(left) if left.isdecimal() else None
-        yield Stream(start=begins, size_bytes=size_bytes, chunks=_http_chunks(response, url))
+        length = response.headers.get("Content-Length") or ""
+        first_byte = start if response.status == http.client.PARTIAL_CONTENT else 0
+        size_bytes = first_byte + int(length) if length.isdecimal() else None
+        yield Stream(start=first_byte, size_bytes=size_bytes, chunks=_http_chunks(response, url))
 
 
 def _http_chunks(response: Any, url: str) -> Iterator[bytes]:
@@ -117,7 +117,7 @@ def _http_chunks(response: Any, url: str) -> Iterator[bytes]:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener that knows HTTP alone: no redirect leads to a file or to FTP."""
+    """Make an opener that knows HTTP alone: no redirect leads to a file or to FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -152,12 +152,12 @@ def _request(url: str, *, start: int) -> urllib.request.Request:
 
 
 def _login(host: str) -> str | None:
-    """Return ``user:password`` for a host from ~/.netrc, which keeps secrets out of recipes."""
+    """Look up ``user:password`` for a host in ~/.netrc, which keeps secrets out of recipes."""
     try:
-        found = netrc.netrc().hosts.get(host)
+        login = netrc.netrc().hosts.get(host)
     except (OSError, netrc.NetrcParseError):
         return None
-    return None if found is None else f"{found[0]}:{found[2]}"
+    return None if login is None else f"{login[0]}:{login[2]}"
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ def _ranges(store: Any, url: str, *, start: int, size_bytes: int) -> Iterator[by
 
 
 def _object_store(scheme: str, *, timeout_s: float) -> Any:
-    """Return the fsspec file system of a scheme, without retries of its own: the time limit is kept in one place."""
+    """Open the fsspec file system of a scheme, without retries of its own: the time limit is kept in one place."""
     options: dict[str, Any] = {}
     if scheme == "s3":
         limits = {"connect_timeout": timeout_s, "read_timeout": timeout_s, "retries": {"max_attempts": 1}}

@@ -130,7 +130,7 @@ def _open_tar(path: Path, *, info: ShardInfo) -> int:
     if size_bytes != info.size_bytes:
         os.close(descriptor)
         raise UserError(
-            f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it again, "
-            "or run `python data/main.py index` if it was changed on purpose"
+            f"{path} has {size_bytes} bytes, the manifest says {info.size_bytes}: truncated or replaced; copy it "
+            "again, or run `python data/main.py index` if it was changed on purpose"
         )
     return descriptor

@@ -1,4 +1,4 @@
-"""Samples by number: a data set's shards, read at positions with file descriptors that each process opens for itself."""
+"""Samples by number: a data set's shards, read at positions from files that each process opens for itself."""
 
 import logging
 import os
@@ -268,8 +268,8 @@ class ShardSet:
 def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig | None = None) -> ShardSet:
     """Open the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
 
-    A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample numbers
-    count through all of them; `ShardSet.parts` says which shards came from which folder.
+    A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample
+    numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
 
     Raises:
         UserError: a folder has no sound manifest, or their classes differ.

@@ -1,8 +1,8 @@
 """The members of a tar that anyone may have written, extracting nothing.
 
 Only headers are parsed, each is checked against the file's size before it is believed, and reading moves strictly
-forward, so that no crafted file makes it loop or allocate: time and memory grow with the file's own size at most. Links,
-devices, folders, sparse files and members of more than 1 GiB are passed over; names are keys, never paths.
+forward, so that no crafted file makes it loop or allocate: time and memory grow with the file's own size at most.
+Links, devices, folders, sparse files and members of more than 1 GiB are passed over; names are keys, never paths.
 """
 
 import os

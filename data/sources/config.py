@@ -67,7 +67,7 @@ class Write:
     seed: int = 0
     """Seed of order, split and scenes."""
     size: int | None = None
-    """Side of the scenes in pixels (default 128); of images, the shorter side to shrink to (default: bytes are kept)."""
+    """Side of the scenes in pixels (default 128); for images, shrink the shorter side to this (default: keep bytes)."""
     quality: int = 95
     """JPEG quality of the images that --size shrinks, 1 to 100."""
     count: int = 4000

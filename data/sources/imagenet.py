@@ -125,9 +125,9 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
             continue
         if len(fields) < 2 or fields[1] not in numbers:
             raise UserError(
-                f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid (one of "
-                f"the {len(classes)} in training) or class number; the devkit's ILSVRC2012_validation_ground_truth.txt "
-                "has numbers of its own and no names"
+                f"line {place + 1} of {path} is {' '.join(fields)[:80]!r}: expected an image's name and its wnid "
+                f"(one of the {len(classes)} in training) or class number; the devkit's "
+                "ILSVRC2012_validation_ground_truth.txt has numbers of its own and no names"
             )
         labels[fields[0].split(".")[0]] = numbers[fields[1]]
     return labels

@@ -41,7 +41,8 @@ def prepare_file(
 ) -> NewSample | Rejected:
     """Make a sample of one image file, or say why there is none.
 
-    ``members_beside(image)`` reads what the sample holds beside the image; it raises `BadImage` where that does not fit.
+    ``members_beside(image)`` reads what the sample holds beside the image; it raises `BadImage` where that does not
+    fit.
     """
     try:
         image = prepare_image(read_limited(Path(path)), preparation=preparation)

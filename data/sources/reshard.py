@@ -101,7 +101,7 @@ def find_shards(
 
 
 def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
-    """Take all samples of ``shards``; with ``keep_names`` they keep their keys, if these are plain and each used once."""
+    """Take all samples of ``shards``; with ``keep_names`` they keep their keys, if all are plain and unique."""
     if not shards.num_samples:
         raise UserError(f"no sample in the shards of {shards.folder}")
     labels = shards.labels()

@@ -55,7 +55,7 @@ def step(values: Grid, *, softness: float) -> Grid:
     return (values / np.float32(softness) + np.float32(0.5)).clip(0, 1)
 
 
-# --- shapes -------------------------------------------------------------------------------------------------------------
+# --- shapes ---
 
 
 def disc(x: Grid, y: Grid) -> Grid:
@@ -92,7 +92,7 @@ def cross(x: Grid, y: Grid) -> Grid:
     return np.minimum(np.maximum(x - arm, y - half), np.maximum(x - half, y - arm))
 
 
-# --- patterns on objects ------------------------------------------------------------------------------------------------
+# --- patterns on objects ---
 
 
 def stripes(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
@@ -114,7 +114,7 @@ def checks(x: Grid, y: Grid, *, period: float, pixel: float) -> Grid:
     return step(np.sin(x * turn) * np.sin(y * turn), softness=1.5 * math.pi * pixel / period)
 
 
-# --- backgrounds --------------------------------------------------------------------------------------------------------
+# --- backgrounds ---
 
 
 def background(rng: np.random.Generator, *, size: int) -> Grid:

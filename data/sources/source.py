@@ -10,7 +10,8 @@ A source is a value that knows how many samples it has and prepares each by its 
     data/sources/reshard.py        shards that exist already
     data/sources/scenes.py         generated scenes
 
-A new one is a file with such a class and a ``FORMAT`` (data/sources/formats.py), and a line in data/sources/registry.py.
+A new one is a file with such a class and a ``FORMAT`` (data/sources/formats.py), and a line in
+data/sources/registry.py.
 """
 
 import hashlib
@@ -74,7 +75,7 @@ class Selection:
 
 
 def split_off(source: Source, *, fraction: float, seed: int, shuffle: bool = True) -> tuple[Selection, Selection]:
-    """Divide all samples, in their order, into those to train on and the held-out ``fraction``, the same of every class.
+    """Divide all samples, in their order, into those to train on and a held-out ``fraction``, the same of every class.
 
     Which are held out is drawn from the seed, whether the order is shuffled or not.
     """

@@ -1,6 +1,7 @@
 """Images named by a table: CSV, TSV or Parquet with a column of paths and perhaps one of labels.
 
-Labels that are all whole numbers are class numbers; others are class names, numbered in sorted order. An empty one is none.
+Labels that are all whole numbers are class numbers; others are class names, numbered in sorted order. An empty one is
+none.
 """
 
 import csv

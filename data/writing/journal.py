@@ -5,8 +5,8 @@
       journal.jsonl    one line for each finished shard; removed once the manifest is written
       writing.lock     locked by the one process that writes; removed with the journal
 
-A line is appended and synced after its shard lies under its final name. What is in the folder and not in the journal was
-not finished, and is removed when the writer starts again.
+A line is appended and synced after its shard lies under its final name. What is in the folder and not in the journal
+was not finished, and is removed when the writer starts again.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 JOURNAL_NAME, PLAN_NAME, LEDGER_NAME, LOCK_NAME = "journal.jsonl", "plan.json", "bad.jsonl", "writing.lock"
 FINAL_NAMES = r"shard-\d{6,}\.(tar|idx)|bad\.jsonl|manifest\.json|plan\.json|journal\.jsonl"
-# What a killed writer may leave: its files, and those that it was writing beside their places. The manifest is not among
-# them: with it the folder is complete, and nothing in it is ever removed.
+# What a killed writer may leave: its files, and those that it was writing beside their places. The manifest is not
+# among them: with it the folder is complete, and nothing in it is ever removed.
 OUR_FILES = re.compile(rf"(?!manifest\.json$)({FINAL_NAMES})(\.partial)?|\.({FINAL_NAMES})\.\d+|writing\.lock")
 
 Plan = Mapping[str, str | int | float | bool | None]
@@ -163,8 +163,8 @@ def _compare_plans(path: Path, *, plan: Plan) -> None:
     if differing:
         name = differing[0]
         raise UserError(
-            f"{out} was begun with {_option(name)} {earlier.get(name)!r}, now it is {plan.get(name)!r}: give the same to "
-            f"go on, delete {out} to start over, or choose another --out"
+            f"{out} was begun with {_option(name)} {earlier.get(name)!r}, now it is {plan.get(name)!r}: give the same "
+            f"to go on, delete {out} to start over, or choose another --out"
         )
 
 

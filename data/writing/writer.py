@@ -100,7 +100,7 @@ def _write_shards(
         if not journal.shards:
             raise UserError(f"no readable image: {len(writer.rejected)} files were tried{_example(writer.rejected)}")
         manifest = Manifest(shards=tuple(journal.shards), classes=None if classes is None else tuple(classes))
-        # The manifest makes the folder complete, so the journal goes after it: a kill between leaves both, which is fine.
+        # The manifest makes the folder complete, so the journal goes after it; a kill between them leaves both.
         write_manifest(journal.out, manifest)
         journal.remove()
     return manifest
@@ -148,8 +148,8 @@ class _Writer:
         if len(self.rejected) > self._limits.max_bad:
             write_ledger(self._journal.out, rejected=self.rejected)
             raise UserError(
-                f"{len(self.rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are listed "
-                f"in {self._journal.out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now "
+                f"{len(self.rejected)} files cannot be read, the last {sample.source} ({sample.reason}); all are "
+                f"listed in {self._journal.out / LEDGER_NAME}: repair or remove them, or raise --max-bad (now "
                 f"{self._limits.max_bad})"
             )
 

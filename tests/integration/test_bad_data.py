@@ -49,7 +49,7 @@ def write(out: Path, *, broken: frozenset[int] = frozenset()) -> Path:
     samples: list[NewSample] = []
     for number in range(96):
         _, members = scene_members(0, number=number, size=64)
-        members["jpg"] = b"\xff\xd8\xff no picture" if number in broken else members["jpg"]
+        members["jpg"] = b"\xff\xd8\xff no image" if number in broken else members["jpg"]
         samples.append(NewSample(source=f"scene {number}", members=members, label=0))
     write_shards(samples, out=out, classes=None, limits=ShardLimits(samples=6))
     return out
@@ -68,8 +68,8 @@ def test_too_many_bad_samples_of_one_process_stop_both_at_the_same_step(rows_of_
     shards = write(tmp_path / "shards", broken=frozenset({6 * shard + position}))
     stopped = pretrain("--data.shards", str(shards), "--run.folder", str(tmp_path / "run"), "--data.max-bad-share", "0")
     assert stopped.returncode != 0
-    words = f"error: 1 of the 32 samples so far could not be decoded, more than data.max-bad-share 0 allows; {tmp_path}/run/bad_"
-    assert words in stopped.stderr  # rank 0's, which met no bad sample itself, or both
+    message = "error: 1 of the 32 samples so far could not be decoded, more than data.max-bad-share 0 allows; "
+    assert message + f"{tmp_path}/run/bad_" in stopped.stderr  # rank 0's, which met no bad sample itself, or both
     (line,) = [json.loads(text) for text in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert (line["step"], line["id"], line["shard"]) == (
         0,

@@ -11,7 +11,7 @@ from benchmarks.drills.faults.remote_faults import hanging_server
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_bad_pictures_hanging_servers_and_pickles_end_as_promised_and_a_broken_promise_is_seen(tmp_path):
+def test_bad_images_hanging_servers_and_pickles_end_as_promised_and_a_broken_promise_is_seen(tmp_path):
     def broken_promise(drill: Drill) -> str:
         drill.data("verify", "--shards", drill.sound).expect_error("a fault that is not there")
         return "it was found"

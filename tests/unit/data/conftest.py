@@ -11,7 +11,7 @@ from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
 def encode(number, *, height=40, width=56, format="JPEG", **options):  # noqa: A002
-    """Return a smooth picture of its own for each number."""
+    """Encode a smooth image of its own for each number."""
     y, x = np.mgrid[:height, :width]
     x, y = x * (150 / width), y * (150 / width)
     waves = [127 + 120 * np.sin((x * (number % 5 + 1) + y * (channel + 1)) / 40 + number) for channel in range(3)]
@@ -21,19 +21,19 @@ def encode(number, *, height=40, width=56, format="JPEG", **options):  # noqa: A
 
 
 @pytest.fixture
-def picture():
+def encoded():
     return encode
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a data set of ``count`` pictures and return it opened."""
+    """Write a data set of ``count`` images and open it."""
 
     def write(count=23, *, name="shards", per_shard=5, broken=(), classes=("a", "b", "c")):
         samples = (
             NewSample(
                 source=f"{number}.jpg",
-                members={"jpg": b"\xff\xd8\xff no picture" if number in broken else encode(number)},
+                members={"jpg": b"\xff\xd8\xff no image" if number in broken else encode(number)},
                 label=None if classes is None else number % len(classes),
             )
             for number in range(count)

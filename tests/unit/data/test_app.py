@@ -76,9 +76,9 @@ def test_a_manifest_without_samples_is_an_error(run, tmp_path, command):
     assert "names no sample" in run(command, "--shards", tmp_path, code=1).err
 
 
-def test_json_that_nests_without_end_and_patterns_elsewhere_are_one_line(run, tmp_path, picture):
+def test_json_that_nests_without_end_and_patterns_elsewhere_are_one_line(run, tmp_path, encoded):
     (tmp_path / "deep.json").write_text("[" * 200_000)
-    (tmp_path / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "a.jpg").write_bytes(encoded(0))
     (tmp_path / "list.csv").write_text("path,label\na.jpg,0\n")
     out = ("--out", tmp_path / "out")
     said = run("write", "--source", tmp_path / "deep.json", *out, code=1)
@@ -94,11 +94,11 @@ def test_shards_are_measured_as_the_page_on_data_says(run, write):
     assert "images/s per core to 24 px" in said.out
 
 
-def test_without_a_held_out_share_the_folder_itself_holds_the_shards(run, tmp_path, picture):
+def test_without_a_held_out_share_the_folder_itself_holds_the_shards(run, tmp_path, encoded):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "in" / "a.jpg").write_bytes(encoded(0))
     run("write", "--source", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1)
-    assert open_shards(tmp_path / "out").read(0, 0).image == picture(0)
+    assert open_shards(tmp_path / "out").read(0, 0).image == encoded(0)
 
 
 def test_class_names_beside_the_tars_are_used(run, write, tmp_path):
@@ -116,11 +116,11 @@ def test_class_names_beside_the_tars_are_used(run, write, tmp_path):
     )
 
 
-def test_a_finished_command_is_not_done_again_and_another_one_is_refused(run, tmp_path, picture):
+def test_a_finished_command_is_not_done_again_and_another_one_is_refused(run, tmp_path, encoded):
     for number in range(20):
         path = tmp_path / "in" / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
+        path.write_bytes(encoded(number))
     words = ["write", "--source", tmp_path / "in", "--out", tmp_path / "out", "--samples-per-shard", 4]
     said = run(*words, "--processes", 1)
     assert f"{tmp_path / 'in'} is taken as --format folder" in said.out
@@ -132,11 +132,11 @@ def test_a_finished_command_is_not_done_again_and_another_one_is_refused(run, tm
     assert "was begun with the list of samples" in run(*words, code=1).err
 
 
-def test_shards_sorted_by_class_are_warned_of_when_written_checked_and_shown(run, tmp_path, picture):
+def test_shards_sorted_by_class_are_warned_of_when_written_checked_and_shown(run, tmp_path, encoded):
     for number in range(40):
         path = tmp_path / "in" / "abcd"[number // 10] / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
+        path.write_bytes(encoded(number))
     words = ["write", "--source", tmp_path / "in", "--samples-per-shard", 5, "--processes", 1]
     warning = "the shards are sorted by class: two samples of a shard are as alike as if it held 1.0 classes"
     assert warning in run(*words, "--out", tmp_path / "sorted", "--no-shuffle").out
@@ -151,10 +151,10 @@ def test_shards_sorted_by_class_are_warned_of_when_written_checked_and_shown(run
     assert open_shards(tmp_path / "mended").num_samples == 40
 
 
-def test_a_table_is_written_with_a_held_out_share(run, tmp_path, picture):
+def test_a_table_is_written_with_a_held_out_share(run, tmp_path, encoded):
     lines = ["path,label"]
     for number in range(20):
-        (tmp_path / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(number))
         lines.append(f"{number}.jpg,{'xy'[number % 2]}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     run("write", "--source", tmp_path / "list.csv", "--out", tmp_path / "out", "--val-fraction", 0.2, "--processes", 1)

@@ -32,7 +32,7 @@ def uneven(write):
 
 
 def load(shards, *, steps, world_size, workers, weights=(), repeats=1):
-    """Return what all processes load, by (step, micro_batch)."""
+    """Collect what all processes load, by (step, micro_batch)."""
     config = DataConfig(shards=("one", "two"), weights=weights, window_shards=1, window_samples=4, **BATCH)
     found = {}
     for rank in range(world_size):

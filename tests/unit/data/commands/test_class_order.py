@@ -1,4 +1,4 @@
-"""Shards that are sorted by class are told from shuffled ones, with no threshold that the data set's size would move."""
+"""Shards that are sorted by class are told from shuffled ones by a threshold that holds for any size."""
 
 import itertools
 import math

@@ -86,8 +86,8 @@ def test_several_processes_find_the_same(write, tmp_path):
     assert seen == [35] * 35
 
 
-def test_a_data_set_without_labels_but_with_names_is_not_short_of_labels(picture, tmp_path):
-    samples = [NewSample(source="x", members={"jpg": picture(n), "json": b"{}"}) for n in range(3)]
+def test_a_data_set_without_labels_but_with_names_is_not_short_of_labels(encoded, tmp_path):
+    samples = [NewSample(source="x", members={"jpg": encoded(n), "json": b"{}"}) for n in range(3)]
     write_shards(samples, out=tmp_path, classes=("a", "b"), limits=ShardLimits())
     findings = verify(tmp_path)
     assert (findings.num_unlabelled, findings.counts, findings.warnings) == (0, {}, [])

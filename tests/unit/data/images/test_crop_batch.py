@@ -12,10 +12,10 @@ from engine.randomness import stream
 
 
 @pytest.fixture
-def samples(picture):
-    images = [picture(n, height=90 + 7 * n, width=130) for n in range(6)]
-    images[2] = picture(2, format="PNG")
-    images[4] = b"\xff\xd8\xff no picture"
+def samples(encoded):
+    images = [encoded(n, height=90 + 7 * n, width=130) for n in range(6)]
+    images[2] = encoded(2, format="PNG")
+    images[4] = b"\xff\xd8\xff no image"
     images[5] = images[5][: len(images[5]) // 2]  # its header is sound
     return [Sample(id=n, key=str(n), image=image, label=None) for n, image in enumerate(images)]
 
@@ -34,7 +34,7 @@ def test_stage_by_stage_gives_what_image_after_image_gives(samples, monkeypatch,
         np.testing.assert_array_equal(pixels, crop_resize(sample.image, crop, size=(24, 32), decode=decode))
 
 
-def test_large_pictures_do_not_wait_for_each_other(samples, monkeypatch):
+def test_large_images_do_not_wait_for_each_other(samples, monkeypatch):
     plans = plan_crops(samples, draw)
     sizes = [plan.header.height * plan.header.width for plan in plans if not isinstance(plan, BadImage)]
     monkeypatch.setattr(batch_module, "GROUP_PIXELS", sizes[0] + sizes[1])

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB, and what is none or too large is refused before it costs anything."""
+"""Every kind of image becomes upright RGB, and what is none or too large is refused before it costs anything."""
 
 import io
 import struct
@@ -22,8 +22,8 @@ def save(image, format, **options):  # noqa: A002
 
 
 @pytest.fixture
-def photo(picture):
-    return Image.open(io.BytesIO(picture(3, format="PNG")))
+def photo(encoded):
+    return Image.open(io.BytesIO(encoded(3, format="PNG")))
 
 
 @pytest.mark.parametrize(
@@ -73,16 +73,16 @@ def test_exif_orientation_is_applied(photo, orientation, format):  # noqa: A002
     assert np.abs(decode_rgb(data) - expected).mean() < 2
 
 
-def test_a_scaled_jpeg_is_never_smaller_than_asked(picture):
-    data = picture(1, height=400, width=600)
+def test_a_scaled_jpeg_is_never_smaller_than_asked(encoded):
+    data = encoded(1, height=400, width=600)
     assert decode_rgb(data, min_size=(100, 100)).shape == (100, 150, 3)
     assert decode_rgb(data, min_size=(101, 100)).shape == (150, 225, 3)
     assert decode_rgb(data, min_size=(200, 100)).shape == (200, 300, 3)
     assert decode_rgb(data, min_size=(201, 100)).shape == (400, 600, 3)
 
 
-def test_image_bombs_are_refused_from_their_header(picture):
-    jpeg = bytearray(picture(0))
+def test_image_bombs_are_refused_from_their_header(encoded):
+    jpeg = bytearray(encoded(0))
     place = jpeg.index(b"\xff\xc0")
     jpeg[place + 5 : place + 9] = struct.pack(">HH", 20000, 20000)
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
@@ -94,7 +94,7 @@ def test_image_bombs_are_refused_from_their_header(picture):
             decode_rgb(data)
     assert time.process_time() - start < 0.2
     with pytest.raises(BadImage, match="40x56 pixels are more than the 2000 allowed"):
-        decode_rgb(picture(0), max_pixels=2000)
+        decode_rgb(encoded(0), max_pixels=2000)
 
 
 @pytest.mark.parametrize("progressive", [True, False])
@@ -113,8 +113,8 @@ def test_jpegs_of_very_many_scans_are_refused_before_decoding(progressive):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_truncated_files_are_bad(picture, format):  # noqa: A002
-    data = picture(2, format=format)
+def test_truncated_files_are_bad(encoded, format):  # noqa: A002
+    data = encoded(2, format=format)
     with pytest.raises(BadImage):
         decode_rgb(data[: len(data) // 2])
 
@@ -125,8 +125,8 @@ def test_other_formats_are_not_tried(photo):
             decode_rgb(data)
 
 
-def test_harmless_faults_still_decode(picture):
-    data = picture(2)
+def test_harmless_faults_still_decode(encoded):
+    data = encoded(2)
     pixels = decode_rgb(data[:-2] + b"\0\0\0" + data[-2:])  # bytes before the end marker: a warning in libjpeg
     np.testing.assert_array_equal(pixels, decode_rgb(data))
 

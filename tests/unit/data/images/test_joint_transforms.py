@@ -182,7 +182,8 @@ def test_the_loader_gives_the_same_targets_whatever_the_number_of_workers(scene_
             assert all(torch.equal(target[name], same[name]) for name in names)
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------
+# --- what is read
+# ---------------------------------------------------------------------------------------------------------
 
 
 def member(*objects, height=6, width=8):

@@ -1,4 +1,4 @@
-"""The upper part of a JPEG is the upper part of the whole picture, and nothing that decoding finds fault with is hidden by it."""
+"""The upper part of a JPEG is the upper part of the whole image, and hides no fault that decoding would find."""
 
 import io
 
@@ -14,7 +14,7 @@ from data.images.jpeg import read_segments
 
 
 def photo(*, height=150, width=203, mode="RGB", **options):
-    """Return a JPEG full of detail, so that every row differs from its neighbours."""
+    """Draw a JPEG full of detail, so that every row differs from its neighbours."""
     noise = np.random.default_rng(height).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8)
     content = io.BytesIO()
     image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
@@ -36,7 +36,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
-def test_upper_rows_equal_those_of_the_whole_picture(kind, shrink):
+def test_upper_rows_equal_those_of_the_whole_image(kind, shrink):
     data = photo(**KINDS[kind])
     header = read_header(data)
     height, width = -(-150 // shrink), -(-203 // shrink)
@@ -60,7 +60,7 @@ def test_upper_rows_equal_those_of_the_whole_picture(kind, shrink):
     st.sampled_from([0, 1, 2]),
     st.sampled_from([1, 2, 4, 8]),
 )
-def test_pictures_of_any_size_have_their_upper_rows(height, width, bottom, subsampling, shrink):
+def test_images_of_any_size_have_their_upper_rows(height, width, bottom, subsampling, shrink):
     data = photo(height=height, width=width, subsampling=subsampling)
     bottom = min(bottom, height)
     upper, found = decode_part(data, header=read_header(data), bottom=bottom, shrink=shrink)
@@ -70,7 +70,7 @@ def test_pictures_of_any_size_have_their_upper_rows(height, width, bottom, subsa
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_pictures_have_their_upright_upper_rows(orientation):
+def test_turned_images_have_their_upright_upper_rows(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = photo(exif=exif.tobytes())
@@ -79,14 +79,14 @@ def test_turned_pictures_have_their_upright_upper_rows(orientation):
     assert (len(upper) < read_header(data).height) == (orientation <= 2)
 
 
-def test_a_truncated_picture_is_bad_even_where_the_asked_rows_are_whole():
+def test_a_truncated_image_is_bad_even_where_the_rows_above_are_whole():
     data = photo()
     data = data[: len(data) * 9 // 10]
     with pytest.raises(BadImage, match="truncated"):
         decode_part(data, header=read_header(data), bottom=20)
 
 
-def test_codes_broken_in_the_asked_rows_decode_as_in_the_whole_picture():
+def test_codes_broken_in_the_upper_rows_decode_as_in_the_whole_image():
     data = bytearray(photo(quality=90))
     start = data.index(b"\xff\xda") + 14
     data[start + 800 : start + 820] = bytes(20)
@@ -95,7 +95,7 @@ def test_codes_broken_in_the_asked_rows_decode_as_in_the_whole_picture():
     np.testing.assert_array_equal(upper[:100], decode_rgb(data)[:100])
 
 
-def test_bytes_after_the_picture_change_nothing():
+def test_bytes_after_the_image_change_nothing():
     data = photo()
     for tail in (b"\0" * 8, b"\0" * 500):
         upper, _ = decode_part(data + tail, header=read_header(data + tail), bottom=40)
@@ -104,7 +104,7 @@ def test_bytes_after_the_picture_change_nothing():
 
 @settings(deadline=None, max_examples=80)
 @given(st.integers(2, 2000), st.binary(min_size=1, max_size=6), st.integers(1, 60))
-def test_damaged_pictures_decode_or_are_bad_and_nothing_else(place, noise, bottom):
+def test_damaged_images_decode_or_are_bad_and_nothing_else(place, noise, bottom):
     data = bytearray(photo(height=60, width=60))
     place = 2 + place % (len(data) - 2)
     data[place : place + len(noise)] = noise

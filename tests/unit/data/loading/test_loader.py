@@ -248,13 +248,13 @@ def test_evaluation_covers_every_sample_once(write, world_size, workers):
     assert found == list(range(23))
 
 
-def test_samples_are_those_written(write, picture):
+def test_samples_are_those_written(write, encoded):
     shards = write()
     assert shards.num_samples == 23
     assert shards.sizes == (5, 5, 5, 5, 3)
     sample = shards.read(3, 2, repeat=1)
     assert (sample.id, sample.key, sample.label, sample.repeat) == (17, "000017", 17 % 3, 1)
-    assert sample.image == picture(17)
+    assert sample.image == encoded(17)
     assert shards.labels().tolist() == [number % 3 for number in range(23)]
 
 

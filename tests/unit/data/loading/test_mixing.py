@@ -42,7 +42,7 @@ def test_shares_are_exact_to_less_than_one_sample_after_any_number(weights):
     shares, total = Shares(weights), sum(weights)
     before = np.zeros(len(weights), np.int64)
     for n in range(2 * total + 2):
-        given_now = shares.given(n)
+        given_now = shares.counts(n)
         assert given_now.sum() == n
         assert all(abs(Fraction(w * n, total) - int(g)) < 1 for w, g in zip(weights, given_now, strict=True))
         assert (given_now >= before).all()
@@ -56,11 +56,11 @@ def test_micro_batches_equal_passes_laid_out_in_full_and_dealt_by_shares(mixture
     order, size, seed = MixedOrder(sources, **options), options["micro_batch_size"], options["seed"]
     shares = Shares(options["weights"])
     steps = 3 * order.steps_per_epoch + 3
-    most = shares.given(steps * size).tolist()
+    most = shares.counts(steps * size).tolist()
     for number in range(order.num_micro_batches):
         streams = [laid_out(sources, s, number=number, count=most[s], **options) for s in range(len(sources))]
         for step in range(steps):
-            bounds = zip(shares.given(step * size), shares.given((step + 1) * size), strict=True)
+            bounds = zip(shares.counts(step * size), shares.counts((step + 1) * size), strict=True)
             rows = [row for lane, (first, last) in zip(streams, bounds, strict=True) for row in lane[first:last]]
             expected = np.array(rows)[stream(seed, "mix", step, number).permutation(size)]
             np.testing.assert_array_equal(order.micro_batch(step, number), expected)

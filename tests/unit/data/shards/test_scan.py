@@ -33,7 +33,7 @@ def make_tar(path, members, *, format=tarfile.GNU_FORMAT):  # noqa: A002
     return path
 
 
-def test_shards_written_by_webdataset_read_the_same(picture, tmp_path):
+def test_shards_written_by_webdataset_read_the_same(encoded, tmp_path):
     source = tmp_path / "theirs"
     source.mkdir()
     with warnings.catch_warnings():
@@ -42,7 +42,7 @@ def test_shards_written_by_webdataset_read_the_same(picture, tmp_path):
 
         with webdataset.ShardWriter(str(source / "train-%04d.tar"), maxcount=4, verbose=0) as writer:
             for n in range(10):
-                writer.write({"__key__": f"part/{n:04d}", "jpg": picture(n), "cls": n % 3, "json": {"n": n}})
+                writer.write({"__key__": f"part/{n:04d}", "jpg": encoded(n), "cls": n % 3, "json": {"n": n}})
     manifest, ignored = index_shards(source, out=tmp_path / "ours", pattern="train-*.tar")
     shards = open_shards(tmp_path / "ours")
     assert manifest.classes == ("0", "1", "2")
@@ -50,7 +50,7 @@ def test_shards_written_by_webdataset_read_the_same(picture, tmp_path):
     assert shards.sizes == (4, 4, 2)
     found = [shards.read(shard, position) for shard, size in enumerate(shards.sizes) for position in range(size)]
     assert [(s.id, s.key, s.image, s.label) for s in found] == [
-        (n, f"part/{n:04d}", picture(n), n % 3) for n in range(10)
+        (n, f"part/{n:04d}", encoded(n), n % 3) for n in range(10)
     ]
     assert sorted(path.name for path in source.iterdir()) == [f"train-000{n}.tar" for n in range(3)]
 

@@ -30,7 +30,7 @@ def padded(content):
 
 
 def patched(block, *, at, content):
-    """Return a header with other bytes in a place, and with the checksum that belongs to them."""
+    """Make a header with other bytes in a place, and with the checksum that belongs to them."""
     block = block[:at] + content + block[at + len(content) :]
     blank = block[:148] + b" " * 8 + block[156:]
     return block[:148] + b"%06o\0 " % sum(blank) + block[156:]

@@ -1,4 +1,4 @@
-"""COCO's instances files: every annotation arrives with its picture, as it was."""
+"""COCO's instances files: every annotation arrives with its encoded, as it was."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def annotation(number, *, image, category=3, **fields):
 
 
 @pytest.fixture
-def coco(tmp_path, picture):
+def coco(tmp_path, encoded):
     """Write a small data set in COCO's layout; fields change the tree."""
 
     def coco(split="train2017", **fields):
@@ -33,7 +33,7 @@ def coco(tmp_path, picture):
         (folder / split).mkdir(parents=True, exist_ok=True)
         (folder / "annotations").mkdir(exist_ok=True)
         for number in (7, 3, 5):
-            (folder / split / f"{number:012d}.jpg").write_bytes(picture(number))
+            (folder / split / f"{number:012d}.jpg").write_bytes(encoded(number))
         sizes = {"height": 40, "width": 56, "license": 4}
         rle = {"size": [40, 56], "counts": [30, 10, 2200]}
         tree = {
@@ -83,28 +83,28 @@ def test_splits_are_named_and_share_their_classes(coco):
 
 def test_a_single_file_with_a_folder_of_its_own(coco, tmp_path):
     folder = coco()
-    (folder / "train2017").rename(tmp_path / "pictures")
+    (folder / "train2017").rename(tmp_path / "elsewhere")
     file = folder / "annotations" / "instances_train2017.json"
     with pytest.raises(
         ValueError, match=r"000000000003.jpg of instances_train2017.json is in none of .* --images FOLDER"
     ):
         find(file)
-    assert isinstance(find(file, images=tmp_path / "pictures")["train"].prepare(0), NewSample)
+    assert isinstance(find(file, images=tmp_path / "elsewhere")["train"].prepare(0), NewSample)
     coco("val2017")
     with pytest.raises(ValueError, match=r"--images goes with one annotation file, but .* has 2"):
         find(folder, images=tmp_path)
 
 
-def test_pictures_of_another_size_than_their_annotations_are_left_out(coco, picture):
+def test_images_of_another_size_than_their_annotations_are_left_out(coco, encoded):
     folder = coco()
-    (folder / "train2017" / "000000000003.jpg").write_bytes(picture(3, height=56, width=40))
+    (folder / "train2017" / "000000000003.jpg").write_bytes(encoded(3, height=56, width=40))
     (folder / "train2017" / "000000000005.jpg").unlink()
     found = [find(folder)["train"].prepare(number) for number in range(3)]
     assert [type(item) for item in found] == [Rejected, Rejected, NewSample]
     assert "it is 56x40 pixels upright, its annotations are made for 40x56" in found[0].reason
 
 
-def test_a_picture_that_lies_on_its_side_is_left_out(coco):
+def test_an_image_that_lies_on_its_side_is_left_out(coco):
     import io
 
     from PIL import Image
@@ -141,7 +141,7 @@ def test_resizing_and_missing_annotations_are_refused(coco, tmp_path):
 
 @needs_coco
 def test_real_coco_arrives_whole(tmp_path):
-    """Every picture's bytes and every annotation of the 100 images, through shards and back."""
+    """Every image's bytes and every annotation of the 100 images, through shards and back."""
     source = find_coco(COCO, images=None, preparation=Preparation(check="header"))["train"]
     selection = split_off(source, fraction=0.0, seed=0)[0]
     write_shards(prepared(selection, processes=1), out=tmp_path, classes=source.classes, limits=ShardLimits(samples=40))

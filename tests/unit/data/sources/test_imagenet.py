@@ -13,7 +13,7 @@ FISH, SHARK, BALL = "n01440764", "n01494475", "n02802426"
 
 
 @pytest.fixture
-def imagenet(tmp_path, picture):
+def imagenet(tmp_path, encoded):
     """Write train/ of three classes, and val/ as given: file name (with folder) by class."""
 
     def imagenet(*val):
@@ -21,7 +21,7 @@ def imagenet(tmp_path, picture):
         for number, name in enumerate([*names, *(f"val/{name}" for name in val)]):
             path = tmp_path / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(number))
+            path.write_bytes(encoded(number))
         return tmp_path / "in"
 
     return imagenet
@@ -92,29 +92,29 @@ def test_the_wnid_list_fixes_the_numbers_where_training_lacks_classes(imagenet, 
 
 
 @pytest.fixture
-def class_tars(tmp_path, picture):
+def class_tars(tmp_path, encoded):
     (tmp_path / "tars").mkdir()
     for label, wnid in enumerate((BALL, FISH)):
         with tarfile.open(tmp_path / "tars" / f"{wnid}.tar", "w") as tar:
             for number in range(3):
                 info = tarfile.TarInfo(f"{wnid}_{number}.JPEG")
-                info.size = len(picture(3 * label + number))
-                tar.addfile(info, io.BytesIO(picture(3 * label + number)))
+                info.size = len(encoded(3 * label + number))
+                tar.addfile(info, io.BytesIO(encoded(3 * label + number)))
     return tmp_path / "tars"
 
 
-def test_a_tar_for_each_class_is_read_in_place(class_tars, tmp_path, picture):
+def test_a_tar_for_each_class_is_read_in_place(class_tars, tmp_path, encoded):
     (tmp_path / "index").mkdir()
     source = find(class_tars, index_folder=tmp_path / "index")["train"]
     assert source.classes == (FISH, BALL)
     assert source.labels == (0, 0, 0, 1, 1, 1)
     sample = source.prepare(4)
-    assert (sample.members, sample.label, sample.key) == ({"jpg": picture(1)}, 1, None)
+    assert (sample.members, sample.label, sample.key) == ({"jpg": encoded(1)}, 1, None)
     assert sample.source.endswith(f"{BALL}.tar!{BALL}_1")
     assert len(list(class_tars.iterdir())) == 2
 
 
-def test_imagenet_is_told_from_other_folders(imagenet, class_tars, tmp_path, picture):
+def test_imagenet_is_told_from_other_folders(imagenet, class_tars, tmp_path, encoded):
     assert detect_format(imagenet()) == detect_format(class_tars) == "imagenet"
     assert not is_imagenet(tmp_path)
     with pytest.raises(ValueError, match=r"expected train/ with a folder for each wnid, or a tar for each"):

@@ -26,10 +26,10 @@ def label_map(*, height=40, width=56, mode="L", format="PNG"):  # noqa: A002
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
+def folder(tmp_path, encoded):
     def folder(*names, maps="annotations", root="set"):
         for number, name in enumerate(names):
-            for part, suffix, content in (("images", ".jpg", picture(number)), (maps, ".png", label_map())):
+            for part, suffix, content in (("images", ".jpg", encoded(number)), (maps, ".png", label_map())):
                 path = tmp_path / root / part / f"{name}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
@@ -42,10 +42,10 @@ def find(folder, *, classes=None, **options):
     return find_label_maps(folder, classes=classes, preparation=Preparation(**options))
 
 
-def test_ade20k_is_read_by_split_and_maps_keep_their_bytes(folder, picture):
+def test_ade20k_is_read_by_split_and_maps_keep_their_bytes(folder, encoded):
     found = find(folder("training/ADE_1", "training/ADE_2", "validation/ADE_3"), classes=("wall", "sky"))
     assert {name: len(source) for name, source in found.items()} == {"train": 2, "val": 1}
-    assert found["train"].prepare(1).members == {"jpg": picture(1), "seg.png": label_map()}
+    assert found["train"].prepare(1).members == {"jpg": encoded(1), "seg.png": label_map()}
     assert found["val"].classes == ("wall", "sky")
 
 
@@ -93,12 +93,12 @@ def test_missing_maps_and_folders_are_named(folder, tmp_path):
         find(root, resize=64)
 
 
-def test_verify_finds_broken_maps_and_annotations(picture, tmp_path):
+def test_verify_finds_broken_maps_and_annotations(encoded, tmp_path):
     members = [
-        {"jpg": picture(0), "seg.png": label_map(), "json": b"{}"},
-        {"jpg": picture(1), "seg.png": label_map(height=9)},
-        {"jpg": picture(2), "json": b"{"},
-        {"jpg": picture(3), "json": b"[" * 100_000},
+        {"jpg": encoded(0), "seg.png": label_map(), "json": b"{}"},
+        {"jpg": encoded(1), "seg.png": label_map(height=9)},
+        {"jpg": encoded(2), "json": b"{"},
+        {"jpg": encoded(3), "json": b"[" * 100_000},
     ]
     samples = [NewSample(source="x", members=files) for files in members]
     write_shards(samples, out=tmp_path, classes=None, limits=ShardLimits())

@@ -15,11 +15,11 @@ from data.writing.writer import NewSample
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
+def folder(tmp_path, encoded):
     def make(*names):
         for number, name in enumerate(names):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(picture(number))
+            (tmp_path / name).write_bytes(encoded(number))
         return tmp_path
 
     return make
@@ -84,22 +84,22 @@ def test_what_cannot_be_understood_is_named(folder, tmp_path):
         find(folder("s/train/a/1.jpg", "s/train/b/2.jpg", "s/val/a/3.jpg", "s/val/z/4.jpg") / "s")
 
 
-def test_bytes_are_kept_unless_a_resize_is_asked_for(folder, picture):
+def test_bytes_are_kept_unless_a_resize_is_asked_for(folder, encoded):
     source = find(folder("1.jpg"))["train"]
-    assert source.prepare(0).members == {"jpg": picture(0)}
+    assert source.prepare(0).members == {"jpg": encoded(0)}
     small = find(folder("1.jpg"), resize=20)["train"].prepare(0)
     assert decode_rgb(small.members["jpg"]).shape == (20, 28, 3)
-    assert find(folder("1.jpg"), resize=400)["train"].prepare(0).members == {"jpg": picture(0)}
+    assert find(folder("1.jpg"), resize=400)["train"].prepare(0).members == {"jpg": encoded(0)}
 
 
-def test_the_member_is_named_for_what_it_is(tmp_path, picture):
-    (tmp_path / "a.jpg").write_bytes(picture(0, format="PNG"))
+def test_the_member_is_named_for_what_it_is(tmp_path, encoded):
+    (tmp_path / "a.jpg").write_bytes(encoded(0, format="PNG"))
     assert list(find(tmp_path)["train"].prepare(0).members) == ["png"]
 
 
-def test_unreadable_files_are_rejected_with_the_reason(tmp_path, picture):
+def test_unreadable_files_are_rejected_with_the_reason(tmp_path, encoded):
     (tmp_path / "a.jpg").write_bytes(b"hello")
-    (tmp_path / "b.jpg").write_bytes(picture(0, height=200, width=300)[:-500])
+    (tmp_path / "b.jpg").write_bytes(encoded(0, height=200, width=300)[:-500])
     source = find(tmp_path)["train"]
     assert [type(source.prepare(n)) for n in (0, 1)] == [Rejected, Rejected]
     assert "a.jpg" in source.prepare(0).source

@@ -13,10 +13,10 @@ IMAGENET = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenet_s
 
 
 @pytest.fixture
-def table(tmp_path, picture):
-    (tmp_path / "pictures").mkdir()
+def table(tmp_path, encoded):
+    (tmp_path / "photos").mkdir()
     for number in range(3):
-        (tmp_path / "pictures" / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(encoded(number))
 
     def table(text, *, name="list.csv"):
         (tmp_path / name).write_text(text)
@@ -36,31 +36,31 @@ def find(table, *, images=None, path_column=None, label_column=None, names=None)
     )
 
 
-def test_names_are_numbered_in_sorted_order_and_paths_start_at_the_table(table, picture):
-    source = find(table("path,label\npictures/1.jpg,dog\npictures/0.jpg,cat\npictures/2.jpg,\n"))
+def test_names_are_numbered_in_sorted_order_and_paths_start_at_the_table(table, encoded):
+    source = find(table("path,label\nphotos/1.jpg,dog\nphotos/0.jpg,cat\nphotos/2.jpg,\n"))
     assert (source.classes, source.labels) == (("cat", "dog"), (1, 0, -1))
     assert [source.prepare(number).label for number in range(3)] == [1, 0, None]
-    assert source.prepare(0).members == {"jpg": picture(1)}
+    assert source.prepare(0).members == {"jpg": encoded(1)}
 
 
 def test_numbers_are_class_numbers(table):
-    source = find(table("file\tclass\npictures/1.jpg\t2\npictures/0.jpg\t0\n", name="list.tsv"))
+    source = find(table("file\tclass\nphotos/1.jpg\t2\nphotos/0.jpg\t0\n", name="list.tsv"))
     assert (source.classes, source.labels) == (("0", "1", "2"), (2, 0))
-    named = find(table("file,class\npictures/1.jpg,1\n"), names=["x", "y", "z"])
+    named = find(table("file,class\nphotos/1.jpg,1\n"), names=["x", "y", "z"])
     assert (named.classes, named.labels) == (("x", "y", "z"), (1,))
 
 
 def test_columns_and_the_folder_of_images_can_be_named(table, tmp_path):
     path = table('a,b,c\n0.jpg,"red, dark",7\n1.jpg,blue,8\n')
-    source = find(path, images=tmp_path / "pictures", path_column="a", label_column="b")
+    source = find(path, images=tmp_path / "photos", path_column="a", label_column="b")
     assert source.classes == ("blue", "red, dark")
-    assert find(path, images=tmp_path / "pictures", path_column="a", label_column="none").classes is None
-    absolute = table(f"path\n{tmp_path}/pictures/0.jpg\n")
-    assert find(absolute).paths == (f"{tmp_path}/pictures/0.jpg",)
+    assert find(path, images=tmp_path / "photos", path_column="a", label_column="none").classes is None
+    absolute = table(f"path\n{tmp_path}/photos/0.jpg\n")
+    assert find(absolute).paths == (f"{tmp_path}/photos/0.jpg",)
 
 
 def test_a_missing_file_further_down_goes_into_the_ledger(table):
-    source = find(table("path\npictures/0.jpg\npictures/9.jpg\n"))
+    source = find(table("path\nphotos/0.jpg\nphotos/9.jpg\n"))
     assert isinstance(source.prepare(1), Rejected)
 
 
@@ -73,22 +73,22 @@ def test_a_missing_file_further_down_goes_into_the_ledger(table):
             r"no column that is called like a path: choose one with --path-column \(it has name, label\)",
         ),
         (
-            "path,colour\npictures/0.jpg,1\n",
+            "path,colour\nphotos/0.jpg,1\n",
             {},
             r"called like a label: choose one with --label-column .*; none for images",
         ),
-        ("path,label\npictures/0.jpg,1\n", {"label_column": "x"}, "has no column 'x'"),
+        ("path,label\nphotos/0.jpg,1\n", {"label_column": "x"}, "has no column 'x'"),
         ("path,label\nnowhere.jpg,1\n", {}, r"nowhere.jpg, the first image of .* is missing; .* --images FOLDER"),
-        ("path,label\npictures/0.jpg\n", {}, "row 1 of .* has 1 fields, the first line names 2"),
+        ("path,label\nphotos/0.jpg\n", {}, "row 1 of .* has 1 fields, the first line names 2"),
         ("path,label\n", {}, "has no rows"),
         ("", {}, "has no rows"),
-        ("path,label\npictures/0.jpg,1\n,2\n", {}, "row 2 has no path"),
+        ("path,label\nphotos/0.jpg,1\n,2\n", {}, "row 2 has no path"),
         ("path\nhttp://x/y.jpg\n", {}, "is remote; only local images are packed"),
-        ("path,label\npictures/0.jpg,99999999999\n", {}, "holds class number 99999999999, expected at most 999999"),
-        ("path,label\npictures/0.jpg,3\n", {"names": ["x"]}, "holds class number 3, expected at most 0"),
-        ("path,label\npictures/0.jpg,cat\n", {"names": ["x"]}, "holds 'cat', which is not among the 1 class names"),
-        ("path,label\npictures/0.jpg,\n", {}, "holds no label"),
-        ('path,label\n"pictures/0.jpg,1\n', {}, "cannot be read as a table"),
+        ("path,label\nphotos/0.jpg,99999999999\n", {}, "holds class number 99999999999, expected at most 999999"),
+        ("path,label\nphotos/0.jpg,3\n", {"names": ["x"]}, "holds class number 3, expected at most 0"),
+        ("path,label\nphotos/0.jpg,cat\n", {"names": ["x"]}, "holds 'cat', which is not among the 1 class names"),
+        ("path,label\nphotos/0.jpg,\n", {}, "holds no label"),
+        ('path,label\n"photos/0.jpg,1\n', {}, "cannot be read as a table"),
     ],
 )
 def test_tables_that_make_no_sense_are_explained(table, text, options, message):
@@ -99,10 +99,10 @@ def test_tables_that_make_no_sense_are_explained(table, text, options, message):
 def test_parquet_reads_like_csv(table, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"path": ["pictures/0.jpg", "pictures/1.jpg", "pictures/2.jpg"], "label": [3, None, 1]}
+    columns = {"path": ["photos/0.jpg", "photos/1.jpg", "photos/2.jpg"], "label": [3, None, 1]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
     found = find(tmp_path / "list.parquet")
-    same = find(table("path,label\npictures/0.jpg,3\npictures/1.jpg,\npictures/2.jpg,1\n"))
+    same = find(table("path,label\nphotos/0.jpg,3\nphotos/1.jpg,\nphotos/2.jpg,1\n"))
     assert found == same
     assert found.labels == (3, -1, 1)
     (tmp_path / "list.parquet").write_bytes(b"PAR1 hello")

@@ -19,12 +19,12 @@ LIMITS = ShardLimits(samples=3)
 
 
 @pytest.fixture
-def samples(picture):
+def samples(encoded):
     """Ten samples, of which number 4 and 9 cannot be read."""
     return [
         Rejected(source=f"{n}.jpg", reason="broken")
         if n in (4, 9)
-        else NewSample(source=f"{n}.jpg", members={"jpg": picture(n)}, label=n % 2)
+        else NewSample(source=f"{n}.jpg", members={"jpg": encoded(n)}, label=n % 2)
         for n in range(10)
     ]
 
@@ -168,12 +168,12 @@ def command(source, out, *, processes):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_program_ends_with_the_same_files(picture, tmp_path):
+def test_killed_at_random_moments_the_program_ends_with_the_same_files(encoded, tmp_path):
     source, out = tmp_path / "images", tmp_path / "out"
     for number in range(600):
         path = source / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number, height=600, width=800) if number % 50 else b"no picture")
+        path.write_bytes(encoded(number, height=600, width=800) if number % 50 else b"no image")
     subprocess.run(command(source, tmp_path / "whole", processes=1), cwd=ROOT, check=True, timeout=300)
     chance = random.Random(0)
     kills, children = 0, set()

@@ -13,16 +13,16 @@ from data.writing.journal import Rejected
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
-def samples(picture, count=7):
+def samples(encoded, count=7):
     return [
-        NewSample(source=str(n), members={"jpg": picture(n), "json": b'{"n": %d}' % n, "seg.png": b"map"}, label=n % 2)
+        NewSample(source=str(n), members={"jpg": encoded(n), "json": b'{"n": %d}' % n, "seg.png": b"map"}, label=n % 2)
         for n in range(count)
     ]
 
 
-def test_the_same_samples_give_the_same_bytes(picture, tmp_path):
+def test_the_same_samples_give_the_same_bytes(encoded, tmp_path):
     for name in ("one", "two"):
-        write_shards(samples(picture), out=tmp_path / name, classes=("a", "b"), limits=ShardLimits(samples=3))
+        write_shards(samples(encoded), out=tmp_path / name, classes=("a", "b"), limits=ShardLimits(samples=3))
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert sorted(one) == sorted(
@@ -30,8 +30,8 @@ def test_the_same_samples_give_the_same_bytes(picture, tmp_path):
     )
 
 
-def test_the_index_points_at_the_members(picture, tmp_path):
-    manifest = write_shards(samples(picture), out=tmp_path, classes=("a", "b"), limits=ShardLimits())
+def test_the_index_points_at_the_members(encoded, tmp_path):
+    manifest = write_shards(samples(encoded), out=tmp_path, classes=("a", "b"), limits=ShardLimits())
     with tarfile.open(tmp_path / manifest.shards[0].name) as tar:
         members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
         assert all(member.mtime == member.uid == member.gid == 0 for member in tar.getmembers())
@@ -45,8 +45,8 @@ def test_the_index_points_at_the_members(picture, tmp_path):
     assert shards.read_member(0, 4, extension="txt") is None
 
 
-def test_webdataset_reads_the_same_samples(picture, tmp_path):
-    manifest = write_shards(samples(picture), out=tmp_path, classes=("a", "b"), limits=ShardLimits(samples=4))
+def test_webdataset_reads_the_same_samples(encoded, tmp_path):
+    manifest = write_shards(samples(encoded), out=tmp_path, classes=("a", "b"), limits=ShardLimits(samples=4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import webdataset
@@ -54,35 +54,35 @@ def test_webdataset_reads_the_same_samples(picture, tmp_path):
         urls = [str(tmp_path / shard.name) for shard in manifest.shards]
         found = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [(item["__key__"], item["jpg"], item["cls"], item["json"]) for item in found] == [
-        (f"{n:06d}", picture(n), str(n % 2).encode(), b'{"n": %d}' % n) for n in range(7)
+        (f"{n:06d}", encoded(n), str(n % 2).encode(), b'{"n": %d}' % n) for n in range(7)
     ]
 
 
-def test_a_manifest_reads_back_and_its_digest_is_the_contents(picture, tmp_path):
-    written = write_shards(samples(picture), out=tmp_path / "a", classes=("a", "b"), limits=ShardLimits())
+def test_a_manifest_reads_back_and_its_digest_is_the_contents(encoded, tmp_path):
+    written = write_shards(samples(encoded), out=tmp_path / "a", classes=("a", "b"), limits=ShardLimits())
     assert read_manifest(tmp_path / "a") == written
     assert (tmp_path / "a" / "manifest.json").read_text().count("\n  {") == 1
     (tmp_path / "a").rename(tmp_path / "b")
     assert read_manifest(tmp_path / "b").digest == written.digest
-    other = write_shards(samples(picture, 6), out=tmp_path / "c", classes=("a", "b"), limits=ShardLimits())
+    other = write_shards(samples(encoded, 6), out=tmp_path / "c", classes=("a", "b"), limits=ShardLimits())
     assert other.digest != written.digest
 
 
-def test_shards_are_closed_when_full(picture, tmp_path):
-    limits = ShardLimits(size_bytes=len(picture(0)) * 2)
-    manifest = write_shards(samples(picture), out=tmp_path, classes=None, limits=limits)
+def test_shards_are_closed_when_full(encoded, tmp_path):
+    limits = ShardLimits(size_bytes=len(encoded(0)) * 2)
+    manifest = write_shards(samples(encoded), out=tmp_path, classes=None, limits=limits)
     assert len(manifest.shards) > 2
     assert manifest.num_samples == 7
 
 
-def test_unreadable_files_go_into_the_ledger(picture, tmp_path):
-    mixed = [Rejected(source="x.jpg", reason="broken"), *samples(picture, 2)]
+def test_unreadable_files_go_into_the_ledger(encoded, tmp_path):
+    mixed = [Rejected(source="x.jpg", reason="broken"), *samples(encoded, 2)]
     assert write_shards(mixed, out=tmp_path, classes=None, limits=ShardLimits()).num_samples == 2
     assert json.loads((tmp_path / "bad.jsonl").read_text()) == {"source": "x.jpg", "reason": "broken"}
 
 
-def test_too_many_unreadable_files_stop_the_writer(picture, tmp_path):
-    mixed = [*samples(picture, 2), *(Rejected(source=f"{n}.jpg", reason="broken") for n in range(9))]
+def test_too_many_unreadable_files_stop_the_writer(encoded, tmp_path):
+    mixed = [*samples(encoded, 2), *(Rejected(source=f"{n}.jpg", reason="broken") for n in range(9))]
     with pytest.raises(
         ValueError, match=r"4 files cannot be read, the last 3.jpg \(broken\).*raise --max-bad \(now 3\)"
     ):
@@ -97,9 +97,9 @@ def test_nothing_readable_is_an_error(tmp_path):
         write_shards([Rejected(source="x.jpg", reason="broken")], out=tmp_path, classes=None, limits=ShardLimits())
 
 
-def test_a_killed_writer_leaves_no_whole_looking_shard_and_can_start_again(picture, tmp_path):
+def test_a_killed_writer_leaves_no_whole_looking_shard_and_can_start_again(encoded, tmp_path):
     def killed():
-        yield from samples(picture, 4)
+        yield from samples(encoded, 4)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -107,16 +107,16 @@ def test_a_killed_writer_leaves_no_whole_looking_shard_and_can_start_again(pictu
     assert not (tmp_path / "manifest.json").exists()
     assert not (tmp_path / "shard-000001.tar").exists()
     assert (tmp_path / "shard-000001.tar.partial").exists()
-    manifest = write_shards(samples(picture, 2), out=tmp_path, classes=None, limits=ShardLimits())
+    manifest = write_shards(samples(encoded, 2), out=tmp_path, classes=None, limits=ShardLimits())
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "shard-000000.tar", "shard-000000.idx"}
     assert manifest.num_samples == 2
 
 
-def test_other_peoples_folders_are_left_alone(picture, tmp_path):
+def test_other_peoples_folders_are_left_alone(encoded, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="is not empty"):
-        write_shards(samples(picture), out=tmp_path, classes=None, limits=ShardLimits())
-    write_shards(samples(picture), out=tmp_path / "a", classes=None, limits=ShardLimits())
+        write_shards(samples(encoded), out=tmp_path, classes=None, limits=ShardLimits())
+    write_shards(samples(encoded), out=tmp_path / "a", classes=None, limits=ShardLimits())
     with pytest.raises(ValueError, match="already holds shards"):
-        write_shards(samples(picture), out=tmp_path / "a", classes=None, limits=ShardLimits())
+        write_shards(samples(encoded), out=tmp_path / "a", classes=None, limits=ShardLimits())
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
