@@ -47,6 +47,8 @@ class Command:
     """Whether its options may be read from files, too (``--recipe``)."""
     everyday: tuple[str, ...] = ()
     """Options that everybody needs, as ``section.field`` of the dataclass; help shows them first."""
+    documented: str = ""
+    """Dataclass with the everyday options, as ``module:name``, where ``options`` is a function."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,21 @@ def overview(commands: Mapping[str, Command], *, program: str, about: str, defau
     lines += ["", f"`{program} COMMAND --help` lists a command's options."]
     if default is not None and commands[default].everyday:
         lines += ["", f"everyday options of {default} (all of them: `{program} {default} --help`):"]
-        lines += _everyday(resolve(commands[default].options), commands[default].everyday)
+        options = resolve(commands[default].documented or commands[default].options)
+        lines += _everyday(options, commands[default].everyday)
     return "\n".join(lines)
 
 
 def option_help(options: type, name: str) -> str:
     """Return the first sentence of what stands below a field, with its default; ``name`` is ``section.field``."""
     *sections, field = name.split(".")
-    for section in sections:
+    values: Any = options
+    for section in sections:  # whose defaults here may be others than those of its class
+        factory = next(each.default_factory for each in dataclasses.fields(options) if each.name == section)
         options = get_type_hints(options)[section]
-    default = next(each.default for each in dataclasses.fields(options) if each.name == field)
-    sentence = " ".join(_field_docs(options)[field].split()).split(". ")[0].rstrip(".")
+        values = options if factory is dataclasses.MISSING else factory()
+    default = getattr(values, field, dataclasses.MISSING)
+    sentence = " ".join(field_docs(options)[field].split()).split(". ")[0].rstrip(".")
     return f"{sentence} (required)" if default is dataclasses.MISSING else f"{sentence} (default: {default})"
 
 
@@ -167,7 +173,7 @@ def _everyday(options: type, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _field_docs(options: type) -> dict[str, str]:
+def field_docs(options: type) -> dict[str, str]:
     """Read the strings below the fields of a dataclass, those of its parents included."""
     docs: dict[str, str] = {}
     for owner in reversed(options.__mro__[:-1]):

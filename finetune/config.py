@@ -1,13 +1,13 @@
-"""Every choice of a classification run. Imports no torch."""
+"""The choices that the recipes of all tasks share. Imports no torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from backbones.config import SecConfig
 from data.config import DataConfig
-from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
+from engine.loop.sections import Sections
 from engine.terms import Size
 
 
@@ -43,92 +43,8 @@ class StartConfig:
             raise UserError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """What is trained, on how many labels."""
-
-    method: Literal["finetune", "linear", "knn"] = "finetune"
-    """finetune: backbone and head; linear: a BatchNorm and a linear layer on the frozen backbone; knn: no training at all."""
-    num_classes: int | None = None
-    """Number of classes; None takes the manifest's."""
-    freeze: Literal["none", "backbone"] | int = "none"
-    """What of the backbone is not trained: none, all of it, or the stem and its first n stages (blocks, if it has no stages)."""
-    label_fraction: float = 1.0
-    """Share of each class's samples to train on, at least one; which ones depends on the manifest and `run.seed`."""
-    labels_per_class: int | None = None
-    """Train on this many samples of each class instead; which ones depends on the manifest and `run.seed`."""
-    repeats: int = 1
-    """Repeated augmentation: an epoch visits 1/repeats of the samples, this many times each with other crops."""
-    neighbours: int = 20
-    """k of kNN."""
-    temperature: float = 0.07
-    """Temperature of the neighbours' votes."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.label_fraction <= 1:
-            raise UserError(f"task.label-fraction must lie in (0, 1], got {self.label_fraction}")
-        if self.labels_per_class is not None and self.labels_per_class < 1:
-            raise UserError(f"task.labels-per-class must be at least 1, got {self.labels_per_class}")
-        if self.labels_per_class is not None and self.label_fraction < 1:
-            raise UserError("task.label-fraction and task.labels-per-class exclude each other: set one of them")
-        if self.num_classes is not None and self.num_classes < 2:
-            raise UserError(f"task.num-classes must be at least 2, got {self.num_classes}")
-        if isinstance(self.freeze, int) and self.freeze < 0:
-            raise UserError(f"task.freeze must be none, backbone or a number of stages from 0 on, got {self.freeze}")
-        if self.repeats < 1 or self.neighbours < 1 or self.temperature <= 0:
-            raise UserError("task.repeats and task.neighbours must be at least 1 and task.temperature positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """How training images are changed; the defaults are the published fine-tuning recipe (SimMIM, GreenMIM)."""
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area in a crop."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Narrowest and widest aspect ratio of a crop."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """How crops, and the images of evaluations, are resized."""
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """RandAugment policy in timm's notation; None is off."""
-    color_jitter: float = 0.4
-    """Strength of brightness, contrast and saturation jitter; as in timm, not applied beside RandAugment."""
-    erase_prob: float = 0.25
-    """Probability that a rectangle of an image is replaced by noise (timm's `pixel` mode, once)."""
-    mixup_alpha: float = 0.8
-    """Mixup's Beta parameter; 0 is off."""
-    cutmix_alpha: float = 1.0
-    """CutMix's Beta parameter; 0 is off."""
-    mix_prob: float = 1.0
-    """Probability that a micro-batch is mixed at all."""
-    mix_switch_prob: float = 0.5
-    """Probability of CutMix rather than mixup where both are on."""
-    label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"augment.scale must be two rising shares in (0, 1], got {self.scale}")
-        for name in ("flip", "erase_prob", "mix_prob", "mix_switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name.replace('_', '-')} is a probability, got {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"augment.label-smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
-            raise UserError(
-                f"augment.rand-augment takes a policy such as rand-m9-mstd0.5-inc1, or None, got {self.rand_augment!r}"
-            )
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
-        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-
 class EvaluationTimes(Protocol):
-    """What the evaluations of every task are told."""
+    """When a run of any task is measured."""
 
     @property
     def every_epochs(self) -> float:
@@ -158,65 +74,35 @@ def check_evaluation(config: EvaluationTimes) -> None:
         raise UserError(f"evaluation.micro-batch-size must be at least 1, got {config.micro_batch_size}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """When and how accuracy is measured; the last step is always measured."""
+class FinetuneConfig(Sections, Protocol):
+    """What the recipes of every task have."""
 
-    every_epochs: float = may_change(1.0)
-    """Passes over the training samples between evaluations; `every_steps` overrides it."""
-    every_steps: int | None = may_change(None)
-    """Optimizer steps between evaluations."""
-    crop_ratio: float = 0.875
-    """Side of the centre crop over the resized image's side (224 of 256)."""
-    micro_batch_size: int = may_change(64)
-    """Images of one forward in evaluations."""
+    @property
+    def data(self) -> DataConfig:
+        """The training shards, and how shards are read."""
+        ...
 
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_ratio <= 1:
-            raise UserError(f"evaluation.crop-ratio must lie in (0, 1], got {self.crop_ratio}")
-        check_evaluation(self)
+    @property
+    def val_shards(self) -> str:
+        """Folder with the shards that are measured on."""
+        ...
 
+    @property
+    def backbone(self) -> StartConfig:
+        """The backbone and its first weights."""
+        ...
 
-def _published_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(
-        base_lr=1.25e-3,
-        lr_batch_size=512,
-        warmup_lr=2.5e-7,
-        min_lr=2.5e-7,
-        epochs=100,
-        warmup_epochs=20,
-        betas=(0.9, 0.999),
-        layer_decay=0.9,
-        clip_grad_norm=5.0,
-    )
+    @property
+    def evaluation(self) -> EvaluationTimes:
+        """When a run is measured."""
+        ...
 
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Teach a pretrained backbone to classify labelled images, and measure how well it does."""
-
-    data: DataConfig
-    val_shards: str
-    """Folder with the labelled shards that accuracy is measured on."""
-    backbone: StartConfig = field(default_factory=StartConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
-    run: RunConfig = field(default_factory=RunConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    eval_only: str | None = may_change(None)
-    """Train nothing: measure this run folder, checkpoint, backbone folder with a classifier, or timm name on `val_shards`."""
-
-    def __post_init__(self) -> None:
-        if self.task.method == "finetune" and self.augment.mixes and self.data.micro_batch_size % 2:
-            raise UserError(
-                f"mixup and CutMix pair the images of a micro-batch: data.micro-batch-size must be even, "
-                f"got {self.data.micro_batch_size}; or set augment.mix-prob to 0"
-            )
+    @property
+    def eval_only(self) -> str | None:
+        """What to measure in place of training, as earlier versions spelled it."""
+        ...
 
 
 def steps_between_evaluations(config: EvaluationTimes, *, steps_per_epoch: int) -> int:
-    """Return after how many optimizer steps a run is measured again."""
+    """Count the optimizer steps from one evaluation of a run to the next."""
     return config.every_steps or max(1, round(config.every_epochs * steps_per_epoch))

@@ -1,70 +1,110 @@
-"""What can be fine-tuned: the loop, the table and the predictor of each task."""
+"""The tasks of fine-tuning, and which of them a command line means. Imports no torch.
 
-from collections.abc import Callable
+A new task is a line here, and the folder that it names (``finetune/task.py`` says what must be in it).
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from finetune.choosing import choose_task
-from finetune.classification import classifiers as eval_only
-from finetune.classification import task as trainer
-from finetune.classification.predict import class_predictor
-from finetune.detection import eval_only as detect_eval_only
-from finetune.detection import results_table as detect_results
-from finetune.detection import task as detect_trainer
-from finetune.detection.predict import object_predictor
-from finetune.evaluation import results
-from finetune.network.weights import TASK_OF_PROGRAM, stored_description
-from finetune.prediction import MakePredictor
-from finetune.segmentation import eval_only as segment_eval_only
-from finetune.segmentation import results as segment_results
-from finetune.segmentation import task as segment_trainer
-from finetune.segmentation.predict import label_predictor
-
-Results = list[dict[str, Any]]
+from engine.commands import resolve
+from engine.documents import read_yaml
+from engine.errors import UserError
+from engine.recipe import find_recipe
+from finetune.config import FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One kind of fine-tuning."""
+class TaskEntry:
+    """What is known of a task before torch is imported."""
 
-    train: Callable[[Any], Results]
-    """Trains to the end and returns what was measured (main process only)."""
-    measure: Callable[[Any], Results]
-    """Measures what ``eval_only`` names."""
-    table: Callable[..., Table]
-    """Makes a table of results, with a ``title``."""
-    predictor: MakePredictor
-    """Makes what says something about one picture, of a run."""
+    recipe: str
+    """module:class of its recipes."""
+    implementation: str
+    """module:class of its :class:`finetune.task.Task`."""
+    head: str | None = None
+    """The section of its recipes that no other task has, and that says what stands on the backbone."""
+
+    @property
+    def config(self) -> type[Any]:
+        """The class of its recipes."""
+        return resolve(self.recipe)
 
 
-TASKS: dict[str, Task] = {
-    "classify": Task(
-        train=trainer.train, measure=eval_only.measure, table=results.results_table, predictor=class_predictor
+TASKS: dict[str, TaskEntry] = {
+    "classify": TaskEntry(
+        recipe="finetune.classification.config:ClassifyConfig",
+        implementation="finetune.classification.task:Classification",
     ),
-    "detect": Task(
-        train=detect_trainer.train,
-        measure=detect_eval_only.measure,
-        table=detect_results.results_table,
-        predictor=object_predictor,
+    "detect": TaskEntry(
+        recipe="finetune.detection.config:DetectConfig",
+        implementation="finetune.detection.task:Detection",
+        head="detector",
     ),
-    "segment": Task(
-        train=segment_trainer.train,
-        measure=segment_eval_only.measure,
-        table=segment_results.segment_table,
-        predictor=label_predictor,
+    "segment": TaskEntry(
+        recipe="finetune.segmentation.config:SegmentConfig",
+        implementation="finetune.segmentation.task:Segmentation",
+        head="segmenter",
     ),
 }
 
 
-def task_of_run(folder: Path) -> str:
-    """Return the name of the task of the run in ``folder``, or of the run whose checkpoint or best weights lie there."""
-    stored = stored_description(folder)
-    if stored is not None:
-        return TASK_OF_PROGRAM[stored["program"]]
-    above = folder.parent.parent / "config.yaml"
-    recipe = folder / "config.yaml"
-    name, _ = choose_task(["--recipe", str(recipe if recipe.is_file() else above)])
-    return name
+def task_of_config(config: FinetuneConfig) -> str:
+    """Name the task that a config is of."""
+    return next(name for name, entry in TASKS.items() if isinstance(config, entry.config))
+
+
+def choose_task(argv: Sequence[str], *, default: str = "classify") -> tuple[str, list[str]]:
+    """Name the task that a command line means; also return the line without ``--task NAME``.
+
+    Without that option it is the task whose section the recipes or the options hold, else ``default``.
+
+    Raises:
+        UserError: there is no such task, or the recipes belong to several.
+    """
+    name, rest = without_option(argv, "--task")
+    sections = _sections(rest)
+    candidates = sorted(task for task, entry in TASKS.items() if entry.head in sections)
+    if len(candidates) > 1:
+        raise UserError(f"the recipes and options belong to {' and '.join(candidates)}; give those of one task")
+    name = name or (candidates[0] if candidates else default)
+    if name and name not in TASKS:
+        raise UserError(f"--task takes {', '.join(TASKS)}, got {name!r}")
+    return name, rest
+
+
+def without_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """Take an option with one value out of a command line; also return the rest of it."""
+    spellings, value, rest, arguments = _spellings(option), None, [], iter(argv)
+    for argument in arguments:
+        name, equals, inside = argument.partition("=")
+        if name in spellings:
+            value = inside if equals else next(arguments, "")
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def option_values(argv: Sequence[str], option: str) -> Iterator[str]:
+    """Yield the values of an option that may be spelled ``--a.b-c V``, ``--a.b_c V`` or with ``=``."""
+    spellings = _spellings(option)
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in spellings:
+            yield value if equals else following
+
+
+def _spellings(option: str) -> set[str]:
+    return {option, option.replace("-", "_").replace("__", "--", 1)}
+
+
+def _sections(argv: Sequence[str]) -> set[str]:
+    """Collect the top-level sections of recipes and options; a recipe that cannot be read is refused later."""
+    sections = {argument.removeprefix("--").partition(".")[0] for argument in argv if argument.startswith("--")}
+    for path in option_values(argv, "--recipe"):
+        try:
+            sections |= {str(key) for key in read_yaml(find_recipe(Path(path)))}
+        except (OSError, UserError):
+            continue
+    return sections

@@ -18,7 +18,7 @@ from engine.extensions import loaded_extensions
 from engine.recipe import dump, parse
 from engine.run.folder import changed_fields, read_recipe
 from engine.run.lock import describe, find_holder
-from finetune.choosing import CONFIGS, choose_task
+from finetune.tasks import TASKS, choose_task
 from pretrain.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def check_call(program: str, arguments: Sequence[str], *, num_processes: int) ->
         SystemExit: the options do not parse; what is wrong has been printed.
     """
     task, options = choose_task(arguments) if program == "finetune" else (None, arguments)
-    config: Any = parse(PretrainConfig if task is None else CONFIGS[task], options, program=f"{program}/main.py")
+    config: Any = parse(PretrainConfig if task is None else TASKS[task].config, options, program=f"{program}/main.py")
     micro_batches_of(
         0, world_size=num_processes, batch_size=config.data.batch_size, micro_batch_size=config.data.micro_batch_size
     )

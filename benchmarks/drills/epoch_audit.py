@@ -40,7 +40,8 @@ from data.loading.order import TrainingOrder
 from data.shards.shard_set import open_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from engine.terms import MicroBatchKey
-from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
+from finetune.classification.config import AugmentConfig, ClassifyConfig, ClassifyEvaluationConfig, TaskConfig
+from finetune.config import StartConfig
 from pretrain.config import MimConfig, PretrainConfig
 
 EPOCHS, BATCH, MICRO_BATCH, NUM_MICRO_BATCHES = 3, 16, 4, 4
@@ -109,7 +110,7 @@ def plan(folder: Path, *, num_samples: int) -> list[Audited]:
     ]
 
 
-def config_of(run: Audited, *, folder: Path) -> PretrainConfig | FinetuneConfig:
+def config_of(run: Audited, *, folder: Path) -> PretrainConfig | ClassifyConfig:
     """Write a recipe of a tiny Swin at 32 px."""
     network: dict[str, Any] = {"name": "swin_tiny_patch4_window7_224", "img_size": (32, 32), "window": 1}
     network |= {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
@@ -131,21 +132,21 @@ def config_of(run: Audited, *, folder: Path) -> PretrainConfig | FinetuneConfig:
     if run.repeats == 1:
         mim = MimConfig(mask_ratio=0.5, decoder_dim=8, decoder_heads=2)
         return PretrainConfig(**sections, backbone=BackboneConfig(**network), mim=mim)
-    return FinetuneConfig(
+    return ClassifyConfig(
         **sections,
         val_shards=str(folder / "val"),
         backbone=StartConfig(**network),
         task=TaskConfig(repeats=run.repeats),
         augment=AugmentConfig(rand_augment=None),
-        evaluation=EvaluationConfig(every_steps=10**6, micro_batch_size=4),
+        evaluation=ClassifyEvaluationConfig(every_steps=10**6, micro_batch_size=4),
     )
 
 
 def run_and_kill(
-    run: Audited, config: PretrainConfig | FinetuneConfig, *, num_kills: int, rng: random.Random
+    run: Audited, config: PretrainConfig | ClassifyConfig, *, num_kills: int, rng: random.Random
 ) -> list[int]:
     """Train to the end through ``num_kills`` kills, each time on another layout; return the steps they came after."""
-    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.classification.task", config)
+    training = KilledRun("pretrain.trainer" if run.repeats == 1 else "finetune.train", config)
     last_step = EPOCHS * order_of(run, config).steps_per_epoch
     first = rng.randrange(len(LAYOUTS))
     killed_at: list[int] = []
@@ -158,12 +159,12 @@ def run_and_kill(
     return killed_at
 
 
-def order_of(run: Audited, config: PretrainConfig | FinetuneConfig) -> TrainingOrder:
+def order_of(run: Audited, config: PretrainConfig | ClassifyConfig) -> TrainingOrder:
     """The order as a pure function, without a run."""
     return training_order(config.data, open_shards(config.data.shards), seed=config.run.seed, repeats=run.repeats)
 
 
-def audit(run: Audited, config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+def audit(run: Audited, config: PretrainConfig | ClassifyConfig) -> dict[str, Any]:
     """Count what the run's notes say."""
     order, notes = order_of(run, config), Notes(config.run.folder)
     steps = EPOCHS * order.steps_per_epoch

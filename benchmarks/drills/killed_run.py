@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-PROGRAMS = ("pretrain.trainer", "finetune.classification.task")
+PROGRAMS = ("pretrain.trainer", "finetune.train")
 TIME_LIMIT_S = 300
 
 

@@ -24,17 +24,17 @@ from data.sources.coco import PREFIX, annotation_files
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import StartConfig
-from finetune.detection.config import DetectConfig, DetectEvaluation, DetectorConfig, DetectorKind, ResizeConfig
+from finetune.detection.config import DetectConfig, DetectEvaluationConfig, DetectorConfig, ResizeConfig
 from finetune.detection.ground_truth import Truth, read_truth
 from finetune.detection.metrics import average_precision
 from finetune.detection.predictions import Found, as_coco, as_found, in_picture
-from finetune.detection.task import train
+from finetune.train import train
 
 SOURCE = "coco_instances"
 NUM_IMAGES, MOST_OBJECTS, SMALLEST_PX, SHORT_SIDE = 8, 4, 96, 256
 MASK_SIDE = 28
-STEPS: dict[DetectorKind, int] = {"retinanet": 400, "mask_rcnn": 400, "cascade": 300, "yolo": 250}
-BATCHES: dict[DetectorKind, int] = {"retinanet": 2, "mask_rcnn": 2, "cascade": 2, "yolo": 4}
+STEPS: dict[str, int] = {"retinanet": 400, "mask_rcnn": 400, "cascade": 300, "yolo": 250}
+BATCHES: dict[str, int] = {"retinanet": 2, "mask_rcnn": 2, "cascade": 2, "yolo": 4}
 BOX_AP50_GOAL, BOX_AP_GOAL, YOLO_AP50_GOAL, MASK_SHARE_GOAL = 0.9, 0.6, 0.8, 0.8
 SWIN = StartConfig(
     name="swin_tiny_patch4_window7_224",
@@ -47,7 +47,7 @@ SWIN = StartConfig(
 XFORMER = StartConfig(name="xformer", embed_dim=16, drop_path=0.0)
 
 
-def overfit(kind: DetectorKind, *, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
+def overfit(kind: str, *, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
     """Train one detector on the eight images; return figures and goals."""
     shards = eight_images(data / SOURCE, out=work / "coco_8")
     config = recipe(kind, shards=shards, folder=work / kind)
@@ -81,7 +81,7 @@ def overfit(kind: DetectorKind, *, data: Path, work: Path) -> tuple[dict[str, An
 PARTS: dict[str, Callable[..., tuple[dict[str, Any], list[Goal]]]] = {kind: partial(overfit, kind) for kind in STEPS}
 
 
-def recipe(kind: DetectorKind, *, shards: Path, folder: Path) -> DetectConfig:
+def recipe(kind: str, *, shards: Path, folder: Path) -> DetectConfig:
     """Write a small recipe without augmentation: narrow backbones from random weights, heads 64 wide, 64 regions."""
     yolo, batch = kind == "yolo", BATCHES[kind]
     resize = ResizeConfig(short_sides=(SHORT_SIDE,), long_side=512, test_short_side=SHORT_SIDE, flip=0.0)
@@ -99,7 +99,7 @@ def recipe(kind: DetectorKind, *, shards: Path, folder: Path) -> DetectConfig:
             frozen_norm=False,
         ),
         resize=replace(resize, mode="letterbox", canvas=(320, 320)) if yolo else resize,
-        evaluation=DetectEvaluation(every_steps=10**9, micro_batch_size=8),
+        evaluation=DetectEvaluationConfig(every_steps=10**9, micro_batch_size=8),
         optimizer=OptimizerConfig(
             base_lr=1e-3,
             lr_batch_size=batch,

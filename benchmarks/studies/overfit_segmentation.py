@@ -35,15 +35,15 @@ from finetune.segmentation.config import (
     SegmentEvaluationConfig,
 )
 from finetune.segmentation.heads.segvit import SegViTHead
+from finetune.segmentation.labels import IGNORE_INDEX
 from finetune.segmentation.metrics import confusion_matrix, segment_scores
-from finetune.segmentation.task import train
-from finetune.segmentation.void import VOID
+from finetune.train import train
 
 NUM_IMAGES = 8
 SHORT_SIDE = 256
 CROP = (256, 352)
 LEAST_MIOU = 0.8
-VOID_VALUE = 11
+IGNORE_INDEX_VALUE = 11
 BATCH_SIZE = 2
 HEAD_WIDTH, HEAD_STEPS, HEAD_LR = 64, 200, 5e-3
 """Of the head alone."""
@@ -120,14 +120,14 @@ def head_alone(*, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
     del work
     torch.manual_seed(0)
     maps = torch.stack([_label_map(data / "camvid_semseg", name) for name in chosen(data / "camvid_semseg")])
-    shares = F.one_hot(maps.long(), VOID_VALUE + 1).permute(0, 3, 1, 2).float()
-    mixed = torch.einsum("bkhw,kc->bchw", shares, torch.randn(VOID_VALUE + 1, HEAD_WIDTH))
+    shares = F.one_hot(maps.long(), IGNORE_INDEX_VALUE + 1).permute(0, 3, 1, 2).float()
+    mixed = torch.einsum("bkhw,kc->bchw", shares, torch.randn(IGNORE_INDEX_VALUE + 1, HEAD_WIDTH))
     features = [F.avg_pool2d(mixed, stride) for stride in (4, 8, 16)]
-    labels = maps.masked_fill(maps == VOID_VALUE, VOID)
+    labels = maps.masked_fill(maps == IGNORE_INDEX_VALUE, IGNORE_INDEX)
     options: dict[str, Any] = {
         "dim": HEAD_WIDTH,
         "num_heads": 2,
-        "num_classes": VOID_VALUE,
+        "num_classes": IGNORE_INDEX_VALUE,
         "loss": "atm",
         "score_stride": 1,
     }
@@ -136,7 +136,9 @@ def head_alone(*, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
     started = process_time()
     for step in range(HEAD_STEPS):
         rows = torch.randperm(NUM_IMAGES)[:BATCH_SIZE]
-        shown = torch.tensor([(i, k) for i, row in enumerate(rows) for k in labels[row].unique().tolist() if k != VOID])
+        shown = torch.tensor(
+            [(i, k) for i, row in enumerate(rows) for k in labels[row].unique().tolist() if k != IGNORE_INDEX]
+        )
         loss = head.loss([x[rows] for x in features], labels[rows], shown)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -145,7 +147,7 @@ def head_alone(*, data: Path, work: Path) -> tuple[dict[str, Any], list[Goal]]:
         optimizer.step()
     with torch.no_grad():
         guesses = head.eval().scores(features, (maps.shape[1], maps.shape[2])).argmax(1)
-    counts = confusion_matrix(labels, guesses, num_classes=VOID_VALUE)
+    counts = confusion_matrix(labels, guesses, num_classes=IGNORE_INDEX_VALUE)
     scores = segment_scores(counts, num_images=NUM_IMAGES, num_unreadable=0, num_empty=0, images_per_s=0.0)
     figures = {"miou": scores.miou, "per_class": scores.per_class, "cpu_minutes": (process_time() - started) / 60}
     return figures, [Goal(name="segvit_head: mIoU on its eight images", value=scores.miou, at_least=LEAST_MIOU)]
@@ -165,7 +167,7 @@ def chosen(data: Path) -> list[str]:
 def _rarest_share(data: Path, name: str) -> float:
     with Image.open(data / "labels" / "train" / f"{name}.png") as image:
         labels = np.asarray(image)
-    counts = np.bincount(labels[labels != VOID_VALUE])
+    counts = np.bincount(labels[labels != IGNORE_INDEX_VALUE])
     return float(counts[counts > 0].min() / counts.sum())
 
 
@@ -197,7 +199,7 @@ def part_config(part: Part, *, shards: Path, folder: Path) -> SegmentConfig:
         val_shards=str(shards),
         backbone=part.backbone,
         segmenter=part.segmenter,
-        labels=LabelConfig(void=(VOID_VALUE,)),
+        labels=LabelConfig(void=(IGNORE_INDEX_VALUE,)),
         augment=SegmentAugmentConfig(
             crop=CROP, short_side=SHORT_SIDE, scale=(1.0, 1.0), flip=0.0, most_of_one_class=1.0, photometric=0.0
         ),

@@ -27,7 +27,7 @@ from torchvision.transforms import ColorJitter
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from engine.terms import Size
-from finetune.config import AugmentConfig
+from finetune.classification.config import AugmentConfig
 
 TRANSLATE_SHARE = 0.45
 """Largest translation of RandAugment as a share of the image's shorter side; timm's choice."""

@@ -16,7 +16,7 @@ from engine.pixels import Statistics
 from engine.randomness import stream
 from engine.terms import Size
 from finetune.classification.augmentation import augment_image, image_transform
-from finetune.config import AugmentConfig
+from finetune.classification.config import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Legend: b images of a micro-batch, c classes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +18,44 @@ from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
 from engine.pixels import Pixels
 from engine.terms import Size
-from finetune.classification.metrics import TOP_K, Scores, score
-from finetune.config import FinetuneConfig
+from finetune.classification.config import ClassifyConfig
+from finetune.classification.metrics import TOP_K, Scores, as_json, score
+from finetune.network.weights import Trained
+from finetune.task import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyEvaluator:
+    """Measures classifiers on all labelled images of some shards."""
+
+    config: ClassifyConfig
+    """How images are resized and cut, and how many make a forward pass."""
+    val: ShardSet
+    """The images."""
+    engine: Engine
+    """The processes that share the images."""
+
+    def evaluate(self, trained: Trained, *, predictions: Path) -> Evaluation:
+        """Measure accuracies (collective); nothing is written into ``predictions``."""
+        scores = evaluate(
+            forward_of(trained.network, trained.pixels.to(self.engine.device), engine=self.engine),
+            evaluation_images(self.config, self.val, img_size=trained.img_size, engine=self.engine),
+            num_classes=trained.num_classes,
+            num_samples=self.val.num_samples,
+            engine=self.engine,
+        )
+        shares = f"top-1 {100 * scores.top1:.2f} %, top-5 {100 * scores.top5:.2f} %"
+        return Evaluation(
+            summary=f"{shares}, loss {scores.loss:.4f} on {scores.num_images} images",
+            figures={**scores.summary()},
+            result=as_json(scores, classes=self.val.classes or trained.classes),
+        )
 
 
 def evaluation_images(
-    config: FinetuneConfig, shards: ShardSet, *, img_size: Size, engine: Engine
+    config: ClassifyConfig, shards: ShardSet, *, img_size: Size, engine: Engine
 ) -> Iterator[dict[str, Any]]:
-    """Return this process's share of the images: resized, cut at their centres, with labels and numbers."""
+    """Read this process's share of the images: resized, cut at their centres, with labels and numbers."""
     return evaluation_batches(
         shards,
         EvaluationBuilder(size=img_size, crop_ratio=config.evaluation.crop_ratio, max_pixels=config.data.max_pixels),
@@ -36,7 +68,7 @@ def evaluation_images(
 
 
 def forward_of(network: nn.Module, pixels: Pixels, *, engine: Engine) -> Callable[[Tensor], Tensor]:
-    """Return raw images to ``network``'s outputs, in the run's precision."""
+    """Make the function from raw images to ``network``'s outputs, in the run's precision."""
     dtype = next(network.parameters()).dtype
 
     def forward(images: Tensor) -> Tensor:
@@ -54,7 +86,7 @@ def evaluate(
     num_samples: int,
     engine: Engine,
 ) -> Scores:
-    """Return the scores over all processes' ``batches``, which together hold each of ``num_samples`` once (collective)."""
+    """Score all processes' ``batches``, which together hold each of ``num_samples`` once (collective)."""
     rows, losses = _classify(forward, batches, num_classes=num_classes, device=engine.device)
     rows, losses = engine.gather(rows).cpu(), engine.gather(losses).cpu()
     order = rows[:, 0].argsort()  # sums come out the same on any number of processes
@@ -74,7 +106,7 @@ def evaluate(
 def _classify(
     forward: Callable[[Tensor], Tensor], batches: Iterable[dict[str, Any]], *, num_classes: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return rows of (number, class, guess, in top k, unreadable) and the losses."""
+    """Rows of (number, class, guess, in top k, unreadable), and the losses."""
     rows = [torch.zeros((0, 5), dtype=torch.int64, device=device)]
     losses = [torch.zeros(0, dtype=torch.float64, device=device)]
     for batch in batches:

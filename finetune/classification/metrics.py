@@ -1,13 +1,15 @@
-"""How well images are told apart: accuracies, per class and as a confusion matrix.
+"""How well images are told apart: accuracies, by class and as a confusion matrix; and their table.
 
 Legend: n images, c classes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from rich.table import Table
 from torch import Tensor
 
 TOP_K = 5
@@ -33,7 +35,7 @@ class Scores:
     """Images by true class (row) and guessed class (column)."""
 
     def summary(self) -> dict[str, float]:
-        """Return the figures that fit on a line."""
+        """The figures that fit on a line."""
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
@@ -46,7 +48,7 @@ def score(
     num_classes: int,
     num_unreadable: int = 0,
 ) -> Scores:
-    """Return the scores of images with these true classes and guesses."""
+    """Compare guesses with true classes."""
     counts = torch.bincount(labels * num_classes + guesses, minlength=num_classes**2).view(num_classes, num_classes)
     right, of_class = counts.diagonal().tolist(), counts.sum(1).tolist()
     return Scores(
@@ -61,7 +63,7 @@ def score(
 
 
 def as_json(scores: Scores, *, classes: tuple[str, ...] | None, **more: Any) -> dict[str, Any]:
-    """Return the scores as JSON values, each class by its name or number."""
+    """Turn scores into JSON values, each class by its name or number."""
     names = classes or tuple(map(str, range(len(scores.per_class))))
     return {
         **more,
@@ -71,3 +73,39 @@ def as_json(scores: Scores, *, classes: tuple[str, ...] | None, **more: Any) -> 
         "per_class": dict(zip(names, scores.per_class, strict=True)),
         "confusion": [list(row) for row in scores.confusion],
     }
+
+
+def results_table(results: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """Lay out results, with the hardest and easiest class of each."""
+    table = Table(title=title)
+    for column in ("weights", "step", "top-1 %", "top-5 %", "loss", "images", "hardest class", "easiest class"):
+        table.add_column(column, no_wrap=column not in ("weights", "hardest class", "easiest class"))
+    for line in results:
+        hardest, easiest = _extremes(line.get("per_class") or {})
+        table.add_row(
+            line["name"],
+            _formatted(line.get("step"), "d"),
+            _percent(line.get("top1")),
+            _percent(line.get("top5")),
+            _formatted(line.get("loss"), ".4f"),
+            _formatted(line.get("num_images"), "d"),
+            hardest,
+            easiest,
+        )
+    return table
+
+
+def _extremes(per_class: dict[str, float | None]) -> tuple[str, str]:
+    shares = sorted((share, name) for name, share in per_class.items() if share is not None)
+    if not shares:
+        return "-", "-"
+    (low, hardest), (high, easiest) = shares[0], shares[-1]
+    return f"{hardest} {100 * low:.1f}", f"{easiest} {100 * high:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _formatted(value: int | float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,137 +1,125 @@
-"""The fine-tuning loop: fetch a micro-batch, augment it, classify it, update; and measure accuracy every so often."""
+"""The task of classification: what the loop of fine-tuning asks of it (``finetune/task.py``)."""
 
-import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from torch import Tensor, nn
 
-from data.loading.loader import training_batches
-from data.loading.mixing import training_order
-from data.loading.order import TrainingOrder
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
-from engine.loop.training import Training
+from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.run.folder import RunFolder
-from engine.run.sample_log import SampleLog
-from finetune.classification.accuracy import Accuracy
+from engine.terms import MicroBatchKey, Size
 from finetune.classification.augmentation import BatchAugmentation
 from finetune.classification.batches import TrainingBuilder
-from finetune.classification.classifier_folder import write_classifier
-from finetune.classification.data import LabelledShards, open_labelled, write_list
+from finetune.classification.classifiers import check_classes, find_classifiers
+from finetune.classification.config import ClassifyConfig
+from finetune.classification.data import open_data, write_subset
+from finetune.classification.evaluate import ClassifyEvaluator
 from finetune.classification.knn import measure_nearest
-from finetune.classification.model import build_trained
-from finetune.config import FinetuneConfig
-from finetune.evaluation.evaluations import Evaluations
-from finetune.network.freezing import set_training_mode
-from finetune.network.start import Start, resolve_start
-from finetune.network.weights import describe
-
-logger = logging.getLogger(__name__)
-
-Results = list[dict[str, Any]]
-PROGRAM = "finetune"
+from finetune.classification.metrics import results_table
+from finetune.classification.model import build_bare, build_model, write_classifier
+from finetune.classification.predict import class_predictor
+from finetune.network.start import Start
+from finetune.network.weights import Trained, network_metadata
+from finetune.task import Exportable, Results, TaskData
 
 
-def train(config: FinetuneConfig) -> Results:
-    """Fine-tune to the end, or to where a stop is asked for; return what was measured (main process only)."""
-    start, labelled = resolve_start(config.backbone), open_labelled(config)
-    engine = Engine(config.distributed)
-    try:
-        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
-            if engine.is_main and labelled.chosen is not None:
-                write_list(folder.path, labelled)
-            if config.task.method == "knn":
-                return measure_nearest(config, engine=engine, folder=folder, start=start, labelled=labelled)
-            return _train(config, engine=engine, folder=folder, start=start, labelled=labelled)
-    finally:
-        engine.close()
+class Classification:
+    """One run that classifies; every method is said in :class:`finetune.task.Task`."""
 
+    name: ClassVar[str] = "classify"
+    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats", "labels", "crops")
+    best_by = "top1"
+    open_data = staticmethod(open_data)
+    find = staticmethod(find_classifiers)
+    build_bare = staticmethod(build_bare)
+    predictor = staticmethod(class_predictor)
+    table = staticmethod(results_table)
 
-def _train(
-    config: FinetuneConfig, *, engine: Engine, folder: RunFolder, start: Start, labelled: LabelledShards
-) -> Results:
-    order = training_order(config.data, labelled.train, seed=config.run.seed, repeats=config.task.repeats)
-    training = Training(
-        config,
-        engine=engine,
-        folder=folder,
-        model=build_trained(config, start=start, num_classes=labelled.num_classes),
-        steps_per_epoch=order.steps_per_epoch,
-        metadata=describe_network(config, start=start, labelled=labelled),
-        shard_of=labelled.train.shard_of,
-    )
-    batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
-    pixels = Pixels(start.mean, start.std).to(engine.device)
-    augment = BatchAugmentation(
-        config.augment, num_classes=labelled.num_classes, seed=config.run.seed, device=engine.device
-    )
-    cross_entropy = SoftTargetCrossEntropy()
-    accuracy = Accuracy(config, start=start, labelled=labelled, pixels=pixels, engine=engine)
-    evaluations = Evaluations(training, times=config.evaluation, of=accuracy)
-    set_training_mode(engine.module)
-    with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "labels", "crops")
-    ) as samples:
-        for step in training.steps():
-            for number in training.micro_batches:
-                batch = training.fetch(batches, key=(step, number))
-                images, targets = augment(pixels(batch["images"]), batch["labels"], step=step, micro_batch=number)
-                logits = training.forward(images)
-                training.backward(cross_entropy(logits, targets))
-                samples.note(step, number, batch)
-            training.update()
-            training.report()
-            evaluations.measure_if_due()
-            training.save_if_due()
-    if training.stopped:
-        return []
-    hand_off(training)
-    return evaluations.finish()
+    def __init__(self, config: ClassifyConfig, *, start: Start, data: TaskData, engine: Engine, folder: Path) -> None:
+        self.config, self.data, self._start, self._engine = config, data, start, engine
+        if engine.is_main and data.subset is not None:
+            write_subset(folder, data)
+        self.evaluator = ClassifyEvaluator(config=config, val=data.val, engine=engine)
+        self._pixels = Pixels(start.mean, start.std).to(engine.device)
+        self._augment = BatchAugmentation(
+            config.augment, num_classes=data.num_classes, seed=config.run.seed, device=engine.device
+        )
+        self._cross_entropy = SoftTargetCrossEntropy()
 
+    def untrained_results(self, folder: RunFolder) -> Results | None:
+        """Measure kNN, where that is the method."""
+        if self.config.task.method != "knn":
+            return None
+        return measure_nearest(self.config, engine=self._engine, folder=folder, start=self._start, data=self.data)
 
-def micro_batches(
-    config: FinetuneConfig, *, start: Start, labelled: LabelledShards, order: TrainingOrder, training: Training
-) -> Iterator[dict[str, Any]]:
-    """Return this process's micro-batches from the step after the last one done."""
-    return training_batches(
-        labelled.train,
-        order,
-        TrainingBuilder(
-            seed=config.run.seed,
-            img_size=start.img_size,
-            mean=start.mean,
-            augment=config.augment,
-            max_pixels=config.data.max_pixels,
-            decode=config.data.decode,
-        ),
-        micro_batches=training.micro_batches,
-        first_step=training.step,
-        last_step=training.last_step,
-        workers=config.data.workers,
-        pin=training.engine.device.type == "cuda",
-    )
+    def build_model(self) -> nn.Module:
+        """Build backbone and classifier."""
+        return build_model(self.config, start=self._start, num_classes=self.data.num_classes)
 
+    def metadata(self) -> dict[str, Any]:
+        """Say what :func:`build_bare` needs."""
+        data = self.data
+        shared = network_metadata(
+            self.name,
+            self.config,
+            start=self._start,
+            train=data.train,
+            classes=data.classes,
+            num_classes=data.num_classes,
+        )
+        return shared | {"method": self.config.task.method}
 
-def describe_network(config: FinetuneConfig, *, start: Start, labelled: LabelledShards) -> dict[str, Any]:
-    """Return what a checkpoint says about its network, enough to build it again."""
-    known = {"train": labelled.train, "classes": labelled.classes, "num_classes": labelled.num_classes}
-    return describe(PROGRAM, config, start=start, **known) | {"method": config.task.method}
+    def batch_builder(self) -> TrainingBuilder:
+        """Make crops with their labels."""
+        return TrainingBuilder(
+            seed=self.config.run.seed,
+            img_size=self._start.img_size,
+            mean=self._start.mean,
+            augment=self.config.augment,
+            max_pixels=self.config.data.max_pixels,
+            decode=self.config.data.decode,
+        )
 
+    def losses(
+        self, forward: Callable[..., Tensor], batch: Mapping[str, Any], *, key: MicroBatchKey
+    ) -> dict[str, Tensor]:
+        """Compare the logits of erased and mixed images with their soft targets."""
+        step, micro_batch = key
+        images = self._pixels(batch["images"])
+        images, targets = self._augment(images, batch["labels"], step=step, micro_batch=micro_batch)
+        return {"loss": self._cross_entropy(forward(images), targets)}
 
-def hand_off(training: Training) -> None:
-    """Write the last weights, raw and averaged, as folders that timm reads (collective)."""
-    _hand_off(training, weights="raw")
-    if training.ema is not None:
-        with training.ema.swap():
-            _hand_off(training, weights="ema")
+    def write_best(
+        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
+    ) -> None:
+        """Write a folder that timm reads, as :meth:`hand_off` does."""
+        write_classifier(folder, metadata=metadata, state=state, step=step, weights=f"best {weights}")
 
+    def hand_off(
+        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
+    ) -> None:
+        """Write backbone and classifier."""
+        write_classifier(folder, metadata=metadata, state=state, step=step, weights=weights)
 
-def _hand_off(training: Training, *, weights: str) -> None:
-    state = training.engine.full_state_dict()
-    if not training.engine.is_main:
-        return
-    raw = training.folder.backbone
-    folder = raw if weights == "raw" else raw.with_name(f"{raw.name}-{weights}")
-    write_classifier(folder, described=training.metadata, state=state, step=training.step, weights=f"last {weights}")
-    logger.info("last %s weights: %s", weights, folder)
+    @staticmethod
+    def evaluator_of(config: ClassifyConfig, *, val: ShardSet, trained: Trained, engine: Engine) -> ClassifyEvaluator:
+        """Refuse another number of classes, and samples without a label."""
+        check_classes(trained, val)
+        return ClassifyEvaluator(config=config, val=val, engine=engine)
+
+    @staticmethod
+    def exportable(trained: Trained, *, size: Size | None) -> Exportable:
+        """Put the normalisation of pixels in front of the classifier."""
+        if size not in (None, trained.img_size):
+            height, width = trained.img_size
+            raise UserError(
+                f"export: the classifiers of a run take {height}x{width} pixels; fine-tune at another "
+                "--backbone.img-size"
+            )
+        network = nn.Sequential(trained.pixels, trained.network).eval()
+        return Exportable(network=network, size=trained.img_size, outputs=("logits",))

@@ -1,10 +1,10 @@
 """Builds micro-batches of annotated images of different sizes in a loader worker.
 
-Legend: b images, h w height and width of the canvas in pixels.
+Legend: b images, n objects of one image, h w height and width of the canvas, or of the image, in pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +28,49 @@ from data.images.joint_transforms import (
 from data.shards.shard_set import Sample
 from engine.terms import Size
 from finetune.detection.config import ResizeConfig
-from finetune.detection.targets import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What a micro-batch's images hold, one entry an image; crowds are left out: nothing is learnt from them."""
+
+    boxes: tuple[Tensor, ...]
+    """[n, 4]: left, top, right, bottom in pixels."""
+    labels: tuple[Tensor, ...]
+    """[n], class numbers from 0."""
+    masks: tuple[Tensor, ...] | None = None
+    """[n, h, w], boolean."""
+
+    @classmethod
+    def of(cls, annotated: list[dict[str, Tensor]], *, masks: bool) -> "Targets":
+        """Take the objects of images as `data.images.joint_transforms` gives them."""
+        kept = [~value["crowd"] for value in annotated]
+        pairs = list(zip(annotated, kept, strict=True))
+        return cls(
+            boxes=tuple(value["boxes"][keep].float() for value, keep in pairs),
+            labels=tuple(value["labels"][keep] for value, keep in pairs),
+            masks=tuple(value["masks"][keep] for value, keep in pairs) if masks else None,
+        )
+
+    def to(self, device: torch.device) -> "Targets":
+        """Move them to ``device``."""
+        return self._changed(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Targets":
+        """Copy them to pinned memory."""
+        return self._changed(Tensor.pin_memory)
+
+    def as_dicts(self) -> list[dict[str, Tensor]]:
+        """Give torchvision's form: one dict an image with ``boxes``, ``labels`` and, where there are any, ``masks``."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            {name: values[row] for name, values in named.items() if values is not None}
+            for row in range(len(self.boxes))
+        ]
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        masks = None if self.masks is None else tuple(map(change, self.masks))
+        return Targets(boxes=tuple(map(change, self.boxes)), labels=tuple(map(change, self.labels)), masks=masks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunC
 from engine.errors import UserError
 from engine.terms import Size
 from finetune.config import StartConfig, check_evaluation
+from finetune.detection.registry import DETECTORS
 
-DetectorKind = Literal["retinanet", "mask_rcnn", "cascade", "yolo"]
 FULL_BATCH = 8
 """Images of a micro-batch from which on the backbone's BatchNorm may learn."""
 
@@ -18,8 +18,8 @@ FULL_BATCH = 8
 class DetectorConfig:
     """What stands on the backbone's pyramid."""
 
-    kind: DetectorKind = "mask_rcnn"
-    """retinanet and yolo find boxes; mask_rcnn and cascade (three stages, IoU 0.5, 0.6, 0.7) boxes and masks."""
+    kind: str = "mask_rcnn"
+    """retinanet and yolo find boxes; mask_rcnn and cascade (three stages, IoU 0.5, 0.6, 0.7) boxes and masks; extensions add more."""
     masks: bool = True
     """mask_rcnn, cascade: also find masks; false needs boxes only in the data (Faster and Cascade R-CNN)."""
     width: int | None = None
@@ -44,6 +44,10 @@ class DetectorConfig:
     """Whether the backbone's BatchNorm keeps its statistics and scales; None: where fewer than 8 images have one size."""
 
     def __post_init__(self) -> None:
+        if self.kind not in DETECTORS:
+            raise UserError(
+                f"detector.kind takes {', '.join(DETECTORS)}, got {self.kind!r}; --extension FILE adds those of a file"
+            )
         counts = (self.box_width, self.anchor_samples, self.roi_samples, self.max_detections, *self.proposals)
         if min(counts) < 1 or (self.width is not None and self.width < 8):
             raise UserError("the detector's counts must be at least 1 and detector.width at least 8")
@@ -57,7 +61,7 @@ class DetectorConfig:
     @property
     def has_masks(self) -> bool:
         """Whether it finds masks."""
-        return self.masks and self.kind in ("mask_rcnn", "cascade")
+        return self.masks and DETECTORS[self.kind].masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,7 @@ class ResizeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectEvaluation:
+class DetectEvaluationConfig:
     """When and how average precision is measured; the last step is always measured."""
 
     every_epochs: float = may_change(1.0)
@@ -133,7 +137,7 @@ class DetectConfig:
     backbone: StartConfig = field(default_factory=StartConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     resize: ResizeConfig = field(default_factory=ResizeConfig)
-    evaluation: DetectEvaluation = field(default_factory=DetectEvaluation)
+    evaluation: DetectEvaluationConfig = field(default_factory=DetectEvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -142,20 +146,22 @@ class DetectConfig:
     """Train nothing: measure this run folder or checkpoint on `val_shards`."""
 
     def __post_init__(self) -> None:
-        if self.detector.kind == "yolo" and self.resize.mode != "letterbox":
-            raise UserError("detector.kind yolo sees letterboxed images: set resize.mode letterbox and resize.canvas")
+        kind = self.detector.kind
+        if DETECTORS[kind].letterbox and self.resize.mode != "letterbox":
+            raise UserError(
+                f"detector.kind {kind} sees letterboxed images: set resize.mode letterbox and resize.canvas"
+            )
 
 
 def norm_is_frozen(config: DetectConfig) -> bool:
-    """Return whether the backbone's BatchNorm keeps its statistics in this run."""
-    asked = config.detector.frozen_norm
-    if asked is not None:
-        return asked
+    """Whether the backbone's BatchNorm keeps its statistics in this run."""
+    if config.detector.frozen_norm is not None:
+        return config.detector.frozen_norm
     return config.resize.mode == "short_side" or config.data.micro_batch_size < FULL_BATCH
 
 
 def largest_size(resize: ResizeConfig) -> Size:
-    """Return height and width of the largest square that an image may need, in pixels."""
+    """Height and width of the largest canvas that an image may need, in pixels."""
     if resize.mode != "short_side":
         return resize.canvas
     return resize.long_side, resize.long_side

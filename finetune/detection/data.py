@@ -1,30 +1,18 @@
 """The annotated data of a detection run, checked before anything else starts."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-from data.shards.shard_set import ShardSet, open_shards
+from data.shards.shard_set import open_shards
 from engine.errors import UserError
 from finetune.detection.config import DetectConfig
 from finetune.detection.ground_truth import Truth, read_truth, write_faults
+from finetune.task import TaskData
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnnotatedShards:
-    """What a run learns from and is measured on."""
-
-    train: ShardSet
-    """The samples to learn from."""
-    val: ShardSet
-    """The samples that average precision is measured on."""
-    classes: tuple[str, ...]
-    """Names of the classes of objects."""
-
-
-def open_annotated(config: DetectConfig) -> AnnotatedShards:
+def open_data(config: DetectConfig) -> TaskData:
     """Open both sets of shards.
 
     Raises:
@@ -45,25 +33,24 @@ def open_annotated(config: DetectConfig) -> AnnotatedShards:
             f"the {len(train.classes)} classes of data.shards are not the {len(val.classes or ())} of val-shards; write both "
             "from annotations with the same categories"
         )
-    return AnnotatedShards(train=train, val=val, classes=train.classes)
+    return TaskData(train=train, val=val, classes=train.classes, num_classes=len(train.classes))
 
 
-def check_annotations(config: DetectConfig, annotated: AnnotatedShards, *, folder: Path) -> Truth:
-    """Read all annotations, name what is wrong with them in ``folder``, and return those to measure on.
+def check_annotations(config: DetectConfig, data: TaskData, *, folder: Path) -> Truth:
+    """Read all annotations, write what is wrong with them into ``folder``, and return those to measure on.
 
     Shards that lie elsewhere are not fetched for it: what is wrong with those to learn from is found while training.
 
     Raises:
         UserError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
     """
-    learnt = None if annotated.train.cached else read_truth(annotated.train, option="data.shards")
-    val = read_truth(annotated.val, option="val-shards", like=() if learnt is None else learnt.category_ids)
-    found = [truth for truth in (learnt, val) if truth is not None]
-    faults = [fault for truth in found for fault in truth.faults]
+    learnt = None if data.train.cached else read_truth(data.train, option="data.shards")
+    val = read_truth(data.val, option="val-shards", like=() if learnt is None else learnt.category_ids)
+    faults = [fault for truth in (learnt, val) if truth is not None for fault in truth.faults]
     if faults:
         logger.warning("%s", write_faults(folder, faults))
     if learnt is not None and not learnt.dataset["annotations"]:
-        raise UserError(f"data.shards {annotated.train.folder}: there is no usable object in any picture")
+        raise UserError(f"data.shards {data.train.folder}: there is no usable object in any image")
     for option, truth in zip(("val-shards", "data.shards"), (val, learnt), strict=True):
         if truth is not None and config.detector.has_masks and truth.without_mask:
             raise UserError(

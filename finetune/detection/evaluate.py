@@ -6,76 +6,77 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.loading.loader import evaluation_batches
 from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
-from engine.pixels import Pixels
+from engine.terms import Size
 from finetune.detection.batches import EvaluationBuilder
 from finetune.detection.config import DetectConfig
 from finetune.detection.ground_truth import Truth
-from finetune.detection.metrics import average_precision
+from finetune.detection.metrics import Scores, average_precision, flat, summary
 from finetune.detection.model import run_detector
 from finetune.detection.predictions import Found, as_coco, as_found, gather, in_picture, write_predictions
-
-Scores = dict[str, Any]
-"""``box`` and, where masks are found, ``mask`` (COCO's figures), ``num_images`` and ``num_unreadable``."""
+from finetune.network.weights import Trained
+from finetune.task import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
-    """What detectors are asked: images, and on the main process what is in them."""
+class DetectEvaluator:
+    """Measures detectors on annotated images."""
 
     config: DetectConfig
     """How images are resized, and how many at a time."""
-    shards: ShardSet
+    val: ShardSet
     """The images."""
     truth: Truth | None
     """What is annotated; None on processes that compare nothing."""
-    pixels: Pixels
-    """How images are normalised."""
     engine: Engine
     """The processes that share the images."""
 
-    def score(self, detector: nn.Module, *, predictions: Path | None = None) -> Scores:
-        """Return the scores of ``detector``, on every process (collective); COCO's results go to ``predictions``."""
-        bad: list[int] = []
-        found = gather(self._found(detector, bad=bad), engine=self.engine)
-        unreadable = int(self.engine.average({"bad": float(len(bad))})["bad"] * self.engine.world_size + 0.5)
-        count = len({one["sample"] for one in found})
-        assert len(found) == count == self.shards.num_samples, f"{count} of {self.shards.num_samples} images"
+    def evaluate(self, trained: Trained, *, predictions: Path) -> Evaluation:
+        """Measure boxes and, where they are found, masks (collective); COCO's results go into ``predictions``."""
+        scores = self._scores(trained, predictions=predictions)
+        return Evaluation(
+            summary=f"{summary(scores)} on {scores['num_images']} images", figures=flat(scores), result=scores
+        )
+
+    def _scores(self, trained: Trained, *, predictions: Path) -> Scores:
+        unreadable: list[int] = []
+        detections = gather(self._detect(trained, unreadable=unreadable), engine=self.engine)
+        everywhere = self.engine.average({"unreadable": float(len(unreadable))})["unreadable"] * self.engine.world_size
+        count = len({one["sample"] for one in detections})
+        assert len(detections) == count == self.val.num_samples, f"{count} of {self.val.num_samples} images"
         scores: Scores = {}
         if self.truth is not None:
-            numbers = {"image_ids": self.truth.image_ids, "category_ids": self.truth.category_ids}
-            lines = as_coco(found, **numbers)
-            if predictions is not None:
-                write_predictions(predictions, lines)
+            lines = as_coco(detections, image_ids=self.truth.image_ids, category_ids=self.truth.category_ids)
+            write_predictions(predictions, lines)
             scores["box"] = average_precision(self.truth.dataset, lines, kind="box")
             if self.config.detector.has_masks:
                 scores["mask"] = average_precision(self.truth.dataset, lines, kind="mask")
-            scores |= {"num_images": count, "num_unreadable": unreadable}
+            scores |= {"num_images": count, "num_unreadable": int(everywhere + 0.5)}
         return self.engine.broadcast_object(scores)
 
     @torch.inference_mode()
-    def _found(self, detector: nn.Module, *, bad: list[int]) -> Iterator[Found]:
-        dtype = next(detector.parameters()).dtype
+    def _detect(self, trained: Trained, *, unreadable: list[int]) -> Iterator[Found]:
+        """Yield this process's share of the images; numbers of those that cannot be read are added to ``unreadable``."""
+        pixels, dtype = trained.pixels.to(self.engine.device), next(trained.network.parameters()).dtype
         for batch in self._batches():
-            images = self.pixels(batch["images"].to(self.engine.device, non_blocking=True)).to(dtype)
-            sizes, content, true_sizes = (_pairs(batch[name]) for name in ("sizes", "content", "true_sizes"))
+            images = pixels(batch["images"].to(self.engine.device, non_blocking=True)).to(dtype)
+            sizes, content, true_sizes = (pairs(batch[name]) for name in ("sizes", "content", "true_sizes"))
             with self.engine.autocast():
-                detections = run_detector(detector, images, sizes)
-            unreadable = {sample for sample, _, _ in batch["bad"]}
-            bad += unreadable
+                detections = run_detector(trained.network, images, sizes)
+            bad = {sample for sample, _, _ in batch["bad"]}
+            unreadable += bad
             for row, sample in enumerate(batch["ids"].tolist()):
                 one = detections[row]
-                if sample in unreadable:
+                if sample in bad:
                     one = {name: value[:0] for name, value in one.items()}
                 yield as_found(in_picture(one, content=content[row], true_size=true_sizes[row]), sample=sample)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         return evaluation_batches(
-            self.shards,
+            self.val,
             EvaluationBuilder(resize=self.config.resize, max_pixels=self.config.data.max_pixels),
             micro_batch_size=self.config.evaluation.micro_batch_size,
             rank=self.engine.rank,
@@ -85,5 +86,6 @@ class Examination:
         )
 
 
-def _pairs(x: torch.Tensor) -> list[tuple[int, int]]:
+def pairs(x: torch.Tensor) -> list[Size]:
+    """Turn [b, 2] heights and widths into pairs."""
     return [(int(height), int(width)) for height, width in x.tolist()]

@@ -1,6 +1,6 @@
 """Makes the detector of a run: its backbone's pyramid, and what stands on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -8,16 +8,13 @@ from torch import Tensor, nn
 
 from engine.distributed.batch_norm import step_batch_norm
 from engine.randomness import torch_seed
+from engine.recipe import restore
 from engine.terms import Size
 from finetune.detection.config import DetectConfig, largest_size, norm_is_frozen
-from finetune.detection.detectors.cascade import CascadeRCNN
-from finetune.detection.detectors.mask_rcnn import MaskRCNN
-from finetune.detection.detectors.retinanet import STRIDES as RETINANET_STRIDES
-from finetune.detection.detectors.retinanet import RetinaNet
-from finetune.detection.detectors.yolo import STRIDES as YOLO_STRIDES
-from finetune.detection.detectors.yolo import Yolo
-from finetune.network.pyramid import STRIDES, build_pyramid, freeze_batch_norm
+from finetune.detection.registry import DETECTORS
+from finetune.network.pyramid import build_pyramid, freeze_batch_norm
 from finetune.network.start import Start
+from finetune.network.weights import start_from
 
 
 class Detector(Protocol):
@@ -26,52 +23,51 @@ class Detector(Protocol):
     def __call__(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return losses by name where there are ``targets``, else detections by image, in pixels of its canvas."""
+        """Return losses by name where there are ``targets``, else detections by image, in pixels of its canvas.
+
+        Args:
+            images: normalised, [b, 3, h, w], each in the top-left corner of its canvas.
+            sizes: true height and width of each.
+            targets: for each image ``boxes`` [n, 4] (left, top, right, bottom in pixels), ``labels`` [n] from 0, and
+                ``masks`` [n, h, w] where the detector finds masks; detections have ``scores`` [n] beside them.
+        """
         ...
 
 
-MAKERS: dict[str, tuple[tuple[int, ...], Callable[..., nn.Module]]] = {
-    "retinanet": (RETINANET_STRIDES, RetinaNet),
-    "mask_rcnn": (STRIDES, MaskRCNN),
-    "cascade": (STRIDES, CascadeRCNN),
-    "yolo": (YOLO_STRIDES, Yolo),
-}
-"""Strides of the backbone's maps, and the class, of each kind."""
-
-
-def build_detector(config: DetectConfig, *, start: Start, num_classes: int) -> nn.Module:
-    """Return the detector of a run with its first weights.
+def build_model(config: DetectConfig, *, start: Start, num_classes: int) -> nn.Module:
+    """Build the detector of a run with its first weights.
 
     Raises:
         UserError: the weights do not fit, or the backbone lacks a map.
     """
-    strides, make = MAKERS[config.detector.kind]
+    entry = DETECTORS[config.detector.kind]
     pyramid = build_pyramid(
         start,
-        strides=strides,
+        strides=entry.strides,
         drop_path=config.backbone.drop_path,
         seed=config.run.seed,
         largest=largest_size(config.resize),
     )
     if norm_is_frozen(config):
         freeze_batch_norm(pyramid.network)
-    options: dict[str, Any] = {"canvas": config.resize.canvas} if config.detector.kind == "yolo" else {}
+    make = entry.load()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(torch_seed(config.run.seed, "detector"))
-        return make(pyramid, config=config.detector, num_classes=num_classes, **options)
+        return make(pyramid, config=config, num_classes=num_classes)
 
 
-def build_plain(config: DetectConfig, *, start: Start, num_classes: int) -> nn.Module:
-    """Return the same detector to load other weights into, its BatchNorm as in training."""
-    return step_batch_norm(build_detector(config, start=start, num_classes=num_classes))
+def build_bare(metadata: Mapping[str, Any]) -> nn.Module:
+    """Build the detector that a checkpoint describes with random weights, its BatchNorm as in training."""
+    config, start = restore(DetectConfig, metadata["recipe"]), start_from(metadata)
+    return step_batch_norm(build_model(config, start=start, num_classes=metadata["num_classes"]))
 
 
 def backbone_state(detector_state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the backbone alone, under its own names, from those of a detector."""
+    """Pick the weights of the backbone alone, under its own names, from those of a detector."""
     marker = "pyramid.network."
     return {name.partition(marker)[2]: value for name, value in detector_state.items() if marker in name}
 
 
 def run_detector(detector: nn.Module, images: Tensor, sizes: Sequence[Size]) -> list[dict[str, Tensor]]:
-    """Return the detections of normalised images [b, 3, h, w] with these sizes on their canvas."""
+    """Detect in normalised images [b, 3, h, w] with these true sizes on their canvas."""
     return cast(list[dict[str, Tensor]], cast(Detector, detector)(images, sizes))

@@ -1,9 +1,5 @@
-"""What a detector says about one picture: its objects, and their boxes and masks drawn into it.
+"""What a detector says of one image: its objects, and their boxes and masks drawn into it."""
 
-Legend: n objects of the picture.
-"""
-
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,69 +8,74 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from engine.recipe import restore
 from finetune.detection.batches import evaluation_transform, on_canvas
+from finetune.detection.config import DetectConfig, ResizeConfig
+from finetune.detection.evaluate import pairs
 from finetune.detection.model import run_detector
 from finetune.detection.predictions import as_found, in_picture
-from finetune.detection.trained import TrainedDetector, load_detector
-from finetune.prediction import Picture, Prediction, Predictor
+from finetune.network.weights import Trained
+from finetune.task import Prediction, Predictor, RgbImage
 
 DRAWN_SCORE = 0.3
 OPACITY = 0.45
 LINE_PX = 2
 
 
-def object_predictor(path: Path, weights: str | None) -> Predictor:
-    """Return the predictor of a detection run or checkpoint.
+def object_predictor(trained: Trained) -> Predictor:
+    """Make the function from an image to its objects, resized as the run measured."""
+    config = restore(DetectConfig, trained.metadata["recipe"])
+    names, numbers = trained.class_names, category_ids(trained)
 
-    Raises:
-        UserError: it has no such weights.
-    """
-    trained = load_detector(path, weights)
-
-    def predict(picture: Picture) -> Prediction:
-        found = detect(trained, picture)
-        lines = as_found(found, sample=0)
+    def predict(image: RgbImage) -> Prediction:
+        detections = detect(trained, image, resize=config.resize)
+        lines = as_found(detections, sample=0)
         objects: list[dict[str, Any]] = []
         for row, box in enumerate(lines["boxes"]):
-            number = lines["classes"][row]
-            line = {"class": trained.classes[number], "category_id": trained.category_ids[number]}
+            category = lines["classes"][row]
+            line = {"class": names[category], "category_id": numbers[category]}
             line |= {"score": lines["scores"][row], "bbox": box}
             objects.append(line | ({"segmentation": lines["masks"][row]} if "masks" in lines else {}))
-        return Prediction(record={"objects": objects}, overlay=draw_objects(picture, found, classes=trained.classes))
+        return Prediction(record={"objects": objects}, overlay=draw_objects(image, detections, classes=names))
 
     return predict
 
 
+def category_ids(trained: Trained) -> tuple[int, ...]:
+    """COCO's category id of each class; 1, 2, ... where none are known."""
+    return tuple(trained.metadata["category_ids"] or range(1, trained.num_classes + 1))
+
+
 @torch.inference_mode()
-def detect(trained: TrainedDetector, picture: Picture) -> dict[str, Tensor]:
-    """Return the objects of an upright RGB picture [height, width, 3], in its own pixels, best score first."""
-    image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
-    resized: Tensor = evaluation_transform(trained.config.resize)({"image": image})["image"]
-    canvas, sizes = on_canvas([resized], resize=trained.config.resize)
-    (found,) = run_detector(trained.network, trained.pixels(canvas), [(int(sizes[0, 0]), int(sizes[0, 1]))])
-    content, true_size = (resized.shape[1], resized.shape[2]), (picture.shape[0], picture.shape[1])
-    return in_picture(found, content=content, true_size=true_size)
+def detect(trained: Trained, image: RgbImage, *, resize: ResizeConfig) -> dict[str, Tensor]:
+    """Find the objects of an image, in its own pixels, best score first."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    resized: Tensor = evaluation_transform(resize)({"image": pixels})["image"]
+    canvas, sizes = on_canvas([resized], resize=resize)
+    (detections,) = run_detector(trained.network, trained.pixels(canvas), pairs(sizes))
+    content, true_size = (resized.shape[1], resized.shape[2]), (image.shape[0], image.shape[1])
+    return in_picture(detections, content=content, true_size=true_size)
 
 
 def draw_objects(
-    picture: Picture, found: dict[str, Tensor], *, classes: tuple[str, ...], score: float = DRAWN_SCORE
+    image: RgbImage, detections: dict[str, Tensor], *, classes: tuple[str, ...], score: float = DRAWN_SCORE
 ) -> Image.Image:
-    """Return the picture with the objects of at least this ``score``: masks under boxes under names, a colour a class."""
-    kept = torch.where(found["scores"] >= score)[0].tolist()
-    labels = found["labels"].tolist()
-    over = picture.astype(np.float64)
-    for row in reversed(kept):
-        if "masks" in found:
-            mask = found["masks"][row].numpy()
+    """Draw the objects of at least this ``score``: masks under boxes under names, a colour a class."""
+    rows = torch.where(detections["scores"] >= score)[0].tolist()
+    labels = detections["labels"].tolist()
+    over = image.astype(np.float64)
+    for row in reversed(rows):
+        if "masks" in detections:
+            mask = detections["masks"][row].numpy()
             over[mask] = (1 - OPACITY) * over[mask] + OPACITY * np.array(_colour(labels[row]))
     canvas = Image.fromarray(over.round().astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
-    for row in reversed(kept):
-        left, top, right, bottom = found["boxes"][row].tolist()
+    for row in reversed(rows):
+        left, top, right, bottom = detections["boxes"][row].tolist()
         draw.rectangle((left, top, right, bottom), outline=_colour(labels[row]), width=LINE_PX)
-        words = f"{classes[labels[row]]} {float(found['scores'][row]):.2f}"
-        draw.rectangle(draw.textbbox((left + LINE_PX, top + LINE_PX), words), fill=_colour(labels[row]))
-        draw.text((left + LINE_PX, top + LINE_PX), words, fill="white")
+        text = f"{classes[labels[row]]} {float(detections['scores'][row]):.2f}"
+        draw.rectangle(draw.textbbox((left + LINE_PX, top + LINE_PX), text), fill=_colour(labels[row]))
+        draw.text((left + LINE_PX, top + LINE_PX), text, fill="white")
     return canvas
 
 

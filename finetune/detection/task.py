@@ -1,150 +1,116 @@
-"""The detection loop: fetch a micro-batch, find its objects, update; and measure average precision every so often."""
+"""The task of detection: what the loop of fine-tuning asks of it (``finetune/task.py``)."""
 
-import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from backbones.weights.handoff import write_backbone
-from data.loading.loader import training_batches
-from data.loading.mixing import training_order
-from data.loading.order import TrainingOrder
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
-from engine.loop.training import Training
+from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.run.folder import RunFolder
-from engine.run.sample_log import SampleLog
-from engine.terms import Size
+from engine.terms import MicroBatchKey, Size
 from finetune.detection.batches import DetectionBuilder
 from finetune.detection.config import DetectConfig, largest_size
-from finetune.detection.data import AnnotatedShards, check_annotations, open_annotated
-from finetune.detection.evaluate import Examination
-from finetune.detection.ground_truth import Truth
-from finetune.detection.model import backbone_state, build_detector
-from finetune.detection.precision import Precision
-from finetune.evaluation.evaluations import Evaluations
-from finetune.network.freezing import set_training_mode
+from finetune.detection.data import check_annotations, open_data
+from finetune.detection.evaluate import DetectEvaluator, pairs
+from finetune.detection.export import exportable
+from finetune.detection.ground_truth import read_truth
+from finetune.detection.metrics import results_table
+from finetune.detection.model import backbone_state, build_bare, build_model
+from finetune.detection.predict import category_ids, object_predictor
 from finetune.network.pyramid import handed_off
-from finetune.network.start import Start, resolve_start
-from finetune.network.weights import describe
-
-logger = logging.getLogger(__name__)
-
-Results = list[dict[str, Any]]
-PROGRAM = "detect"
+from finetune.network.start import Start
+from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, network_metadata, write_best
+from finetune.task import Results, TaskData
 
 
-def train(config: DetectConfig) -> Results:
-    """Train a detector to the end, or to where a stop is asked for; return what was measured (main process only)."""
-    start, annotated = resolve_start(config.backbone), open_annotated(config)
-    engine = Engine(config.distributed)
-    try:
-        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
-            truth = check_annotations(config, annotated, folder=folder.path) if engine.is_main else None
-            engine.barrier()
-            return _train(config, engine=engine, folder=folder, start=start, annotated=annotated, truth=truth)
-    finally:
-        engine.close()
+class Detection:
+    """One run that finds objects; every method is said in :class:`finetune.task.Task`."""
 
+    name: ClassVar[str] = "detect"
+    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats", "sizes")
+    open_data = staticmethod(open_data)
+    build_bare = staticmethod(build_bare)
+    write_best = staticmethod(write_best)
+    predictor = staticmethod(object_predictor)
+    exportable = staticmethod(exportable)
+    table = staticmethod(results_table)
 
-def _train(
-    config: DetectConfig,
-    *,
-    engine: Engine,
-    folder: RunFolder,
-    start: Start,
-    annotated: AnnotatedShards,
-    truth: Truth | None,
-) -> Results:
-    order = training_order(config.data, annotated.train, seed=config.run.seed)
-    training = Training(
-        config,
-        engine=engine,
-        folder=folder,
-        model=build_detector(config, start=start, num_classes=len(annotated.classes)),
-        steps_per_epoch=order.steps_per_epoch,
-        metadata=describe_detector(config, start=start, annotated=annotated, truth=truth),
-        shard_of=annotated.train.shard_of,
-    )
-    batches = micro_batches(config, annotated=annotated, order=order, training=training)
-    pixels = Pixels(start.mean, start.std).to(engine.device)
-    examination = Examination(config=config, shards=annotated.val, truth=truth, pixels=pixels, engine=engine)
-    precision = Precision(config, folder=folder.path, start=start, examination=examination, classes=annotated.classes)
-    evaluations = Evaluations(training, times=config.evaluation, of=precision)
-    set_training_mode(engine.module)
-    with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats", "sizes")
-    ) as samples:
-        for step in training.steps():
-            for number in training.micro_batches:
-                batch = training.fetch(batches, key=(step, number))
-                targets, sizes = batch["targets"].as_dicts(), in_pairs(batch["sizes"])
-                losses = training.forward(pixels(batch["images"]), sizes, targets)
-                training.backward(torch.stack(list(losses.values())).sum(), **losses)
-                samples.note(step, number, batch)
-            training.update()
-            training.report()
-            evaluations.measure_if_due()
-            training.save_if_due()
-    if training.stopped:
-        return []
-    hand_off(config, training, start=start)
-    return evaluations.finish()
+    def __init__(self, config: DetectConfig, *, start: Start, data: TaskData, engine: Engine, folder: Path) -> None:
+        self.config, self.data, self._start = config, data, start
+        self.best_by = "mask_AP" if config.detector.has_masks else "box_AP"
+        self._truth = check_annotations(config, data, folder=folder) if engine.is_main else None
+        engine.barrier()
+        self.evaluator = DetectEvaluator(config=config, val=data.val, truth=self._truth, engine=engine)
+        self._pixels = Pixels(start.mean, start.std).to(engine.device)
 
+    def untrained_results(self, folder: RunFolder) -> Results | None:
+        """Nothing: every detector is trained."""
 
-def micro_batches(
-    config: DetectConfig, *, annotated: AnnotatedShards, order: TrainingOrder, training: Training
-) -> Iterator[dict[str, Any]]:
-    """Return this process's micro-batches from the step after the last one done."""
-    return training_batches(
-        annotated.train,
-        order,
-        DetectionBuilder(
-            seed=config.run.seed,
-            resize=config.resize,
-            num_classes=len(annotated.classes),
-            masks=config.detector.has_masks,
-            max_pixels=config.data.max_pixels,
-        ),
-        micro_batches=training.micro_batches,
-        first_step=training.step,
-        last_step=training.last_step,
-        workers=config.data.workers,
-        pin=training.engine.device.type == "cuda",
-    )
+    def build_model(self) -> nn.Module:
+        """Build the detector."""
+        return build_model(self.config, start=self._start, num_classes=self.data.num_classes)
 
+    def metadata(self) -> dict[str, Any]:
+        """Say what :func:`build_bare` needs, and COCO's category ids (main process only)."""
+        data = self.data
+        shared = network_metadata(
+            self.name,
+            self.config,
+            start=self._start,
+            train=data.train,
+            classes=data.classes,
+            num_classes=data.num_classes,
+        )
+        return shared | {"category_ids": None if self._truth is None else self._truth.category_ids}
 
-def describe_detector(
-    config: DetectConfig, *, start: Start, annotated: AnnotatedShards, truth: Truth | None
-) -> dict[str, Any]:
-    """Return what a checkpoint says about its detector, enough to build it again."""
-    known = {"train": annotated.train, "classes": annotated.classes, "num_classes": len(annotated.classes)}
-    return describe(PROGRAM, config, start=start, **known) | {
-        "category_ids": None if truth is None else truth.category_ids
-    }
+    def batch_builder(self) -> DetectionBuilder:
+        """Make images of different sizes on one canvas, with their objects."""
+        return DetectionBuilder(
+            seed=self.config.run.seed,
+            resize=self.config.resize,
+            num_classes=self.data.num_classes,
+            masks=self.config.detector.has_masks,
+            max_pixels=self.config.data.max_pixels,
+        )
 
+    def losses(
+        self, forward: Callable[..., dict[str, Tensor]], batch: Mapping[str, Any], *, key: MicroBatchKey
+    ) -> dict[str, Tensor]:
+        """Add up the detector's own losses."""
+        targets, sizes = batch["targets"].as_dicts(), pairs(batch["sizes"])
+        parts = forward(self._pixels(batch["images"]), sizes, targets)
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
-def hand_off(config: DetectConfig, training: Training, *, start: Start) -> None:
-    """Write the backbone alone, as the detector left it, as a folder that timm reads (collective)."""
-    state = training.engine.full_state_dict()
-    if not training.engine.is_main:
-        return
-    known = training.metadata
-    write_backbone(
-        training.folder.backbone,
-        architecture=start.architecture,
-        model_args=handed_off(start, largest=largest_size(config.resize)),
-        state=backbone_state(state),
-        mean=start.mean,
-        std=start.std,
-        provenance={key: known[key] for key in ("program", "classes", "manifest_digest", "recipe")}
-        | {"step": training.step},
-    )
-    logger.info("backbone: %s", training.folder.backbone)
+    def hand_off(
+        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
+    ) -> None:
+        """Write the backbone as the detector left it."""
+        hand_off_backbone(
+            folder,
+            metadata=metadata,
+            model_args=handed_off(self._start, largest=largest_size(self.config.resize)),
+            state=backbone_state(state),
+            step=step,
+            weights=weights,
+        )
 
+    @staticmethod
+    def find(what: str, *, img_size: Size | None = None) -> Loaders:
+        """Find the detectors of a run, a checkpoint or best weights; they take images of any size."""
+        return find_weights(Path(what), task=Detection.name, build=build_bare)
 
-def in_pairs(x: Tensor) -> list[Size]:
-    """Return [b, 2] heights and widths as pairs."""
-    return [(int(height), int(width)) for height, width in x.tolist()]
+    @staticmethod
+    def evaluator_of(config: DetectConfig, *, val: ShardSet, trained: Trained, engine: Engine) -> DetectEvaluator:
+        """Read what is annotated in ``val``; refuse other classes than those that were learnt."""
+        if val.classes != trained.classes:
+            raise UserError(
+                f"the {trained.name} weights find {trained.num_classes} classes, val-shards {val.folder} has "
+                f"{len(val.classes or ())} or others; measure it on the classes that it was trained on"
+            )
+        truth = read_truth(val, option="val-shards", like=category_ids(trained)) if engine.is_main else None
+        return DetectEvaluator(config=config, val=val, truth=truth, engine=engine)

@@ -1,7 +1,7 @@
 """The log of accuracy, mIoU or average precision while a run trains, and the best weights.
 
     runs/x/
-    ├── accuracy.jsonl                   one line per evaluation and set of weights (raw, ema)
+    ├── evaluations.jsonl                one line per evaluation and set of weights (raw, ema); once called accuracy.jsonl
     ├── best/raw-step-000000150/         best weights so far (finetune/network/weights.py)
     └── best/raw-step-000000150.json     all scores of them
 
@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.run.durable import write_durably
+from finetune.network.weights import best_folder, is_whole, scores_file
 
 logger = logging.getLogger(__name__)
 
+FILE_NAME, OLD_FILE_NAME = "evaluations.jsonl", "accuracy.jsonl"
 WEIGHTS = ("raw", "ema")
 CHECKPOINTS_COVERED = 4
 """Newest checkpoints that a run may restart from with its best weights known."""
 
 
-class AccuracyLog:
-    """The lines of ``accuracy.jsonl`` and the folders under ``best/``; only the main process has one.
+class EvaluationLog:
+    """The lines of ``evaluations.jsonl`` and the folders under ``best/``; only the main process has one.
 
     Args:
         folder: the run folder.
@@ -37,10 +39,11 @@ class AccuracyLog:
     """
 
     def __init__(self, folder: Path, *, step: int, figure: str) -> None:
-        self._figure = figure
-        self._file = folder / "accuracy.jsonl"
-        self._best = folder / "best"
-        self._checkpoints = folder / "checkpoints"
+        self._figure, self._folder = figure, folder
+        self._file = folder / FILE_NAME
+        old = folder / OLD_FILE_NAME
+        if old.exists() and not self._file.exists():  # of a run that an earlier version began
+            old.rename(self._file)
         self.lines = [line for line in _read_lines(self._file) if line["step"] <= step]
         if self._file.exists():
             self._write()
@@ -59,69 +62,55 @@ class AccuracyLog:
         return self.best_step(weights) == step
 
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
-        """Return the step of the best figure of one kind of weights, of those measured until a step."""
-        measured = [
-            (-_known(line[self._figure]), line["step"])
+        """Find the step of the best figure of one kind of weights, of those measured until a step."""
+        ranks = [
+            (-_or_least(line[self._figure]), line["step"])
             for line in self.lines
             if line["weights"] == weights and (until is None or line["step"] <= until)
         ]
-        return min(measured)[1] if measured else None
-
-    def best_folder(self, weights: str, step: int) -> Path:
-        """Return where the weights of a step are kept."""
-        return self._best / f"{weights}-step-{step:09d}"
+        return min(ranks)[1] if ranks else None
 
     def keep(self, weights: str, step: int, *, result: dict[str, Any]) -> None:
         """Write the scores beside the best weights, whose folder is written already, and drop those overtaken."""
-        folder = self.best_folder(weights, step)
-        write_durably(folder.with_suffix(".json"), json.dumps(result).encode())
+        path = scores_file(best_folder(self._folder, weights, step))
+        write_durably(path, json.dumps(result).encode())
         self._drop_overtaken(weights)
+
+    def best_result(self, weights: str) -> dict[str, Any] | None:
+        """Read the scores of the best weights of one kind, if they are still there."""
+        step = self.best_step(weights)
+        if step is None:
+            return None
+        path = scores_file(best_folder(self._folder, weights, step))
+        if not path.is_file():
+            logger.warning("%s is missing: the best %s weights are not listed", path, weights)
+            return None
+        return json.loads(path.read_text())
 
     def _write(self) -> None:
         write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
     def _drop_unfinished(self, weights: str) -> None:
         """Delete the folders that a kill left without their scores."""
-        for folder in self._best.glob(f"{weights}-step-*"):
-            if folder.is_dir() and not _is_whole(folder):
+        for folder in (self._folder / "best").glob(f"{weights}-step-*"):
+            if folder.is_dir() and not is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _drop_overtaken(self, weights: str) -> None:
-        kept = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}
-        for other in self._best.glob(f"{weights}-step-*.json"):
-            if int(other.stem.rpartition("-")[2]) not in kept:
-                shutil.rmtree(other.with_suffix(""), ignore_errors=True)
-                other.unlink()
-
-    def best_result(self, weights: str) -> dict[str, Any] | None:
-        """Return the scores of the best weights of one kind, if they are still there."""
-        step = self.best_step(weights)
-        if step is None:
-            return None
-        path = self.best_folder(weights, step).with_suffix(".json")
-        if not path.is_file():
-            logger.warning("%s is missing: the best %s weights are not listed", path, weights)
-            return None
-        return json.loads(path.read_text())
+        """Delete weights that are the best up to no checkpoint on disk."""
+        steps = {self.best_step(weights, until=until) for until in (None, *self._checkpoint_steps())}
+        for scores in (self._folder / "best").glob(f"{weights}-step-*.json"):
+            if int(scores.stem.rpartition("-")[2]) not in steps:
+                shutil.rmtree(scores.with_suffix(""), ignore_errors=True)
+                scores.unlink()
 
     def _checkpoint_steps(self) -> list[int]:
-        found = [re.match(r"step-(\d+)", path.name) for path in self._checkpoints.glob("step-*")]
-        return sorted(int(match[1]) for match in found if match)[-CHECKPOINTS_COVERED:]
+        matches = [re.match(r"step-(\d+)", path.name) for path in (self._folder / "checkpoints").glob("step-*")]
+        return sorted(int(match[1]) for match in matches if match)[-CHECKPOINTS_COVERED:]
 
 
-def newest_best(run: Path, weights: str) -> Path | None:
-    """Return the folder of a run's best weights of one kind, if there are any; older ones are there for older checkpoints."""
-    found = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if _is_whole(path))
-    return found[-1] if found else None
-
-
-def _is_whole(folder: Path) -> bool:
-    """Return whether best weights were written to the end: their scores come last."""
-    return folder.is_dir() and folder.with_suffix(".json").is_file()
-
-
-def _known(figure: float | None) -> float:
-    """Return a figure, or less than any where there was nothing to find."""
+def _or_least(figure: float | None) -> float:
+    """A figure, or less than any where there was nothing to measure."""
     return -1.0 if figure is None else figure
 
 

@@ -2,59 +2,86 @@
 
 runs/x/
 ├── checkpoints/step-000000400/    raw and averaged (ema) weights
-└── best/raw-step-000000150/       weights.safetensors and described.json; of classifiers a folder that timm reads
+├── best/raw-step-000000150/       weights.safetensors and described.json; of classifiers a folder that timm reads
+└── best/raw-step-000000150.json   their scores, written last
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backbones.weights.handoff import CONFIG, read_backbone
+from backbones.weights.handoff import CONFIG, read_backbone, write_backbone
 from data.shards.shard_set import ShardSet
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.config import RunConfig
+from engine.documents import read_json
 from engine.errors import UserError
-from engine.pixels import Statistics
+from engine.pixels import Pixels, Statistics
 from engine.recipe import plain
 from engine.run.durable import fsync_folder, write_durably
-from finetune.evaluation.log import newest_best
+from engine.terms import Size
 from finetune.network.start import Start
 
-DESCRIBED, TENSORS = "described.json", "weights.safetensors"
-TASK_OF_PROGRAM = {"finetune": "classify", "detect": "detect", "segment": "segment"}
-"""What the program of a checkpoint is on the command line."""
+T = TypeVar("T")
+
+METADATA, TENSORS = "described.json", "weights.safetensors"
+OLD_TASKS = {"finetune": "classify"}
+"""What tasks are called in checkpoints of earlier versions."""
 CHOICES = ("raw", "ema", "best-raw", "best-ema")
 """Weights that may be chosen on a command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """One set of trained weights, not read yet."""
+class Trained:
+    """A network with its weights and what it needs to be used."""
 
     name: str
-    """raw or ema, best raw or best ema."""
-    step: int
-    """Optimizer steps they had."""
-    described: dict[str, Any]
-    """What :func:`describe` said."""
-    fill: Callable[[nn.Module], None]
-    """Copies them into a network; refuses other names or shapes with a ``ValueError``."""
+    """Which weights it has: raw, ema, "best raw", ..."""
+    step: int | None
+    """Optimizer steps they had, where that is known."""
+    network: nn.Module
+    """The network itself."""
+    classes: tuple[str, ...] | None
+    """Names of its classes, where they are known."""
+    num_classes: int
+    """Classes that it tells apart."""
+    img_size: Size
+    """Height and width that it was made for, in pixels."""
+    mean: Statistics
+    """Channel means of its pixels in [0, 1]."""
+    std: Statistics
+    """Channel standard deviations of its pixels in [0, 1]."""
+    metadata: Mapping[str, Any]
+    """What its checkpoint or folder says of it (:func:`network_metadata`), its recipe too; empty for networks of others."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """How its images are normalised."""
+        return Pixels(self.mean, self.std)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of its classes, or their numbers."""
+        return self.classes or tuple(map(str, range(self.num_classes)))
 
 
-def describe(
-    program: str, config: Any, *, start: Start, train: ShardSet, classes: Iterable[str] | None, num_classes: int
+Loaders = dict[str, Callable[[], Trained]]
+"""What loads each set of weights, by its name."""
+
+
+def network_metadata(
+    task: str, config: Any, *, start: Start, train: ShardSet, classes: Iterable[str] | None, num_classes: int
 ) -> dict[str, Any]:
-    """Return what every checkpoint of a program says about its network, enough to build it again."""
+    """Say in JSON values what every checkpoint says of its network, enough to build it again."""
     return {
-        "program": program,
+        "program": task,
         "architecture": start.architecture,
         "model_args": plain(start.model_args),
         "img_size": list(start.img_size),
@@ -68,57 +95,78 @@ def describe(
     }
 
 
-def described_start(described: dict[str, Any]) -> Start:
-    """Return the network of :func:`describe` as it will be built, without weights."""
+def start_from(metadata: Mapping[str, Any]) -> Start:
+    """Read the architecture out of what is stored of a network, without weights."""
     return Start(
-        architecture=described["architecture"],
-        model_args=described["model_args"],
-        img_size=(described["img_size"][0], described["img_size"][1]),
-        mean=three(described["mean"]),
-        std=three(described["std"]),
+        architecture=metadata["architecture"],
+        model_args=metadata["model_args"],
+        img_size=(metadata["img_size"][0], metadata["img_size"][1]),
+        mean=three(metadata["mean"]),
+        std=three(metadata["std"]),
         folder=None,
     )
 
 
-def find_weights(path: Path, *, program: str) -> dict[str, Weights]:
-    """Return the weights, by name, of a run folder's newest checkpoint, of a checkpoint, or in a folder of best weights.
-
-    Raises:
-        UserError: there are none, or they are of another program.
-    """
-    if (path / DESCRIBED).is_file():
-        where, found = path, [_from_folder(path)]
-    else:
-        checkpoint = _checkpoint(path)
-        where, found = checkpoint.path, _from_checkpoint(checkpoint)
-    theirs = found[0].described.get("program", "pretrain")
-    if theirs == "pretrain":
-        raise UserError(
-            f"{where} is a checkpoint of pretraining, which has no head; fine-tune its backbone/ folder first, or measure that "
-            "with --task.method knn"
-        )
-    if theirs != program:
-        raise UserError(
-            f"{where} holds weights of --task {TASK_OF_PROGRAM[theirs]}; expected those of --task {TASK_OF_PROGRAM[program]}"
-        )
-    return {weights.name: weights for weights in found}
+def as_trained(network: nn.Module, *, name: str, step: int | None, metadata: Mapping[str, Any]) -> Trained:
+    """Put a network together with what is stored of it."""
+    start, classes = start_from(metadata), metadata["classes"]
+    return Trained(
+        name=name,
+        step=step,
+        network=network,
+        classes=None if classes is None else tuple(classes),
+        num_classes=metadata["num_classes"],
+        img_size=start.img_size,
+        mean=start.mean,
+        std=start.std,
+        metadata=metadata,
+    )
 
 
-def stored_description(folder: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint or best weights say about themselves, ``program`` and ``recipe`` among it; None of others."""
-    if (folder / DESCRIBED).is_file():
-        return json.loads((folder / DESCRIBED).read_text())
+def task_in(metadata: Mapping[str, Any]) -> str:
+    """Name the task that stored metadata are of, by its present name."""
+    program = str(metadata.get("program", "pretrain"))
+    return OLD_TASKS.get(program, program)
+
+
+def stored_metadata(folder: Path) -> dict[str, Any] | None:
+    """Read what a checkpoint or best weights say of themselves, task and recipe too; None where nothing does."""
+    if (folder / METADATA).is_file():
+        return read_json(folder / METADATA)
     if (folder / CONFIG).is_file():
-        known = read_backbone(folder).provenance
-        return {"program": "finetune", **known} if "method" in known else None
+        provenance = read_backbone(folder).provenance
+        return {"program": "classify", **provenance} if "method" in provenance else None
     if (folder / INDEX).is_file():
         state = read_index(folder)["state"]
         return state if "program" in state else None
     return None
 
 
+def find_weights(path: Path, *, task: str, build: Callable[[Mapping[str, Any]], nn.Module]) -> Loaders:
+    """Find the weights of a run folder's newest checkpoint, of a checkpoint, or in a folder of best weights.
+
+    Args:
+        path: the folder.
+        task: whose weights they must be.
+        build: makes the network that metadata describe, to load weights into.
+
+    Raises:
+        UserError: there are none, or they are of another program or task.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; give that of a run, of one of its checkpoints or of best weights")
+    if (path / METADATA).is_file():
+        metadata = read_json(path / METADATA)
+        _check_task(path, metadata, task=task)
+        return {metadata["weights"]: partial(_load_folder, path, metadata, build)}
+    checkpoint = _checkpoint(path)
+    _check_task(checkpoint.path, checkpoint.state, task=task)
+    kinds: dict[str, Kind] = {"raw": "weight", **({"ema": "ema"} if checkpoint.names("ema") else {})}
+    return {name: partial(_load_checkpoint, checkpoint, name, kind, build) for name, kind in kinds.items()}
+
+
 def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
-    """Return where the weights are that a choice on a command line means (one of ``CHOICES``), and their name there.
+    """Find the folder of the weights that a choice on a command line means (one of ``CHOICES``), and their name there.
 
     No choice means raw weights, or those that a folder of best weights holds.
 
@@ -128,7 +176,7 @@ def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
     best, dash, weights = (choice or "").partition("-")
     if not dash:
         return run, choice
-    if (run / DESCRIBED).is_file() or (run / CONFIG).is_file():
+    if (run / METADATA).is_file() or (run / CONFIG).is_file():
         return run, f"{best} {weights}"
     folder = newest_best(run, weights)
     if folder is None:
@@ -136,27 +184,98 @@ def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
     return folder, f"{best} {weights}"
 
 
-def write_best(folder: Path, *, described: dict[str, Any], state: dict[str, Tensor], step: int, weights: str) -> None:
-    """Write weights and buffers as a folder that :func:`find_weights` reads; ``weights`` says which they are (raw, ema)."""
+def pick_weights(loaders: Mapping[str, T], name: str | None, *, where: Path) -> T:
+    """Pick weights by name; None takes raw, or the only ones where there are others.
+
+    Raises:
+        UserError: the run has no such weights.
+    """
+    if name is None and len(loaders) == 1:
+        return next(iter(loaders.values()))
+    name = name or "raw"
+    if name not in loaders:
+        raise UserError(f"{where} has no {name} weights, only {', '.join(loaders)}; choose with --weights")
+    return loaders[name]
+
+
+def best_folder(run: Path, weights: str, step: int) -> Path:
+    """Say where a run keeps its best weights of one kind, raw or ema, if they are those of ``step``."""
+    return run / "best" / f"{weights}-step-{step:09d}"
+
+
+def scores_file(folder: Path) -> Path:
+    """Say where the scores of best weights are, beside their folder."""
+    return folder.with_suffix(".json")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether best weights were written to the end: their scores come last."""
+    return folder.is_dir() and scores_file(folder).is_file()
+
+
+def newest_best(run: Path, weights: str) -> Path | None:
+    """Find a run's best weights of one kind; older ones are there for older checkpoints."""
+    folders = sorted(path for path in (run / "best").glob(f"{weights}-step-*") if is_whole(path))
+    return folders[-1] if folders else None
+
+
+def write_best(folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str) -> None:
+    """Write weights and buffers as a folder that :func:`find_weights` reads; ``weights`` says which: raw or ema."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{TENSORS}"
     save_file({name: value.contiguous() for name, value in state.items()}, beside)
     beside.rename(folder / TENSORS)
     fsync_folder(folder)
-    known = {**described, "step": step, "weights": f"best {weights}"}
-    write_durably(folder / DESCRIBED, json.dumps(known).encode())
+    labelled = {**metadata, "step": step, "weights": f"best {weights}"}
+    write_durably(folder / METADATA, json.dumps(labelled).encode())
 
 
-def results_folder(measured: Path, *, run: RunConfig) -> Path:
-    """Return where the scores of ``eval_only`` go: ``run.folder`` where it was given, else the measured run itself."""
-    ours = run.folder == RunConfig().folder and (measured / "config.yaml").exists()
-    return measured if ours else run.folder
+def hand_off_backbone(
+    folder: Path,
+    *,
+    metadata: Mapping[str, Any],
+    model_args: dict[str, Any],
+    state: dict[str, Tensor],
+    step: int,
+    weights: str,
+) -> None:
+    """Write the backbone of a trained network, without its head, as a folder that timm reads.
+
+    Args:
+        folder: where to.
+        metadata: of the whole network.
+        model_args: what timm makes the backbone with.
+        state: the backbone's weights and buffers, under its own names.
+        step: optimizer steps that they had.
+        weights: which they are, such as "last raw".
+    """
+    origin = {key: metadata[key] for key in ("program", "classes", "manifest_digest", "recipe")}
+    write_backbone(
+        folder,
+        architecture=metadata["architecture"],
+        model_args=model_args,
+        state=state,
+        mean=metadata["mean"],
+        std=metadata["std"],
+        provenance={**origin, "step": step, "weights": weights},
+    )
 
 
 def three(values: Any) -> Statistics:
-    """Return a mean or standard deviation of the channels, read from JSON."""
+    """Read a mean or standard deviation of the channels out of JSON."""
     red, green, blue = values
     return float(red), float(green), float(blue)
+
+
+def _check_task(where: Path, metadata: Mapping[str, Any], *, task: str) -> None:
+    theirs = task_in(metadata)
+    if theirs == "pretrain":
+        raise UserError(
+            f"{where} is a checkpoint of pretraining, which has no head; fine-tune its backbone/ folder first, or measure "
+            "that with --task.method knn"
+        )
+    if theirs != task:
+        raise UserError(f"{where} holds weights of --task {theirs}; expected those of --task {task}")
 
 
 def _checkpoint(path: Path) -> Checkpoint:
@@ -168,26 +287,18 @@ def _checkpoint(path: Path) -> Checkpoint:
     return newest
 
 
-def _from_checkpoint(checkpoint: Checkpoint) -> list[Weights]:
-    kinds: dict[str, Kind] = {"raw": "weight", **({"ema": "ema"} if checkpoint.names("ema") else {})}
-    return [
-        Weights(
-            name=name,
-            step=checkpoint.step,
-            described=checkpoint.state,
-            fill=partial(checkpoint.load_weights, kind=kind, architecture=checkpoint.state.get("architecture")),
-        )
-        for name, kind in kinds.items()
-    ]
+def _load_checkpoint(
+    checkpoint: Checkpoint, name: str, kind: Kind, build: Callable[[Mapping[str, Any]], nn.Module]
+) -> Trained:
+    network = build(checkpoint.state)
+    checkpoint.load_weights(network, kind=kind, architecture=checkpoint.state.get("architecture"))
+    return as_trained(network.eval(), name=name, step=checkpoint.step, metadata=checkpoint.state)
 
 
-def _from_folder(folder: Path) -> Weights:
-    described = json.loads((folder / DESCRIBED).read_text())
-
-    def fill(network: nn.Module) -> None:
-        try:
-            network.load_state_dict(load_file(folder / TENSORS))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{folder / TENSORS} does not fit {described['architecture']}: {error}") from error
-
-    return Weights(name=described["weights"], step=described["step"], described=described, fill=fill)
+def _load_folder(folder: Path, metadata: dict[str, Any], build: Callable[[Mapping[str, Any]], nn.Module]) -> Trained:
+    network = build(metadata)
+    try:
+        network.load_state_dict(load_file(folder / TENSORS))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder / TENSORS} does not fit {metadata['architecture']}: {error}") from error
+    return as_trained(network.eval(), name=metadata["weights"], step=metadata["step"], metadata=metadata)

@@ -17,7 +17,7 @@ from data.images.joint_transforms import photometric
 from engine.pixels import Statistics
 from engine.terms import Size
 from finetune.segmentation.config import SegmentAugmentConfig
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX
 
 CROP_ATTEMPTS = 10
 
@@ -65,7 +65,7 @@ class SegmentAugmentation:
             top, left = (int(torch.randint(span + 1, ())) for span in spans)
             place = (top, left)
             inside = labels[top : top + self.augment.crop[0], left : left + self.augment.crop[1]]
-            counts = inside[inside != VOID].long().bincount()
+            counts = inside[inside != IGNORE_INDEX].long().bincount()
             if len(counts) and counts.max() <= self.augment.most_of_one_class * counts.sum():
                 break
         return place
@@ -77,7 +77,7 @@ class SegmentAugmentation:
         colour = torch.tensor([round(255 * channel) for channel in self.mean], dtype=image.dtype)
         whole = colour[:, None, None].expand(3, height, width).clone()
         whole[:, : labels.shape[0], : labels.shape[1]] = image
-        void = torch.full((height, width), VOID, dtype=labels.dtype)
+        void = torch.full((height, width), IGNORE_INDEX, dtype=labels.dtype)
         void[: labels.shape[0], : labels.shape[1]] = labels
         return whole, void
 

@@ -13,8 +13,7 @@ from data.shards.shard_set import Sample
 from engine.pixels import Statistics
 from finetune.segmentation.augmentation import SegmentAugmentation
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig
-from finetune.segmentation.labels import ClassError, class_map, class_table
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX, ClassError, class_map, class_table
 
 UNREADABLE_SIDE = 32
 
@@ -42,7 +41,7 @@ class SegmentBuilder:
 
         def build(sample: Sample) -> dict[str, Tensor]:
             annotated = read_sample(sample, table, max_pixels=self.max_pixels)
-            if not (annotated["label_map"] != VOID).any():
+            if not (annotated["label_map"] != IGNORE_INDEX).any():
                 raise BadImage("its label map is empty: every pixel is void")
             key = (step, micro_batch, sample.id, sample.repeat)
             return transformed(annotated, transform, seed=self.seed, key=key)
@@ -85,7 +84,7 @@ class WholeImageBuilder:
                 side = UNREADABLE_SIDE
                 annotated = {
                     "image": torch.full((3, side, side), 128, dtype=torch.uint8),
-                    "label_map": torch.full((side, side), VOID, dtype=torch.int16),
+                    "label_map": torch.full((side, side), IGNORE_INDEX, dtype=torch.int16),
                 }
             images.append(annotated["image"].as_subclass(torch.Tensor))
             label_maps.append(annotated["label_map"].as_subclass(torch.Tensor))
@@ -112,6 +111,6 @@ def classes_shown(label_maps: Tensor) -> Tensor:
         (number, shown)
         for number, label_map in enumerate(label_maps)
         for shown in label_map.unique().tolist()
-        if shown != VOID
+        if shown != IGNORE_INDEX
     ]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

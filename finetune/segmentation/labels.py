@@ -13,10 +13,11 @@ from data.images.decode import MAX_PIXELS, BadImage, read_header
 from data.shards.shard_set import Sample, ShardSet
 from engine.errors import UserError
 from finetune.segmentation.config import LabelConfig
-from finetune.segmentation.void import VOID
 
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Label ids of Cityscapes' 19 classes, in their order; all others are void."""
+IGNORE_INDEX = -1
+"""The value, in label maps as this package hands them on, of pixels that belong to no class."""
 NO_CLASS = -2
 NUM_VALUES = 2**16
 CHECKED = 64
@@ -30,21 +31,21 @@ class ClassError(BadImage):
 
 
 def class_table(config: LabelConfig, *, num_classes: int) -> LabelMap:
-    """Return the class of each value that a label map of up to 16 bits can hold, `VOID`, or `NO_CLASS`."""
+    """Tabulate the class of each value that a label map of up to 16 bits can hold, `IGNORE_INDEX`, or `NO_CLASS`."""
     table = np.full(NUM_VALUES, NO_CLASS, np.int16)
     if config.values == "cityscapes":
-        table[:256] = VOID
+        table[:256] = IGNORE_INDEX
         table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
         return table
     first = 1 if config.values == "zero_is_void" else 0
-    table[:first] = VOID
+    table[:first] = IGNORE_INDEX
     table[first : first + num_classes] = np.arange(num_classes)
-    table[[value for value in config.void if 0 <= value < NUM_VALUES]] = VOID
+    table[[value for value in config.void if 0 <= value < NUM_VALUES]] = IGNORE_INDEX
     return table
 
 
 def class_map(values: npt.NDArray[np.integer], table: LabelMap) -> LabelMap:
-    """Return the class of every pixel [h, w].
+    """Look up the class of every pixel [h, w].
 
     Raises:
         ClassError: a value is neither a class nor void; names it.
@@ -53,17 +54,17 @@ def class_map(values: npt.NDArray[np.integer], table: LabelMap) -> LabelMap:
     classes = table[inside]
     wrong = (classes == NO_CLASS) | (inside != values)
     if wrong.any():
-        known = np.flatnonzero(table >= 0)
+        classes_from = np.flatnonzero(table >= 0)
         raise ClassError(
-            f"its label map has the value {int(values[wrong][0])}, which is neither a class ({known[0]} to {known[-1]}) nor void "
-            f"({', '.join(map(str, np.flatnonzero(table == VOID)[:3])) or 'no value'}); see labels.num-classes, labels.values "
+            f"its label map has the value {int(values[wrong][0])}, which is neither a class ({classes_from[0]} to {classes_from[-1]}) nor void "
+            f"({', '.join(map(str, np.flatnonzero(table == IGNORE_INDEX)[:3])) or 'no value'}); see labels.num-classes, labels.values "
             "and labels.void"
         )
     return classes
 
 
 def read_classes(sample: Sample, table: LabelMap, *, max_pixels: int = MAX_PIXELS) -> LabelMap:
-    """Return a sample's classes [h, w].
+    """Read a sample's classes [h, w].
 
     Raises:
         BadImage: it has no label map, or one that does not decode or has another size; `ClassError`, see `class_map`.

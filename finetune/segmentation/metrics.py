@@ -1,23 +1,25 @@
-"""How well label maps agree: pixels by true class and guessed class, and what follows from them.
+"""How well label maps agree: pixels by true class and guessed class, what follows from them, and the table of it.
 
 Legend: c classes, h w height and width in pixels.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
+from rich.table import Table
 from torch import Tensor
 
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX
 
 
 def confusion_matrix(
     labels: Int[Tensor, "*shape"], guesses: Int[Tensor, "*shape"], *, num_classes: int
 ) -> Int[Tensor, "c c"]:
-    """Return the valid pixels by true class (row) and guessed class (column)."""
-    valid = labels != VOID
+    """Count the valid pixels by true class (row) and guessed class (column)."""
+    valid = labels != IGNORE_INDEX
     places = labels[valid].long() * num_classes + guesses[valid].long()
     return torch.bincount(places, minlength=num_classes**2).view(num_classes, num_classes)
 
@@ -44,23 +46,23 @@ class SegmentScores:
     """Images segmented and compared a second, by all processes together, reading included."""
 
     def summary(self) -> dict[str, float]:
-        """Return the figures that fit on a line."""
+        """The figures that fit on a line."""
         return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
 
 
 def segment_scores(
     confusion: Int[Tensor, "c c"], *, num_images: int, num_unreadable: int, num_empty: int, images_per_s: float
 ) -> SegmentScores:
-    """Return what follows from the pixels of all images."""
+    """Derive the figures from the pixels of all images."""
     right, true, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     union = (true + guessed - right).tolist()
     per_class = tuple(hit / all_ if all_ else None for hit, all_ in zip(right.tolist(), union, strict=True))
-    known = [value for value in per_class if value is not None]
+    defined = [value for value in per_class if value is not None]
     return SegmentScores(
         num_images=num_images,
         num_unreadable=num_unreadable,
         num_empty=num_empty,
-        miou=sum(known) / max(len(known), 1),
+        miou=sum(defined) / max(len(defined), 1),
         pixel_accuracy=int(right.sum()) / max(int(confusion.sum()), 1),
         per_class=per_class,
         confusion=tuple(map(tuple, confusion.tolist())),
@@ -69,7 +71,7 @@ def segment_scores(
 
 
 def as_json(scores: SegmentScores, *, classes: tuple[str, ...] | None, **more: Any) -> dict[str, Any]:
-    """Return the scores as JSON values, each class by its name or number."""
+    """Turn scores into JSON values, each class by its name or number."""
     names = classes or tuple(map(str, range(len(scores.per_class))))
     return {
         **more,
@@ -80,3 +82,16 @@ def as_json(scores: SegmentScores, *, classes: tuple[str, ...] | None, **more: A
         "per_class": dict(zip(names, scores.per_class, strict=True)),
         "confusion": [list(row) for row in scores.confusion],
     }
+
+
+def results_table(results: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """Lay out results, with the hardest and easiest class of each."""
+    table = Table(title=title)
+    for column in ("weights", "step", "mIoU %", "pixel accuracy %", "images", "hardest class", "easiest class"):
+        table.add_column(column, no_wrap=column not in ("weights", "hardest class", "easiest class"))
+    for line in results:
+        by_share = sorted((share, name) for name, share in line["per_class"].items() if share is not None)
+        ends = (f"{name} {100 * share:.1f}" for share, name in (by_share[0], by_share[-1])) if by_share else ("-", "-")
+        shares = (f"{100 * line[figure]:.2f}" for figure in ("miou", "pixel_accuracy"))
+        table.add_row(line["name"], str(line["step"]), *shares, str(line["num_images"]), *ends)
+    return table

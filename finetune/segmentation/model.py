@@ -3,7 +3,7 @@
 Legend: b images, c classes, h w height and width in pixels, m (image, class) pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -17,9 +17,11 @@ from backbones.weights.handoff import skeleton
 from engine.errors import UserError
 from engine.pixels import Pixels
 from engine.randomness import torch_seed
+from engine.recipe import restore
 from engine.terms import Size
 from finetune.network.pyramid import MULTIPLE, Pyramid, build_pyramid, dense_start, freeze_batch_norm
 from finetune.network.start import Start, build_network
+from finetune.network.weights import start_from
 from finetune.segmentation.config import SegmentConfig, SegmenterConfig
 from finetune.segmentation.heads.pixel_head import all_mlp, semantic_fpn, uper_net
 from finetune.segmentation.heads.segvit import AtmHead, SegViTHead, ShrunkHead
@@ -36,11 +38,11 @@ class Head(Protocol):
     """What turns maps into a loss or into scores."""
 
     def loss(self, features: Sequence[Tensor], label_maps: Tensor, shown: Tensor) -> dict[str, Tensor]:
-        """Return ``loss`` and what else is worth a line in the report."""
+        """Give ``loss`` and what else is worth a line in the report."""
         ...
 
     def scores(self, features: Sequence[Tensor], size: Size) -> Tensor:
-        """Return each class's score at each pixel of images of ``size``."""
+        """Score each class at each pixel of images of ``size``."""
         ...
 
 
@@ -54,7 +56,7 @@ class Segmenter(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "b 3 h w"], label_maps: Int[Tensor, "b h w"], shown: Int[Tensor, "m 2"]
     ) -> dict[str, Tensor]:
-        """Return ``loss`` and its parts.
+        """Compute ``loss`` and its parts.
 
         Args:
             images: raw pixels.
@@ -64,16 +66,21 @@ class Segmenter(nn.Module):
         return self._head.loss(self.features(self.pixels(images)), label_maps, shown)
 
     def scores(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Return each class's score at each pixel of normalised ``images`` of any size."""
+        """Score each class at each pixel of normalised ``images`` of any size."""
         return self._at_own_size(images, self._head.scores)
 
     def masks(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Return the mask of each class's query at each pixel of normalised ``images``, in [0, 1]; only SegViT's heads have masks."""
+        """Compute the mask of each class's query at each pixel of normalised ``images``, in [0, 1]; only SegViT's heads have them."""
         assert isinstance(self.head, AtmHead)
         return self._at_own_size(images, self.head.masks)
 
+    def set_score_stride(self, stride: int) -> None:
+        """Choose at which pixels SegViT's heads multiply classes and masks; other heads have no such choice."""
+        if isinstance(self.head, AtmHead):
+            self.head.score_stride = stride
+
     def _at_own_size(self, images: Tensor, read: Callable[[Sequence[Tensor], Size], Tensor]) -> Tensor:
-        """Return what ``read`` makes of the maps of padded images, without the padding."""
+        """Apply ``read`` to the maps of padded images, and cut the padding off."""
         size = images.shape[2:]
         rows, columns = self.features.patch if isinstance(self.features, VitLayers) else (MULTIPLE, MULTIPLE)
         images = F.pad(images, (0, -size[1] % columns, 0, -size[0] % rows))
@@ -84,8 +91,21 @@ class Segmenter(nn.Module):
         return cast(Head, self.head)
 
 
-def build_segmenter(config: SegmentConfig, *, start: Start, num_classes: int) -> Segmenter:
-    """Return the network of a recipe with its first weights, a function of ``run.seed`` alone.
+class Scores(nn.Module):
+    """A segmenter's scores of raw pixels, whole images at once."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """Give each class's score at each pixel."""
+        segmenter = cast(Segmenter, self.segmenter)
+        return segmenter.scores(segmenter.pixels(images))
+
+
+def build_model(config: SegmentConfig, *, start: Start, num_classes: int) -> Segmenter:
+    """Build the network of a recipe with its first weights, a function of ``run.seed`` alone.
 
     Raises:
         UserError: the head cannot take what the backbone has; says which setting to change.
@@ -99,13 +119,21 @@ def build_segmenter(config: SegmentConfig, *, start: Start, num_classes: int) ->
     return Segmenter(features, head, pixels=Pixels(start.mean, start.std))
 
 
-def bare_segmenter(config: SegmentConfig, *, start: Start, num_classes: int) -> Segmenter:
-    """Return the same network with random weights, to load others into."""
-    return build_segmenter(config, start=replace(start, folder=None), num_classes=num_classes)
+def build_bare(metadata: Mapping[str, Any]) -> Segmenter:
+    """Build the network that a checkpoint describes with random weights, to load others into."""
+    config = restore(SegmentConfig, metadata["recipe"])
+    config = replace(config, backbone=replace(config.backbone, drop_path=0.0))
+    return build_model(config, start=start_from(metadata), num_classes=metadata["num_classes"])
+
+
+def backbone_state(segmenter_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the weights of the backbone alone, under its own names, from those of a segmenter."""
+    prefix = "features.network."
+    return {name.removeprefix(prefix): x for name, x in segmenter_state.items() if name.startswith(prefix)}
 
 
 def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyramid:
-    """Return the backbone with the maps that the head takes: layers of a plain ViT for SegViT, else a pyramid."""
+    """Build the backbone with the maps that the head takes: layers of a plain ViT for SegViT, else a pyramid."""
     segmenter, backbone = config.segmenter, config.backbone
     model: Any = skeleton(start.architecture, **start.model_args)
     if segmenter.head == "segvit" and isinstance(model, VisionTransformer):
@@ -140,7 +168,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
 
 
 def build_head(config: SegmenterConfig, *, features: VitLayers | Pyramid, crop: Size, num_classes: int) -> nn.Module:
-    """Return the head for the maps of ``features``.
+    """Build the head for the maps of ``features``.
 
     Raises:
         UserError: its heads do not divide its width, or it needs four maps.

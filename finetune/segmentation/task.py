@@ -1,105 +1,111 @@
-"""The segmentation loop: fetch a micro-batch, compare its label maps, update; and measure mIoU every so often."""
+"""The task of segmentation: what the loop of fine-tuning asks of it (``finetune/task.py``)."""
 
-import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from data.loading.loader import training_batches
-from data.loading.mixing import training_order
-from data.loading.order import TrainingOrder
+from torch import Tensor, nn
+
+from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
-from engine.loop.training import Training
 from engine.run.folder import RunFolder
-from engine.run.sample_log import SampleLog
-from finetune.evaluation.evaluations import Evaluations
-from finetune.network.freezing import set_training_mode
-from finetune.network.start import Start, resolve_start
+from engine.terms import MicroBatchKey, Size
+from finetune.network.pyramid import dense_start
+from finetune.network.start import Start
+from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, network_metadata, write_best
 from finetune.segmentation.batches import SegmentBuilder
 from finetune.segmentation.config import SegmentConfig
-from finetune.segmentation.data import LabelledShards, open_labelled
-from finetune.segmentation.model import build_segmenter
-from finetune.segmentation.quality import Quality
-from finetune.segmentation.trained import describe_segmenter, hand_off_backbone
-
-logger = logging.getLogger(__name__)
-
-Results = list[dict[str, Any]]
-
-
-def train(config: SegmentConfig) -> Results:
-    """Train to the end, or to where a stop is asked for; return what was measured (main process only)."""
-    start, labelled = resolve_start(config.backbone), open_labelled(config)
-    engine = Engine(config.distributed)
-    try:
-        with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
-            return _train(config, engine=engine, folder=folder, start=start, labelled=labelled)
-    finally:
-        engine.close()
+from finetune.segmentation.data import check_names, open_data
+from finetune.segmentation.evaluate import SegmentEvaluator
+from finetune.segmentation.labels import check_label_maps
+from finetune.segmentation.metrics import results_table
+from finetune.segmentation.model import Scores, backbone_state, build_bare, build_model
+from finetune.segmentation.predict import label_predictor
+from finetune.task import Exportable, Results, TaskData
 
 
-def _train(
-    config: SegmentConfig, *, engine: Engine, folder: RunFolder, start: Start, labelled: LabelledShards
-) -> Results:
-    order = training_order(config.data, labelled.train, seed=config.run.seed)
-    training = Training(
-        config,
-        engine=engine,
-        folder=folder,
-        model=build_segmenter(config, start=start, num_classes=labelled.num_classes),
-        steps_per_epoch=order.steps_per_epoch,
-        metadata=describe_segmenter(config, start=start, labelled=labelled),
-        shard_of=labelled.train.shard_of,
-    )
-    batches = micro_batches(config, start=start, labelled=labelled, order=order, training=training)
-    quality = Quality(config, start=start, labelled=labelled, engine=engine)
-    evaluations = Evaluations(training, times=config.evaluation, of=quality)
-    set_training_mode(engine.module)
-    with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids", "repeats")
-    ) as samples:
-        for step in training.steps():
-            for number in training.micro_batches:
-                batch = training.fetch(batches, key=(step, number))
-                losses = training.forward(batch["images"], batch["label_maps"], batch["shown"])
-                training.backward(**losses)
-                samples.note(step, number, batch)
-            training.update()
-            training.report()
-            evaluations.measure_if_due()
-            training.save_if_due()
-    if training.stopped:
-        return []
-    hand_off(training)
-    return evaluations.finish()
+class Segmentation:
+    """One run that segments; every method is said in :class:`finetune.task.Task`."""
 
+    name: ClassVar[str] = "segment"
+    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats")
+    best_by = "miou"
+    open_data = staticmethod(open_data)
+    build_bare = staticmethod(build_bare)
+    write_best = staticmethod(write_best)
+    predictor = staticmethod(label_predictor)
+    table = staticmethod(results_table)
 
-def micro_batches(
-    config: SegmentConfig, *, start: Start, labelled: LabelledShards, order: TrainingOrder, training: Training
-) -> Iterator[dict[str, Any]]:
-    """Return this process's micro-batches from the step after the last one done."""
-    return training_batches(
-        labelled.train,
-        order,
-        SegmentBuilder(
-            seed=config.run.seed,
-            augment=config.augment,
-            labels=config.labels,
-            num_classes=labelled.num_classes,
-            mean=start.mean,
-            max_pixels=config.data.max_pixels,
-        ),
-        micro_batches=training.micro_batches,
-        first_step=training.step,
-        last_step=training.last_step,
-        workers=config.data.workers,
-        pin=training.engine.device.type == "cuda",
-    )
+    def __init__(self, config: SegmentConfig, *, start: Start, data: TaskData, engine: Engine, folder: Path) -> None:
+        self.config, self.data, self._start = config, data, start
+        self.evaluator = SegmentEvaluator(config=config, val=data.val, engine=engine)
 
+    def untrained_results(self, folder: RunFolder) -> Results | None:
+        """Nothing: every head is trained."""
 
-def hand_off(training: Training) -> None:
-    """Write the last weights of the backbone as a folder that timm reads (collective)."""
-    state = training.engine.full_state_dict()
-    if training.engine.is_main:
-        folder = training.folder.backbone
-        hand_off_backbone(folder, described=training.metadata, state=state, step=training.step, weights="last raw")
-        logger.info("last raw weights of the backbone: %s", folder)
+    def build_model(self) -> nn.Module:
+        """Build backbone and head."""
+        return build_model(self.config, start=self._start, num_classes=self.data.num_classes)
+
+    def metadata(self) -> dict[str, Any]:
+        """Say what :func:`build_bare` needs."""
+        data = self.data
+        dense = dense_start(self._start, largest=self.config.augment.crop)
+        return network_metadata(
+            self.name,
+            self.config,
+            start=replace(self._start, model_args=dense.model_args),
+            train=data.train,
+            classes=data.classes,
+            num_classes=data.num_classes,
+        )
+
+    def batch_builder(self) -> SegmentBuilder:
+        """Make crops with their label maps."""
+        return SegmentBuilder(
+            seed=self.config.run.seed,
+            augment=self.config.augment,
+            labels=self.config.labels,
+            num_classes=self.data.num_classes,
+            mean=self._start.mean,
+            max_pixels=self.config.data.max_pixels,
+        )
+
+    def losses(
+        self, forward: Callable[..., dict[str, Tensor]], batch: Mapping[str, Any], *, key: MicroBatchKey
+    ) -> dict[str, Tensor]:
+        """Give the head's own losses."""
+        return forward(batch["images"], batch["label_maps"], batch["shown"])
+
+    def hand_off(
+        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
+    ) -> None:
+        """Write the backbone as the head left it."""
+        hand_off_backbone(
+            folder,
+            metadata=metadata,
+            model_args=metadata["model_args"],
+            state=backbone_state(state),
+            step=step,
+            weights=weights,
+        )
+
+    @staticmethod
+    def find(what: str, *, img_size: Size | None = None) -> Loaders:
+        """Find the segmenters of a run, a checkpoint or best weights; they take images of any size."""
+        return find_weights(Path(what), task=Segmentation.name, build=build_bare)
+
+    @staticmethod
+    def evaluator_of(config: SegmentConfig, *, val: ShardSet, trained: Trained, engine: Engine) -> SegmentEvaluator:
+        """Refuse classes of other names, and values of label maps that are no class."""
+        check_names(val, trained=trained)
+        check_label_maps(val, labels=config.labels, num_classes=trained.num_classes, option="val-shards")
+        return SegmentEvaluator(config=config, val=val, engine=engine)
+
+    @staticmethod
+    def exportable(trained: Trained, *, size: Size | None) -> Exportable:
+        """Make whole images' scores, for the training crop where no size is given."""
+        crop: list[int] = trained.metadata["recipe"]["augment"]["crop"]
+        network = Scores(trained.network).eval()
+        return Exportable(network=network, size=size or (crop[0], crop[1]), outputs=("scores",))

@@ -7,8 +7,8 @@ import pytest
 from data.sources.scenes import CLASSES, scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
-from finetune.choosing import CONFIGS, choose_task
-from finetune.detection.task import train
+from finetune.tasks import TASKS, choose_task
+from finetune.train import train
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 
 FP32_BOUND = 2e-5
@@ -45,7 +45,7 @@ def words(tmp_path):
 @pytest.mark.timeout(450)
 def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_path):
     task, left = choose_task([*words, "--run.folder", str(tmp_path / "alone")])
-    train(parse(CONFIGS[task], left))
+    train(parse(TASKS[task].config, left))
     launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"), timeout_s=400)
     folders = tmp_path / "alone", tmp_path / "together"
     ours, theirs = map(samples_of, folders)

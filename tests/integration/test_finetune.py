@@ -7,8 +7,8 @@ import pytest
 from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
-from finetune.classification.task import train
-from finetune.config import FinetuneConfig
+from finetune.classification.config import ClassifyConfig
+from finetune.train import train
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 
 FP32_BOUND = 2e-6  # measured: 1.5e-7 after four steps, for another order of fp32 sums
@@ -53,7 +53,7 @@ def check_alike(alone: Path, together: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_path):
-    train(parse(FinetuneConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
+    train(parse(ClassifyConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
     launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"))
     check_alike(tmp_path / "alone", tmp_path / "together")
 
@@ -61,6 +61,6 @@ def test_two_processes_under_zero1_learn_and_measure_what_one_does(words, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_under_zero3_learn_and_measure_what_one_does(words, tmp_path):
-    train(parse(FinetuneConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
+    train(parse(ClassifyConfig, [*words, "--run.folder", str(tmp_path / "alone")]))
     launch_well("finetune", *words, "--run.folder", str(tmp_path / "together"), "--distributed.zero-stage", "3")
     check_alike(tmp_path / "alone", tmp_path / "together")

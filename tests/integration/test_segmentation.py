@@ -9,7 +9,7 @@ from PIL import Image
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.recipe import parse
 from finetune.segmentation.config import SegmentConfig
-from finetune.segmentation.task import train
+from finetune.train import train
 from tests.integration.launched import difference, launch_well, results_of, samples_of
 
 FP32_BOUND = 2e-6  # measured: 2.3e-10 after three steps, for another order of fp32 sums

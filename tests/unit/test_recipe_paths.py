@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.recipe import find_recipe
-from finetune.choosing import choose_task
+from finetune.tasks import choose_task
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {

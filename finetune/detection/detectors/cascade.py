@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference,
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from engine.terms import Size
-from finetune.detection.config import DetectorConfig
+from finetune.detection.config import DetectConfig, DetectorConfig
 from finetune.detection.detectors.feature_maps import FeatureMaps, RegionPool, in_full
 from finetune.detection.detectors.mask_rcnn import BOX_SIDE, POSITIVE_SHARE, mask_parts
 from finetune.detection.detectors.proposals import Proposals
@@ -32,13 +32,14 @@ SMALLEST_PX = 1e-2
 class CascadeRCNN(nn.Module):
     """Proposals, corrected three times, and on each a class and a mask."""
 
-    def __init__(self, pyramid: Pyramid, *, config: DetectorConfig, num_classes: int) -> None:
+    def __init__(self, pyramid: Pyramid, *, config: DetectConfig, num_classes: int) -> None:
         super().__init__()
-        width = config.width or 256
+        own = config.detector
+        width = own.width or 256
         self.features = FeatureMaps(pyramid, width=width, above="pool")
-        self.proposals = Proposals(config, width=width, strides=self.features.strides)
+        self.proposals = Proposals(own, width=width, strides=self.features.strides)
         self.stages = nn.ModuleList(
-            _stage(number, config=config, width=width, num_classes=num_classes) for number in range(len(STAGE_IOUS))
+            _stage(number, config=own, width=width, num_classes=num_classes) for number in range(len(STAGE_IOUS))
         )
 
     def forward(

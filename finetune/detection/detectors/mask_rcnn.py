@@ -14,7 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from engine.terms import Size
-from finetune.detection.config import DetectorConfig
+from finetune.detection.config import DetectConfig
 from finetune.detection.detectors.feature_maps import FeatureMaps, RegionPool, in_full
 from finetune.detection.detectors.proposals import Proposals
 from finetune.network.pyramid import Pyramid
@@ -29,24 +29,25 @@ LOSS_NAMES = {"loss_classifier": "class", "loss_box_reg": "box", "loss_mask": "m
 class MaskRCNN(nn.Module):
     """Proposals, and on each a class, a box and a mask."""
 
-    def __init__(self, pyramid: Pyramid, *, config: DetectorConfig, num_classes: int) -> None:
+    def __init__(self, pyramid: Pyramid, *, config: DetectConfig, num_classes: int) -> None:
         super().__init__()
-        width = config.width or 256
+        own = config.detector
+        width = own.width or 256
         self.features = FeatureMaps(pyramid, width=width, above="pool")
-        self.proposals = Proposals(config, width=width, strides=self.features.strides)
+        self.proposals = Proposals(own, width=width, strides=self.features.strides)
         self.regions = RoIHeads(
             RegionPool(BOX_SIDE),
-            TwoMLPHead(width * BOX_SIDE**2, config.box_width),
-            BoxPredictor(config.box_width, num_classes + 1),
+            TwoMLPHead(width * BOX_SIDE**2, own.box_width),
+            BoxPredictor(own.box_width, num_classes + 1),
             POSITIVE_IOU,
             POSITIVE_IOU,
-            config.roi_samples,
+            own.roi_samples,
             POSITIVE_SHARE,
             BOX_WEIGHTS,
-            config.score_threshold,
-            config.nms_threshold or 0.5,
-            config.max_detections,
-            **(mask_parts(width, num_classes=num_classes) if config.masks else {}),
+            own.score_threshold,
+            own.nms_threshold or 0.5,
+            own.max_detections,
+            **(mask_parts(width, num_classes=num_classes) if own.masks else {}),
         )
 
     def forward(

@@ -13,12 +13,11 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou
 
 from engine.terms import Size
-from finetune.detection.config import DetectorConfig
+from finetune.detection.config import DetectConfig
 from finetune.detection.detectors.anchors import RATIOS, anchors_on, make_anchors
 from finetune.detection.detectors.feature_maps import FeatureMaps, in_full
 from finetune.network.pyramid import Pyramid
 
-STRIDES = (8, 16, 32)
 ANCHOR_SCALE, OCTAVES = 4.0, 3
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 CANDIDATES = 1000
@@ -27,17 +26,18 @@ CANDIDATES = 1000
 class RetinaNet(nn.Module):
     """Boxes and classes from every cell of five maps."""
 
-    def __init__(self, pyramid: Pyramid, *, config: DetectorConfig, num_classes: int) -> None:
+    def __init__(self, pyramid: Pyramid, *, config: DetectConfig, num_classes: int) -> None:
         super().__init__()
-        width = config.width or 256
+        own = config.detector
+        width = own.width or 256
         self.features = FeatureMaps(pyramid, width=width, above="convolutions")
-        self.anchors = make_anchors(self.features.strides, scale=config.anchor_scale or ANCHOR_SCALE, octaves=OCTAVES)
+        self.anchors = make_anchors(self.features.strides, scale=own.anchor_scale or ANCHOR_SCALE, octaves=OCTAVES)
         self.head = tv.RetinaNetHead(width, OCTAVES * len(RATIOS), num_classes)
         self.matcher = Matcher(POSITIVE_IOU, NEGATIVE_IOU, allow_low_quality_matches=True)
         # the names that torchvision's post-processing reads
         self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-        self.score_thresh, self.nms_thresh = config.score_threshold, config.nms_threshold or 0.5
-        self.topk_candidates, self.detections_per_img = CANDIDATES, config.max_detections
+        self.score_thresh, self.nms_thresh = own.score_threshold, own.nms_threshold or 0.5
+        self.topk_candidates, self.detections_per_img = CANDIDATES, own.max_detections
 
     def forward(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou, clip_boxes_to_image
 
 from engine.terms import Size
-from finetune.detection.config import DetectorConfig
+from finetune.detection.config import DetectConfig
 from finetune.detection.detectors.feature_maps import in_full
 from finetune.network.pyramid import Pyramid
 
@@ -37,9 +37,10 @@ MAX_LOG_SIDE = 4.0
 class Yolo(nn.Module):
     """Boxes, objectness and classes from every cell of three maps."""
 
-    def __init__(self, pyramid: Pyramid, *, config: DetectorConfig, num_classes: int, canvas: Size) -> None:
+    def __init__(self, pyramid: Pyramid, *, config: DetectConfig, num_classes: int) -> None:
         super().__init__()
-        width = config.width or WIDTH
+        own = config.detector
+        width = own.width or WIDTH
         self.pyramid, self.num_classes = pyramid, num_classes
         self.blocks = nn.ModuleList()
         self.links = nn.ModuleList()
@@ -50,8 +51,9 @@ class Yolo(nn.Module):
         outputs = PER_LEVEL * (5 + num_classes)
         self.bridges = nn.ModuleList(_conv(width, width, 3) for _ in STRIDES)
         self.predictors = nn.ModuleList(nn.Conv2d(width, outputs, 1) for _ in STRIDES)
-        self.config, self.nms_iou = config, config.nms_threshold or 0.45
-        scale = min(canvas) / ANCHOR_SIZE
+        self.score_threshold, self.max_detections = own.score_threshold, own.max_detections
+        self.nms_iou = own.nms_threshold or 0.45
+        scale = min(config.resize.canvas) / ANCHOR_SIZE
         self.register_buffer("anchor_sides", torch.tensor(ANCHORS) * scale, persistent=False)
         self.anchor_sides: Tensor
 
@@ -146,12 +148,12 @@ class Yolo(nn.Module):
 
     def _detect(self, x: Tensor, boxes: Tensor, *, size: Size) -> dict[str, Tensor]:
         scores = (x[:, 4:5].sigmoid() * x[:, 5:].sigmoid()).flatten()
-        kept = torch.where(scores > self.config.score_threshold)[0]
+        kept = torch.where(scores > self.score_threshold)[0]
         top = scores[kept].topk(min(len(kept), CANDIDATES)).indices
         kept = kept[top]
         labels = kept % self.num_classes
         inside = clip_boxes_to_image(boxes[kept // self.num_classes], size)
-        best = batched_nms(inside, scores[kept], labels, self.nms_iou)[: self.config.max_detections]
+        best = batched_nms(inside, scores[kept], labels, self.nms_iou)[: self.max_detections]
         return {"boxes": inside[best], "scores": scores[kept][best], "labels": labels[best]}
 
 

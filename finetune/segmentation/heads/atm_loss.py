@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX
 
 NO_OBJECT_WEIGHT = 0.1
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
@@ -53,7 +53,7 @@ def _stage_losses(stage: Masks, label_maps: Int[Tensor, "b h w"], shown: Int[Ten
     labels = label_maps[images]
     masks = full_precision(stage.logits)[images, queries][:, None]
     logits = F.interpolate(masks, label_maps.shape[1:], mode="bilinear", align_corners=False)[:, 0].flatten(1)
-    valid, targets = (labels != VOID).flatten(1), (labels == queries[:, None, None]).flatten(1)
+    valid, targets = (labels != IGNORE_INDEX).flatten(1), (labels == queries[:, None, None]).flatten(1)
     num_masks = max(len(shown), 1)
     return {
         "class_loss": class_loss(full_precision(stage.classes), shown),

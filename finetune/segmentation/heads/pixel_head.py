@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from engine.terms import Size
 from finetune.segmentation.heads.atm_loss import full_precision
-from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
 from finetune.segmentation.heads.semantic_fpn import SemanticFpn
+from finetune.segmentation.labels import IGNORE_INDEX
 
 AUXILIARY_WEIGHT = 0.4
 AUXILIARY_LEVEL = 2
@@ -78,3 +78,10 @@ def all_mlp(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead
 def semantic_fpn(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead:
     """Return Semantic FPN with an FPN of ``dim`` channels (published: 256) and branches of half as many."""
     return PixelHead(SemanticFpn(channels, dim=dim, num_classes=num_classes))
+
+
+def pixel_cross_entropy(logits: Float[Tensor, "b c rows cols"], label_maps: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Average over all valid pixels of the micro-batch, 0 where there is none; ``logits`` are resized to the label maps."""
+    resized = F.interpolate(full_precision(logits), label_maps.shape[1:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(resized, label_maps.long(), ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (label_maps != IGNORE_INDEX).sum().clamp(min=1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine.terms import Size
 from finetune.segmentation.heads.atm import AtmStage, PlainDecoder, Projection, init_decoder
 from finetune.segmentation.heads.atm_loss import Masks, atm_losses, full_precision
-from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
+from finetune.segmentation.heads.pixel_head import pixel_cross_entropy
 
 Loss = Literal["atm", "ce"]
 DEPTH = 3

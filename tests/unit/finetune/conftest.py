@@ -8,7 +8,8 @@ from data.config import DataConfig
 from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.config import AugmentConfig, EvaluationConfig, FinetuneConfig, StartConfig, TaskConfig
+from finetune.classification.config import AugmentConfig, ClassifyConfig, ClassifyEvaluationConfig, TaskConfig
+from finetune.config import StartConfig
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -43,7 +44,7 @@ def write():
 @pytest.fixture(scope="session")
 def base(train_shards, val_shards):
     """A micro recipe: 64 px, two micro-batches of 4, 6 steps."""
-    return FinetuneConfig(
+    return ClassifyConfig(
         data=DataConfig(shards=(str(train_shards),), batch_size=8, micro_batch_size=4, workers=0),
         val_shards=str(val_shards),
         backbone=StartConfig(
@@ -57,7 +58,7 @@ def base(train_shards, val_shards):
         ),
         task=TaskConfig(),
         augment=AugmentConfig(),
-        evaluation=EvaluationConfig(every_steps=2, micro_batch_size=5),
+        evaluation=ClassifyEvaluationConfig(every_steps=2, micro_batch_size=5),
         optimizer=OptimizerConfig(
             base_lr=1e-2, steps=6, warmup_steps=1, clip_grad_norm=1.0, ema_decay=0.9, layer_decay=0.8
         ),
@@ -71,7 +72,7 @@ def base(train_shards, val_shards):
 def micro(base, tmp_path):
     """Return a function from changes of sections to a micro recipe in a folder of its own."""
 
-    def change(**sections) -> FinetuneConfig:
+    def change(**sections) -> ClassifyConfig:
         sections.setdefault("run", {})
         if isinstance(sections["run"], dict):
             sections["run"].setdefault("folder", tmp_path / "run")

@@ -6,15 +6,9 @@ import pytest
 
 from data.config import DataConfig
 from engine.recipe import parse
-from finetune.choosing import CONFIGS, choose_task
-from finetune.config import (
-    AugmentConfig,
-    EvaluationConfig,
-    FinetuneConfig,
-    StartConfig,
-    TaskConfig,
-    steps_between_evaluations,
-)
+from finetune.classification.config import AugmentConfig, ClassifyConfig, ClassifyEvaluationConfig, TaskConfig
+from finetune.config import StartConfig, steps_between_evaluations
+from finetune.tasks import TASKS, choose_task
 
 RECIPES = sorted((Path(__file__).parents[3] / "finetune" / "recipes").rglob("*.yaml"))
 WORDS = ["--data.shards", "train", "--val-shards", "val"]
@@ -23,9 +17,9 @@ WORDS = ["--data.shards", "train", "--val-shards", "val"]
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_header_names_process_counts(path):
     task, words = choose_task(["--recipe", str(path), *WORDS])
-    config = parse(CONFIGS[task], words)
+    config = parse(TASKS[task].config, words)
     header = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    if isinstance(config, FinetuneConfig) and config.task.method == "knn":
+    if isinstance(config, ClassifyConfig) and config.task.method == "knn":
         return
     num_micro_batches = config.data.batch_size // config.data.micro_batch_size
     counts = [str(w) for w in range(1, num_micro_batches + 1) if num_micro_batches % w == 0]
@@ -33,8 +27,8 @@ def test_every_recipe_parses_and_its_header_names_process_counts(path):
 
 
 def test_the_defaults_are_the_published_recipe():
-    config = parse(FinetuneConfig, WORDS)
-    published = parse(FinetuneConfig, ["--recipe", str(RECIPES[0].parent / "imagenet.yaml"), *WORDS])
+    config = parse(ClassifyConfig, WORDS)
+    published = parse(ClassifyConfig, ["--recipe", str(RECIPES[0].parent / "imagenet.yaml"), *WORDS])
     assert config.augment == published.augment
     assert config.optimizer == published.optimizer
     # methods: 1.25e-3 per 512 images, at 768
@@ -52,9 +46,9 @@ def test_the_defaults_are_the_published_recipe():
         (lambda: AugmentConfig(scale=(0.0, 1.0)), "augment.scale"),
         (lambda: AugmentConfig(erase_prob=2.0), "augment.erase-prob"),
         (lambda: AugmentConfig(rand_augment="m9"), "rand-m9-mstd0.5-inc1"),
-        (lambda: EvaluationConfig(crop_ratio=1.5), "evaluation.crop-ratio"),
+        (lambda: ClassifyEvaluationConfig(crop_ratio=1.5), "evaluation.crop-ratio"),
         (
-            lambda: FinetuneConfig(data=DataConfig(shards=("x",), batch_size=6, micro_batch_size=3), val_shards="y"),
+            lambda: ClassifyConfig(data=DataConfig(shards=("x",), batch_size=6, micro_batch_size=3), val_shards="y"),
             "must be even",
         ),
     ],
@@ -65,6 +59,6 @@ def test_nonsense_is_refused(make, words):
 
 
 def test_evaluations_come_every_so_many_passes():
-    assert steps_between_evaluations(EvaluationConfig(every_epochs=0.5), steps_per_epoch=100) == 50
-    assert steps_between_evaluations(EvaluationConfig(every_epochs=0.001), steps_per_epoch=100) == 1
-    assert steps_between_evaluations(EvaluationConfig(every_steps=7), steps_per_epoch=100) == 7
+    assert steps_between_evaluations(ClassifyEvaluationConfig(every_epochs=0.5), steps_per_epoch=100) == 50
+    assert steps_between_evaluations(ClassifyEvaluationConfig(every_epochs=0.001), steps_per_epoch=100) == 1
+    assert steps_between_evaluations(ClassifyEvaluationConfig(every_steps=7), steps_per_epoch=100) == 7

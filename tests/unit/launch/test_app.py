@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from engine.recipe import parse
-from finetune.config import FinetuneConfig
+from finetune.classification.config import ClassifyConfig
 from launch.app import COMMANDS
 from launch.commands.arguments import split_arguments
 from launch.config import read_cluster
@@ -218,7 +218,7 @@ def test_finetuning_is_checked_by_its_own_config(launch, options, tmp_path):
     assert done.returncode == 0, done.stderr
     text = done.stdout.split("recipe.yaml:\n", 1)[1].split("\n# on each of", 1)[0]
     (tmp_path / "shown.yaml").write_text(text)
-    assert parse(FinetuneConfig, ["--recipe", str(tmp_path / "shown.yaml")]).val_shards == str(tmp_path / "shards")
+    assert parse(ClassifyConfig, ["--recipe", str(tmp_path / "shown.yaml")]).val_shards == str(tmp_path / "shards")
 
 
 def test_writing_shards_is_checked_and_runs_on_one_node(launch, tmp_path):

@@ -9,8 +9,9 @@ import torch
 from data.config import DataConfig
 from engine.checkpoint.store import CheckpointStore
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.classification.task import train as finetune
-from finetune.config import EvaluationConfig, FinetuneConfig, StartConfig
+from finetune.classification.config import ClassifyConfig, ClassifyEvaluationConfig
+from finetune.config import StartConfig
+from finetune.train import train as finetune
 from pretrain.trainer import train
 
 WIDTHS = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window": None}
@@ -59,11 +60,11 @@ def test_loss_falls_and_weights_reach_fine_tuning(encoder, backbone, micro, shar
         assert torch.equal(handed[name.removeprefix("encoder.")], trained.read_full("weight", name)), name
 
     results = finetune(
-        FinetuneConfig(
+        ClassifyConfig(
             data=DataConfig(shards=(str(shards),), batch_size=8, micro_batch_size=4, workers=0),
             val_shards=str(shards),
             backbone=StartConfig(init=folder, drop_path=0.0),
-            evaluation=EvaluationConfig(every_steps=2),
+            evaluation=ClassifyEvaluationConfig(every_steps=2),
             optimizer=OptimizerConfig(base_lr=1e-2, steps=2, warmup_steps=1, layer_decay=0.7),
             run=RunConfig(folder=tmp_path / "finetuned"),
             report=ReportConfig(every_steps=1, tensorboard=False),

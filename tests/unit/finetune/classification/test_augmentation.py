@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from finetune.classification.augmentation import BatchAugmentation, _posterize, augment_image, image_transform, seeded
-from finetune.config import AugmentConfig
+from finetune.classification.config import AugmentConfig
 
 CPU = torch.device("cpu")
 MEAN = (0.485, 0.456, 0.406)

@@ -6,7 +6,7 @@ import torch
 
 from data.shards.shard_set import open_shards
 from finetune.classification.batches import TrainingBuilder
-from finetune.config import AugmentConfig
+from finetune.classification.config import AugmentConfig
 
 BUILDER = TrainingBuilder(
     seed=0, img_size=(32, 48), mean=(0.5, 0.5, 0.5), augment=AugmentConfig(), max_pixels=10_000_000

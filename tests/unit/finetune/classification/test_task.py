@@ -12,12 +12,12 @@ from data.loading.mixing import training_order
 from engine.checkpoint.store import newest_checkpoint
 from engine.loop.optimizer import describe, param_groups
 from engine.loop.training import Training
-from finetune.classification.classifiers import measure
-from finetune.classification.data import open_labelled
-from finetune.classification.model import build_trained
-from finetune.classification.task import train
+from finetune.classification.data import open_data
+from finetune.classification.model import build_model
 from finetune.evaluation.evaluations import Evaluations
+from finetune.measure import measure
 from finetune.network.start import resolve_start
+from finetune.train import train
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 
@@ -42,7 +42,7 @@ def test_last_and_best_raw_and_averaged_weights_are_measured(whole):
     folder, results = whole
     assert list(by_name(results)) == ["last raw", "last ema", "best raw", "best ema"]
     assert json.loads((folder / "evaluation.json").read_text())["results"] == results
-    lines = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [(line["step"], line["weights"]) for line in lines] == [(s, w) for s in (2, 4, 6) for w in ("raw", "ema")]
     for weights in ("raw", "ema"):
         best = by_name(results)[f"best {weights}"]
@@ -53,7 +53,7 @@ def test_last_and_best_raw_and_averaged_weights_are_measured(whole):
 
 
 @pytest.mark.parametrize("target", ["backbone", "backbone-ema", "best", "run", "checkpoint"])
-def test_eval_only_repeats_what_the_run_measured(whole, micro, tmp_path, target):
+def test_measuring_repeats_what_the_run_measured(whole, micro, tmp_path, target):
     folder, results = whole
     best = by_name(results)["best raw"]
     path, expected = {
@@ -63,7 +63,7 @@ def test_eval_only_repeats_what_the_run_measured(whole, micro, tmp_path, target)
         "run": (folder, {"raw": "last raw", "ema": "last ema"}),
         "checkpoint": (folder / "checkpoints" / "step-000000006", {"raw": "last raw", "ema": "last ema"}),
     }[target]
-    again = by_name(measure(micro(eval_only=str(path), run={"folder": tmp_path / "eval"})))
+    again = by_name(measure(micro(run={"folder": tmp_path / "eval"}), str(path)))
     assert set(again) == set(expected)
     for name, of_run in expected.items():
         for figure in ("top1", "top5", "confusion", "step"):
@@ -93,13 +93,13 @@ def test_resumed_equals_uninterrupted(micro, whole, tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert again == results
-    assert (resumed / "accuracy.jsonl").read_text() == (folder / "accuracy.jsonl").read_text()
+    assert (resumed / "evaluations.jsonl").read_text() == (folder / "evaluations.jsonl").read_text()
 
 
 def test_a_finished_run_that_is_started_again_only_repeats_its_results(micro, whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "again")
     assert train(micro(run={"folder": folder})) == whole[1]
-    assert (folder / "accuracy.jsonl").read_text() == (whole[0] / "accuracy.jsonl").read_text()
+    assert (folder / "evaluations.jsonl").read_text() == (whole[0] / "evaluations.jsonl").read_text()
 
 
 def test_a_changed_recipe_is_refused_on_resume(micro, whole):
@@ -128,7 +128,7 @@ def test_an_evaluation_shows_progress_with_every_batch(micro, monkeypatch):
 def test_weights_that_a_run_goes_back_from_are_not_measured(micro, monkeypatch):
     """The loss breaks once, between two reports; all steps are measured, with finite weights."""
     broken, measured = [], []
-    backward, measure_all = Training.backward, Evaluations._measure
+    backward, measure_all = Training.backward, Evaluations._run
 
     def break_once(training, loss, **metrics):
         if training.step == 2 and not broken:
@@ -142,7 +142,7 @@ def test_weights_that_a_run_goes_back_from_are_not_measured(micro, monkeypatch):
         measure_all(evaluations)
 
     monkeypatch.setattr(Training, "backward", break_once)
-    monkeypatch.setattr(Evaluations, "_measure", note)
+    monkeypatch.setattr(Evaluations, "_run", note)
     train(
         micro(
             optimizer={"steps": 4},
@@ -172,7 +172,7 @@ def test_a_linear_probe_trains_only_its_layer_and_becomes_an_ordinary_classifier
     assert all(torch.equal(before["weight", name], after["weight", name]) for name in same)
     assert ("exp_avg", "head.fc.1.weight") in after
     assert not any(kind == "exp_avg" and not name.startswith("head.") for kind, name in after)
-    again = by_name(measure(micro(eval_only=str(tmp_path / "linear" / "backbone"), run={"folder": tmp_path / "e"})))
+    again = by_name(measure(micro(run={"folder": tmp_path / "e"}), str(tmp_path / "linear" / "backbone")))
     assert again["last raw"]["confusion"] == results["last raw"]["confusion"]
     assert again["last raw"]["loss"] == pytest.approx(results["last raw"]["loss"], rel=1e-4)
 
@@ -188,20 +188,20 @@ def test_knn_is_measured_beside_its_floors(micro, whole, tmp_path):
 
 def test_a_label_subset_and_repeats_pass_through_to_the_order(micro):
     config = micro(task={"labels_per_class": 4, "repeats": 2})
-    labelled = open_labelled(config)
-    order = training_order(config.data, labelled.train, seed=config.run.seed, repeats=config.task.repeats)
+    data = open_data(config)
+    order = training_order(config.data, data.train, seed=config.run.seed, repeats=data.repeats)
     seen = [
         tuple(row) for step in range(order.steps_per_epoch) for mb in range(2) for row in order.micro_batch(step, mb)
     ]
-    ids = {labelled.train.read(int(shard), int(position)).id for shard, position, _ in seen}
-    assert ids <= set(labelled.chosen.tolist())
+    ids = {data.train.read(int(shard), int(position)).id for shard, position, _ in seen}
+    assert ids <= set(data.subset.tolist())
     assert len(seen) == len(set(seen)) == 16
     assert len(ids) == 8
 
 
 def test_layer_decay_falls_from_the_head_to_the_stem(micro):
     config = micro()
-    network = build_trained(config, start=resolve_start(config.backbone), num_classes=4)
+    network = build_model(config, start=resolve_start(config.backbone), num_classes=4)
     groups = param_groups(network, weight_decay=0.05, layer_decay=0.8)
     scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decays = {name: group["weight_decay"] for group in groups for name in group["names"]}

@@ -3,13 +3,16 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 import backbones  # noqa: F401  (registers SecViT)
 from engine.pixels import Pixels
-from finetune.commands.export import Exportable, FromPixels, Scores, export, export_command, exportable
+from finetune.commands.export import export, load_exportable, write_onnx
+from finetune.commands.options import ExportOptions
 from finetune.segmentation.heads.segvit import SegViTHead
-from finetune.segmentation.model import Segmenter
+from finetune.segmentation.model import Scores, Segmenter
 from finetune.segmentation.vit_layers import VitLayers
+from finetune.task import Exportable
 
 pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")
@@ -24,35 +27,37 @@ def vit(**options):
 
 
 def classifier():
-    return Exportable(network=FromPixels(Pixels(*PIXELS), vit(num_classes=4)).eval(), size=(32, 32), output="logits")
+    return Exportable(
+        network=nn.Sequential(Pixels(*PIXELS), vit(num_classes=4)).eval(), size=(32, 32), outputs=("logits",)
+    )
 
 
 def segmenter():
     features = VitLayers(vit(num_classes=0, dynamic_img_size=True), layers=(0, 1), class_token=False)
     head = SegViTHead(features.channels, dim=16, num_heads=2, num_classes=3, loss="atm", score_stride=1)
     network = Segmenter(features, head, pixels=Pixels(*PIXELS))
-    return Exportable(network=Scores(network).eval(), size=(32, 48), output="scores")
+    return Exportable(network=Scores(network).eval(), size=(32, 48), outputs=("scores",))
 
 
 def clustered():
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 4)}
     network = timm.create_model("secvit_tiny", num_classes=4, **sizes).eval()
-    return Exportable(network=FromPixels(Pixels(*PIXELS), network).eval(), size=(96, 64), output="logits")
+    return Exportable(network=nn.Sequential(Pixels(*PIXELS), network).eval(), size=(96, 64), outputs=("logits",))
 
 
 @pytest.mark.slow
 def test_clusters_and_rotary_positions_export_for_a_fixed_batch_and_a_free_one_is_refused(tmp_path):
-    assert 0 <= export(clustered(), tmp_path / "model.onnx") < 1e-4
+    assert 0 <= write_onnx(clustered(), tmp_path / "model.onnx") < 1e-4
     with pytest.raises(ValueError, match=r"any number of images|does not take images"):
-        export(clustered(), tmp_path / "model.onnx", dynamic_batch=True)
+        write_onnx(clustered(), tmp_path / "model.onnx", dynamic_batch=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [classifier, segmenter])
 @pytest.mark.parametrize("dynamic_batch", [False, True])
 def test_onnxruntime_answers_what_torch_does(tmp_path, make, dynamic_batch):
-    off = export(make(), tmp_path / "model.onnx", dynamic_batch=dynamic_batch)
+    off = write_onnx(make(), tmp_path / "model.onnx", dynamic_batch=dynamic_batch)
     assert 0 <= off < 1e-4
 
 
@@ -60,17 +65,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"export takes a run folder with a config.yaml, a checkpoint or best weights, got"
     ):
-        exportable(tmp_path)
+        load_exportable(tmp_path)
 
 
 def test_options_that_a_detector_cannot_take_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a detector is written for one image of one size"):
-        export_command([str(tmp_path), str(tmp_path / "model.pt2"), "--dynamic-batch"])
+        export(ExportOptions(run=tmp_path, file=tmp_path / "model.pt2", dynamic_batch=True))
 
 
 @pytest.mark.slow
 def test_a_file_that_differs_from_torch_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.commands.export.MOST_OFF", -1.0)
     with pytest.raises(ValueError, match="from torch under onnxruntime"):
-        export(classifier(), tmp_path / "model.onnx")
+        write_onnx(classifier(), tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()

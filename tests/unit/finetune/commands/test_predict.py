@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +11,10 @@ from PIL import Image
 
 from data.sources.scenes import scene_members
 from finetune.classification import predict as predict_classes
-from finetune.classification.task import train
-from finetune.commands.predict import find_pictures, predict
+from finetune.commands.options import PredictOptions
+from finetune.commands.predict import find_images, predict
 from finetune.segmentation.predict import as_written
-from finetune.tasks import TASKS, task_of_run
-
-
-def predictor_of(folder):
-    return TASKS[task_of_run(folder)].predictor
+from finetune.train import train
 
 
 @pytest.fixture
@@ -34,7 +32,7 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
     config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"every_steps": 1})
     train(config)
     for run in (config.run.folder, config.run.folder / "checkpoints" / "step-000000001"):
-        predict([str(run), str(pictures), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+        predict(PredictOptions(run=run, images=pictures, out=tmp_path / "out"))
         records = json.loads((tmp_path / "out" / "predictions.json").read_text())
         assert [record["file"].removeprefix(f"{pictures}/") for record in records] == [
             "a.jpg",
@@ -51,32 +49,31 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
         assert names == {"a.overlay.png", "b.overlay.png", "inner_b.overlay.png"}
         with Image.open(tmp_path / "out" / "a.overlay.png") as overlay:
             assert overlay.size == (64, 64)
-    best = [str(config.run.folder), str(pictures), "--out", str(tmp_path / "best"), "--weights", "best-raw"]
-    predict(best, predictor_of=predictor_of)
+    best = PredictOptions(run=config.run.folder, images=pictures, out=tmp_path / "best", weights="best-raw")
+    predict(best)
     assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
-    kept = [shutil.copytree(config.run.folder / "best" / "raw-step-000000001", tmp_path / "copied"), *best[1:4]]
-    predict([*map(str, kept)], predictor_of=predictor_of)
+    best_weights = config.run.folder / "best" / "raw-step-000000001"
+    copied = replace(best, run=shutil.copytree(best_weights, tmp_path / "copied"), weights=None)
+    predict(copied)
     assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
     with pytest.raises(ValueError, match=r"copied has no raw weights, only best raw"):
-        predict([*map(str, kept), "--weights", "raw"], predictor_of=predictor_of)
+        predict(replace(copied, weights="raw"))
     with pytest.raises(ValueError, match="keeps no best ema weights"):
-        predict([*best[:-1], "best-ema"], predictor_of=predictor_of)
+        predict(replace(best, weights="best-ema"))
     with pytest.raises(ValueError, match=r"has no ema weights, only raw; choose with --weights"):
-        predict(
-            [str(run), str(pictures), "--out", str(tmp_path / "out"), "--weights", "ema"], predictor_of=predictor_of
-        )
+        predict(replace(best, weights="ema"))
 
 
 def test_names_never_collide(pictures):
-    assert list(find_pictures(pictures)) == ["a", "a_png", "b", "inner_b"]
-    assert list(find_pictures(pictures / "b.jpg")) == ["b"]
+    assert list(find_images(pictures)) == ["a", "a_png", "b", "inner_b"]
+    assert list(find_images(pictures / "b.jpg")) == ["b"]
 
 
 def test_names_that_fold_alike_keep_every_picture(tmp_path):
     for name in ("a/b_c.jpg", "a_b/c.jpg", "a_b_c.jpg", "a_b_c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(find_pictures(tmp_path)) == ["a_b_c", "a_b_c_jpg", "a_b_c_jpg1", "a_b_c_png"]
+    assert list(find_images(tmp_path)) == ["a_b_c", "a_b_c_jpg", "a_b_c_jpg1", "a_b_c_png"]
 
 
 @pytest.mark.parametrize(("num_classes", "written"), [(256, [0, 255]), (300, [0, 299])])
@@ -99,13 +96,13 @@ def test_pictures_are_cropped_as_the_run_measured(micro, pictures, tmp_path, mon
 
     monkeypatch.setattr(predict_classes, "resize_center_crop", note)
     for run in (config.run.folder, config.run.folder / "backbone"):
-        predict([str(run), str(pictures / "b.jpg"), "--out", str(tmp_path / "out")], predictor_of=predictor_of)
+        predict(PredictOptions(run=run, images=pictures / "b.jpg", out=tmp_path / "out"))
     assert ratios == [1.0, 1.0]
 
 
 def test_no_run_and_no_pictures_are_one_line(tmp_path):
-    words = ["--out", str(tmp_path / "out")]
+    options = PredictOptions(run=Path("missing"), images=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"missing is no folder; give that of a run"):
-        predict(["missing", str(tmp_path), *words], predictor_of=predictor_of)
-    with pytest.raises(ValueError, match=r"no picture in .*; expected files ending in .jpg"):
-        predict([str(tmp_path), str(tmp_path), *words], predictor_of=predictor_of)
+        predict(options)
+    with pytest.raises(ValueError, match=r"no image in .*; expected files ending in .jpg"):
+        predict(replace(options, run=tmp_path))

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from data.shards.shard_set import open_shards
-from finetune.detection.eval_only import measure
 from finetune.detection.ground_truth import complete_ids, read_truth
-from finetune.detection.task import train
+from finetune.measure import measure
+from finetune.train import train
 
 SQUARE = [[4.0, 4.0, 24.0, 4.0, 24.0, 24.0, 4.0, 24.0]]
 GOOD = {"category": 2, "category_id": 7, "id": 5, "bbox": [4.0, 4.0, 20.0, 20.0], "area": 400.0, "iscrowd": 0}
@@ -17,13 +17,13 @@ BAD = {
     "outside": ({"bbox": [64.0, 5.0, 10.0, 10.0]}, "lies outside the image of 64x64"),
     "empty box": ({"bbox": [5.0, 5.0, 0.0, 10.0]}, "is empty"),
     "infinite": ({"bbox": [5.0, 5.0, float("inf"), 10.0]}, "is not finite"),
-    "three numbers": ({"bbox": [5.0, 5.0, 4.0]}, "ValueError"),
+    "three numbers": ({"bbox": [5.0, 5.0, 4.0]}, "has 3 numbers, expected left, top, width and height"),
     "RLE of another size": ({"segmentation": {"size": [32, 64], "counts": [32 * 64]}}, r"a mask of [32, 64]"),
     "RLE too short": ({"segmentation": {"size": [64, 64], "counts": [10, 10]}}, "runs over 20 pixels"),
     "empty RLE": ({"segmentation": {"size": [64, 64], "counts": [64 * 64]}}, "its mask is empty"),
     "two corners": ({"segmentation": [[1.0, 1.0, 3.0, 3.0]]}, "its mask is empty"),
-    "half a corner": ({"segmentation": [[1.0, 1.0, 9.0, 9.0, 1.0, 9.0, 2.0]]}, "ValueError"),
-    "no polygon": ({"segmentation": "a mask"}, "ValueError"),
+    "half a corner": ({"segmentation": [[1.0, 1.0, 9.0, 9.0, 1.0, 9.0, 2.0]]}, "a polygon that is no list of x and y"),
+    "no polygon": ({"segmentation": "a mask"}, "neither polygons nor runs"),
     "not a number": ({"segmentation": [[float("nan"), 4.0, 24.0, 4.0, 24.0, 24.0]]}, "not within 1000000 pixels"),
     "endless": ({"segmentation": [*SQUARE, [4.0, 4.0, float("inf"), 4.0, 24.0, 24.0]]}, "not within 1000000 pixels"),
     "far away": ({"segmentation": [[4.0, 4.0, 1e9, 4.0, 1e9, 24.0]]}, "not within 1000000 pixels"),
@@ -125,7 +125,7 @@ def test_category_ids_of_training_hold_where_the_evaluated_pictures_have_no_such
         val_shards=str(tmp_path / "y"),
     )
     train(config)
-    measure(replace(config, eval_only=str(tmp_path / "run")))
+    measure(config, str(tmp_path / "run"))
     written = [
         json.loads((tmp_path / "run" / name).read_text()) for name in ("predictions-raw.json", "eval_only-raw.json")
     ]
@@ -167,7 +167,7 @@ def test_shards_without_annotations_or_objects_are_refused(write, micro, tmp_pat
     with pytest.raises(ValueError, match=r"sample 0 has no .json with objects; write the shards"):
         train(refused(micro, tmp_path / "bare"))
     write(tmp_path / "none", first=0, count=8, change=annotated_with(lambda _: []))
-    with pytest.raises(ValueError, match="there is no usable object in any picture"):
+    with pytest.raises(ValueError, match="there is no usable object in any image"):
         train(refused(micro, tmp_path / "none", run={"folder": tmp_path / "b"}))
     write(tmp_path / "other", first=0, count=8, classes=("a", "b"), change=annotated_with(lambda _: []))
     with pytest.raises(ValueError, match=r"the 2 classes of data.shards are not the 12 of val-shards"):

@@ -11,8 +11,9 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from rich.console import Console
 
-from finetune.detection.metrics import FIGURES, IOU_TYPES, RECALLS, average_precision
+from finetune.detection.metrics import FIGURES, IOU_TYPES, RECALLS, average_precision, results_table
 from finetune.detection.predictions import as_rle
 
 REAL = Path(__file__).resolve().parents[5] / "shared" / "data" / "coco_instances" / "annotations"
@@ -113,3 +114,13 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none():
     assert average_precision(truth, [], kind="box")["AP"] == 0
     empty = {**truth, "annotations": []}
     assert average_precision(empty, [], kind="box")["AP"] is None
+
+
+def test_boxes_and_masks_have_a_row_each_of_the_table_and_80_characters_are_enough():
+    figures = dict.fromkeys(("AP", "AP50", "AP75", "AP_small", "AP_medium"), 1.0) | {"AP_large": None}
+    results = [{"name": "best ema", "step": 123456, "box": figures, "mask": figures, "num_images": 5000}]
+    shown = io.StringIO()
+    Console(file=shown, width=80).print(results_table(results, title="runs/x"))
+    assert "…" not in shown.getvalue()
+    assert shown.getvalue().count("best ema") == 2
+    assert shown.getvalue().count("100.0") == 10

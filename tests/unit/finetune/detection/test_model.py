@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.detection.model import build_detector, run_detector
+from finetune.detection.model import build_model, run_detector
 from finetune.network.freezing import set_training_mode
 from finetune.network.start import resolve_start
 
@@ -11,7 +11,7 @@ KINDS = ("retinanet", "mask_rcnn", "cascade", "yolo")
 
 
 def detector_of(config):
-    return build_detector(config, start=resolve_start(config.backbone), num_classes=5)
+    return build_model(config, start=resolve_start(config.backbone), num_classes=5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

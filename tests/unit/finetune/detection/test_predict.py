@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 
 from data.shards.shard_set import open_shards
-from finetune.detection.predict import draw_objects, object_predictor
-from finetune.detection.task import train
+from finetune.detection.predict import draw_objects
+from finetune.detection.task import Detection
+from finetune.train import train
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "yolo"])
 def test_a_picture_gets_the_objects_that_the_evaluation_found(micro, kind):
     config = micro(kind, optimizer={"steps": 1, "warmup_steps": 0}, evaluation={"micro_batch_size": 1})
     train(config)
-    predictor = object_predictor(config.run.folder, "raw")
+    predictor = Detection.predictor(Detection.find(str(config.run.folder))["raw"]())
     lines = json.loads((config.run.folder / "predictions-raw.json").read_text())
     for position in range(2):
         sample = open_shards(config.val_shards).read(0, position)

@@ -10,9 +10,10 @@ import timm
 import torch
 
 from engine.checkpoint.store import newest_checkpoint
-from finetune.app import main, stored_recipe
-from finetune.detection.eval_only import measure
-from finetune.detection.task import train
+from finetune.app import main
+from finetune.commands.evaluate import trained_recipe
+from finetune.measure import measure
+from finetune.train import train
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 
@@ -36,7 +37,7 @@ def test_boxes_and_masks_of_raw_and_averaged_weights_are_measured(whole):
     assert json.loads((folder / "evaluation.json").read_text())["results"] == results
     assert all(line["num_images"] == 5 for line in results)
     assert set(results[0]["mask"]) == set(results[0]["box"]) >= {"AP", "AP50", "AR100", "per_class"}
-    lines = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [(line["step"], line["weights"]) for line in lines] == [(s, w) for s in (2, 4) for w in ("raw", "ema")]
     assert {"box_AP", "box_AP50", "mask_AP"} <= set(lines[0])
     predictions = json.loads((folder / "predictions-raw.json").read_text())
@@ -56,7 +57,7 @@ def test_resumed_equals_uninterrupted(whole, tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert again == results
-    name = "accuracy.jsonl"
+    name = "evaluations.jsonl"
     assert (resumed / name).read_text() == (folder / name).read_text()
 
 
@@ -70,10 +71,10 @@ def test_the_handed_off_folder_is_the_backbone_as_the_detector_left_it(whole):
 
 
 @pytest.mark.parametrize("target", ["run", "checkpoint"])
-def test_eval_only_repeats_what_the_run_measured(whole, tmp_path, target):
+def test_measuring_repeats_what_the_run_measured(whole, tmp_path, target):
     config, folder, results = whole
     path = folder if target == "run" else folder / "checkpoints" / "step-000000004"
-    again = measure(replace(config, eval_only=str(path), run=replace(config.run, folder=tmp_path / "eval")))
+    again = measure(replace(config, run=replace(config.run, folder=tmp_path / "eval")), str(path))
     for one, other in zip(again, results[:2], strict=True):
         assert one["box"] == other["box"]
         assert one["mask"] == other["mask"]
@@ -84,7 +85,7 @@ def test_the_best_weights_are_kept_and_measured_again_alike(whole, tmp_path):
     config, folder, results = whole
     _, _, best, _ = results
     copied = shutil.copytree(folder / "best" / f"raw-step-{best['step']:09d}", tmp_path / "copied")
-    (again,) = measure(replace(config, eval_only=str(copied), run=replace(config.run, folder=tmp_path / "eval")))
+    (again,) = measure(replace(config, run=replace(config.run, folder=tmp_path / "eval")), str(copied))
     assert (again["name"], again["step"], again["mask"]) == ("best raw", best["step"], best["mask"])
 
 
@@ -95,15 +96,16 @@ def test_a_copied_checkpoint_or_best_folder_is_measured_with_the_recipe_in_it(wh
     one = folder / target if target != "best" else folder / "best" / f"raw-step-{results[2]['step']:09d}"
     copied = shutil.copytree(one, tmp_path / "far" / "away" / "copied")
     out = tmp_path / "out"
-    words = ["--eval-only", str(copied), "--run.folder", str(out), "--evaluation.micro-batch-size", "1"]
-    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *words])
+    argv = ["evaluate", str(copied), "--run.folder", str(out), "--evaluation.micro-batch-size", "1"]
+    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *argv])
     main()
     again = json.loads((out / "eval_only.json").read_text())["results"][0]
     assert again["mask"] == results[2 if target == "best" else 0]["mask"]
-    name, recipe = stored_recipe(words)
+    name, recipe = trained_recipe(str(copied))
     assert name == "detect"
     assert "folder" not in recipe["run"]
-    assert stored_recipe(["--eval-only", str(folder / "checkpoints" / "step-000000004")]) is None
+    _, recipe = trained_recipe(str(folder / "checkpoints" / "step-000000004"))
+    assert recipe["run"]["folder"] == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +126,8 @@ def test_options_of_the_detector_that_would_change_nothing_are_refused(whole, tm
     _, folder, _ = whole
     one = folder / "checkpoints" / "step-000000004"
     path = folder if target == "run" else shutil.copytree(one, tmp_path / "far" / "away" / "copied")
-    words = ["--eval-only", str(path), "--run.folder", str(tmp_path / "out"), "--detector.score-threshold", "0.3"]
-    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *words])
+    argv = ["evaluate", str(path), "--run.folder", str(tmp_path / "out"), "--detector.score-threshold", "0.3"]
+    monkeypatch.setattr(sys, "argv", ["finetune/main.py", *argv])
     with pytest.raises(SystemExit):
         main()
     assert "detector.score-threshold 0.3 cannot be measured" in capsys.readouterr().err

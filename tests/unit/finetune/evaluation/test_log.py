@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from finetune.evaluation.log import AccuracyLog, newest_best
+from finetune.evaluation.log import EvaluationLog
+from finetune.network.weights import best_folder, newest_best
 
 
 @pytest.fixture
@@ -14,18 +15,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def measure(log, step, top1, weights="raw"):
+def measure(folder, log, step, top1, weights="raw"):
     """Do what a run does at an evaluation; return whether it kept the weights."""
     is_best = log.add(step=step, weights=weights, figures={"top1": top1, "loss": 1.0})
     if is_best:
-        log.best_folder(weights, step).mkdir(parents=True, exist_ok=True)
+        best_folder(folder, weights, step).mkdir(parents=True, exist_ok=True)
         log.keep(weights, step, result={"step": step, "top1": top1})
     return is_best
 
 
 def test_the_first_of_equal_bests_is_kept(folder):
-    log = AccuracyLog(folder, step=0, figure="top1")
-    assert [measure(log, step, top1) for step, top1 in ((1, 0.5), (2, 0.4), (3, 0.5), (4, 0.6))] == [1, 0, 0, 1]
+    log = EvaluationLog(folder, step=0, figure="top1")
+    assert [measure(folder, log, step, top1) for step, top1 in ((1, 0.5), (2, 0.4), (3, 0.5), (4, 0.6))] == [1, 0, 0, 1]
     assert log.best_step("raw") == 4
     assert log.best_result("raw") == {"step": 4, "top1": 0.6}
     assert log.best_step("ema") is None
@@ -33,43 +34,53 @@ def test_the_first_of_equal_bests_is_kept(folder):
 
 
 def test_bests_up_to_each_checkpoint_are_kept_and_others_dropped(folder):
-    log = AccuracyLog(folder, step=0, figure="top1")
+    log = EvaluationLog(folder, step=0, figure="top1")
     for step, top1 in enumerate((0.1, 0.2, 0.3, 0.25, 0.5, 0.6), start=1):
-        measure(log, step, top1)
+        measure(folder, log, step, top1)
     kept = sorted(path.name for path in (folder / "best").iterdir() if path.is_dir())
     assert kept == ["raw-step-000000002", "raw-step-000000003", "raw-step-000000006"]  # until 2, until 4, of all
 
 
 def test_a_restarted_run_forgets_what_came_after_its_checkpoint(folder):
-    log = AccuracyLog(folder, step=0, figure="top1")
+    log = EvaluationLog(folder, step=0, figure="top1")
     for step, top1 in enumerate((0.1, 0.2, 0.3, 0.25, 0.5), start=1):
-        measure(log, step, top1)
-    with (folder / "accuracy.jsonl").open("a") as file:
+        measure(folder, log, step, top1)
+    with (folder / "evaluations.jsonl").open("a") as file:
         file.write('{"step": 6, "wei')  # a line cut short by a kill
-    again = AccuracyLog(folder, step=4, figure="top1")
+    again = EvaluationLog(folder, step=4, figure="top1")
     assert again.best_step("raw") == 3
     assert again.best_result("raw") == {"step": 3, "top1": 0.3}
-    assert not again.best_folder("raw", 5).exists()
-    lines = [json.loads(line) for line in (folder / "accuracy.jsonl").read_text().splitlines()]
+    assert not best_folder(folder, "raw", 5).exists()
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert measure(again, 5, 0.5)
+    assert measure(folder, again, 5, 0.5)
 
 
 def test_measuring_a_step_again_replaces_its_line(folder):
-    log = AccuracyLog(folder, step=0, figure="top1")
-    measure(log, 1, 0.5)
-    measure(log, 2, 0.3)
-    assert measure(log, 1, 0.4)  # with its weights: a run that went back has others
+    log = EvaluationLog(folder, step=0, figure="top1")
+    measure(folder, log, 1, 0.5)
+    measure(folder, log, 2, 0.3)
+    assert measure(folder, log, 1, 0.4)  # with its weights: a run that went back has others
     assert log.best_result("raw") == {"step": 1, "top1": 0.4}
-    assert not measure(log, 2, 0.3)
+    assert not measure(folder, log, 2, 0.3)
     assert len(log.lines) == 2
 
 
 def test_a_folder_without_its_scores_is_absent_and_goes(folder):
     """A kill came between writing the two."""
-    log = AccuracyLog(folder, step=0, figure="top1")
-    measure(log, 3, 0.5)
-    log.best_folder("raw", 5).mkdir(parents=True)
-    assert newest_best(folder, "raw") == log.best_folder("raw", 3)
-    AccuracyLog(folder, step=4, figure="top1")
+    log = EvaluationLog(folder, step=0, figure="top1")
+    measure(folder, log, 3, 0.5)
+    best_folder(folder, "raw", 5).mkdir(parents=True)
+    assert newest_best(folder, "raw") == best_folder(folder, "raw", 3)
+    EvaluationLog(folder, step=4, figure="top1")
     assert [path.name for path in (folder / "best").iterdir() if path.is_dir()] == ["raw-step-000000003"]
+
+
+def test_a_log_of_the_old_name_is_gone_on_with(folder):
+    line = {"step": 1, "weights": "raw", "top1": 0.5, "loss": 1.0}
+    (folder / "accuracy.jsonl").write_text(json.dumps(line) + "\n")
+    log = EvaluationLog(folder, step=1, figure="top1")
+    assert log.best_step("raw") == 1
+    assert not measure(folder, log, 2, 0.4)
+    assert [json.loads(text)["step"] for text in (folder / "evaluations.jsonl").read_text().splitlines()] == [1, 2]
+    assert not (folder / "accuracy.jsonl").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.classification.model import build_trained
+from finetune.classification.model import build_model
 from finetune.network.freezing import freeze, set_training_mode
 from finetune.network.start import resolve_start
 
@@ -10,7 +10,7 @@ from finetune.network.start import resolve_start
 @pytest.fixture
 def network(micro):
     config = micro(task={"freeze": "none"}, backbone={"depths": (1, 1, 2, 1)})
-    return build_trained(config, start=resolve_start(config.backbone), num_classes=4)
+    return build_model(config, start=resolve_start(config.backbone), num_classes=4)
 
 
 def trained(network):
@@ -51,7 +51,7 @@ def test_frozen_parts_have_no_drop_path(network):
 
 def test_a_linear_probe_trains_its_classifier_and_moves_its_statistics_only(micro):
     config = micro(task={"method": "linear"})
-    network = build_trained(config, start=resolve_start(config.backbone), num_classes=4)
+    network = build_model(config, start=resolve_start(config.backbone), num_classes=4)
     set_training_mode(network)
     assert trained(network) == {"head.fc.1.weight", "head.fc.1.bias"}
     assert network.get_submodule("head.fc.0").training

@@ -6,7 +6,7 @@ import torch
 from data.images.joint_transforms import transformed
 from finetune.segmentation.augmentation import SegmentAugmentation, fitting_size
 from finetune.segmentation.config import SegmentAugmentConfig
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX
 
 MEAN = (0.5, 0.25, 0.75)
 
@@ -33,7 +33,7 @@ def test_label_maps_follow_their_image(halves, key):
     assert image.shape == (3, 32, 32)
     assert labels.shape == (32, 32)
     agrees = (image[0] > 100) == (labels == 1)
-    inside = labels != VOID
+    inside = labels != IGNORE_INDEX
     assert agrees[inside].float().mean() > 0.94  # resized edges are in between
 
 
@@ -47,8 +47,8 @@ def test_the_key_alone_decides(halves):
 def test_small_images_are_padded_with_the_mean_colour_and_void(halves):
     image, labels = changed(halves, crop=(64, 96), scale=(1.0, 1.0), flip=0.0, photometric=1.0)
     assert torch.equal(labels[:48, :64], halves["label_map"])
-    assert (labels[48:] == VOID).all()
-    assert (labels[:, 64:] == VOID).all()
+    assert (labels[48:] == IGNORE_INDEX).all()
+    assert (labels[:, 64:] == IGNORE_INDEX).all()
     assert image[:, 60, 90].tolist() == [128, 64, 191]
 
 

@@ -7,7 +7,7 @@ import torch
 from data.shards.shard_set import open_shards
 from finetune.segmentation.batches import SegmentBuilder, WholeImageBuilder
 from finetune.segmentation.config import LabelConfig, SegmentAugmentConfig
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX
 
 LABELS = LabelConfig(void=(9,))
 
@@ -65,5 +65,5 @@ def test_an_evaluation_keeps_the_place_of_what_cannot_be_read(odd):
     assert [number for number, _, _ in batch["bad"]] == [1, 3, 4]
     assert batch["ids"].tolist() == list(range(7))
     for place in (1, 2, 3, 4):
-        assert (batch["label_maps"][place] == VOID).all()
+        assert (batch["label_maps"][place] == IGNORE_INDEX).all()
     assert batch["images"][0].shape == (3, 48, 64)

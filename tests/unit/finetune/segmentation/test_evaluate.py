@@ -12,7 +12,7 @@ from finetune.network.start import resolve_start
 from finetune.segmentation.config import InferenceConfig
 from finetune.segmentation.evaluate import count_pixels, evaluate, whole_images
 from finetune.segmentation.metrics import confusion_matrix
-from finetune.segmentation.model import build_segmenter
+from finetune.segmentation.model import build_model
 
 
 class Process(SimpleNamespace):
@@ -34,7 +34,7 @@ def alone():
 @pytest.fixture
 def segmenter(micro):
     config = micro()
-    return build_segmenter(config, start=resolve_start(config.backbone), num_classes=3).eval()
+    return build_model(config, start=resolve_start(config.backbone), num_classes=3).eval()
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

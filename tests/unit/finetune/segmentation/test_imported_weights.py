@@ -8,7 +8,7 @@ from backbones.weights.importing import import_backbone
 from finetune.config import StartConfig
 from finetune.network.start import resolve_start
 from finetune.segmentation.config import SegmenterConfig
-from finetune.segmentation.model import build_segmenter
+from finetune.segmentation.model import build_model
 
 
 def test_local_vit_weights_bring_their_statistics_and_positions_for_any_crop(micro, tmp_path):
@@ -25,7 +25,7 @@ def test_local_vit_weights_bring_their_statistics_and_positions_for_any_crop(mic
         segmenter=SegmenterConfig(layers=(3, 11)),
         augment={"crop": (48, 80)},
     )
-    segmenter = build_segmenter(config, start=resolve_start(config.backbone), num_classes=3).eval()
+    segmenter = build_model(config, start=resolve_start(config.backbone), num_classes=3).eval()
     assert segmenter.pixels.mean.flatten().tolist() == [127.5] * 3
     assert segmenter.pixels.std.flatten().tolist() == [127.5] * 3
     images = torch.randn(1, 3, 48, 80)

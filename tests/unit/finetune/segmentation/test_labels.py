@@ -5,8 +5,7 @@ import pytest
 
 from data.shards.shard_set import open_shards
 from finetune.segmentation.config import LabelConfig
-from finetune.segmentation.labels import ClassError, check_label_maps, class_map, class_table
-from finetune.segmentation.void import VOID
+from finetune.segmentation.labels import IGNORE_INDEX, ClassError, check_label_maps, class_map, class_table
 
 
 def classes(pixels, *, num_classes=3, dtype=np.uint8, **options):
@@ -14,15 +13,22 @@ def classes(pixels, *, num_classes=3, dtype=np.uint8, **options):
 
 
 def test_values_are_classes_from_zero_and_the_void_values_are_void():
-    assert classes([0, 1, 2, 255, 11], void=(255, 11)) == [0, 1, 2, VOID, VOID]
+    assert classes([0, 1, 2, 255, 11], void=(255, 11)) == [0, 1, 2, IGNORE_INDEX, IGNORE_INDEX]
 
 
 def test_ade20k_counts_from_one_and_zero_is_nothing():
-    assert classes([0, 1, 3, 255], values="zero_is_void") == [VOID, 0, 2, VOID]
+    assert classes([0, 1, 3, 255], values="zero_is_void") == [IGNORE_INDEX, 0, 2, IGNORE_INDEX]
 
 
 def test_cityscapes_label_ids_become_its_19_classes_and_all_others_void():
-    assert classes([7, 8, 33, 0, 9, 255], values="cityscapes", num_classes=19) == [0, 1, 18, VOID, VOID, VOID]
+    assert classes([7, 8, 33, 0, 9, 255], values="cityscapes", num_classes=19) == [
+        0,
+        1,
+        18,
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+    ]
 
 
 def test_255_is_a_class_where_it_is_not_void():

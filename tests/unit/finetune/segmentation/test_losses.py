@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from finetune.segmentation.batches import classes_shown
 from finetune.segmentation.heads.atm_loss import Masks, atm_losses
-from finetune.segmentation.heads.pixel_loss import pixel_cross_entropy
-from finetune.segmentation.void import VOID
+from finetune.segmentation.heads.pixel_head import pixel_cross_entropy
+from finetune.segmentation.labels import IGNORE_INDEX
 
 NUM_CLASSES, SIDE = 4, 6
 
@@ -18,7 +18,7 @@ NUM_CLASSES, SIDE = 4, 6
 def label_maps():
     torch.manual_seed(1)
     maps = torch.randint(0, 3, (2, SIDE, SIDE))  # class 3 is absent
-    maps[0, :2] = VOID
+    maps[0, :2] = IGNORE_INDEX
     maps[1][maps[1] == 1] = 2
     return maps
 
@@ -37,7 +37,7 @@ def plain_losses(found, label_maps):
     class_sum = class_weight = focal = dice = 0.0
     pairs = 0
     for image in range(2):
-        valid = [(r, c) for r in range(SIDE) for c in range(SIDE) if label_maps[image, r, c] != VOID]
+        valid = [(r, c) for r in range(SIDE) for c in range(SIDE) if label_maps[image, r, c] != IGNORE_INDEX]
         for query in range(NUM_CLASSES):
             wanted = [float(label_maps[image, r, c] == query) for r, c in valid]
             present = any(wanted)
@@ -71,7 +71,7 @@ def test_ignored_pixels_have_no_gradient():
     """Unlike the published code, where they are background. At the map's own resolution no void pixel is a neighbour."""
     torch.manual_seed(0)
     maps = torch.zeros(1, SIDE, SIDE, dtype=torch.int16)
-    maps[:, :, 3:] = VOID
+    maps[:, :, 3:] = IGNORE_INDEX
     logits = torch.randn(1, NUM_CLASSES, SIDE, SIDE, requires_grad=True)
     classes = torch.zeros(1, NUM_CLASSES, NUM_CLASSES + 1)
     atm_losses([Masks(classes=classes, logits=logits)], maps, classes_shown(maps))["loss"].backward()
@@ -81,7 +81,7 @@ def test_ignored_pixels_have_no_gradient():
 
 
 def test_label_maps_without_a_class_give_a_finite_loss_and_gradient():
-    maps = torch.full((2, SIDE, SIDE), VOID)
+    maps = torch.full((2, SIDE, SIDE), IGNORE_INDEX)
     one = stage()
     for tensor in (one.classes, one.logits):
         tensor.requires_grad_()
@@ -96,7 +96,7 @@ def test_label_maps_without_a_class_give_a_finite_loss_and_gradient():
 
 def test_pixel_cross_entropy_is_the_mean_over_valid_pixels(label_maps):
     logits = torch.randn(2, NUM_CLASSES, SIDE, SIDE, dtype=torch.float64)
-    valid = label_maps != VOID
+    valid = label_maps != IGNORE_INDEX
     shares = logits.log_softmax(1).movedim(1, -1)[valid]
     expected = -shares[torch.arange(len(shares)), label_maps[valid]].mean()
     torch.testing.assert_close(pixel_cross_entropy(logits, label_maps), expected)

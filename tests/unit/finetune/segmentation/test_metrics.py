@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from finetune.segmentation.labels import IGNORE_INDEX
 from finetune.segmentation.metrics import confusion_matrix, segment_scores
-from finetune.segmentation.void import VOID
 
 
 def scores(confusion):
@@ -16,7 +16,7 @@ def maps():
     torch.manual_seed(0)
     labels = torch.randint(0, 5, (3, 20, 30))
     labels[labels == 3] = 4  # a class that is never there but guessed; class 6 is neither
-    labels[:, :4] = VOID
+    labels[:, :4] = IGNORE_INDEX
     guesses = torch.where(torch.rand(3, 20, 30) < 0.6, labels.clamp(min=0), torch.randint(0, 6, (3, 20, 30)))
     return labels, guesses
 
@@ -34,7 +34,7 @@ def test_figures_equal_torchmetrics(maps):
 
     labels, guesses = maps
     found = scores(confusion_matrix(labels, guesses, num_classes=7))
-    options = {"num_classes": 7, "ignore_index": VOID}
+    options = {"num_classes": 7, "ignore_index": IGNORE_INDEX}
     assert found.miou == pytest.approx(multiclass_jaccard_index(guesses, labels, **options).item())
     each = multiclass_jaccard_index(guesses, labels, average="none", **options).tolist()
     assert [share or 0.0 for share in found.per_class] == pytest.approx(each)
@@ -52,5 +52,7 @@ def test_matrices_of_parts_add_up(maps):
 
 
 def test_no_valid_pixel_at_all_gives_zeros():
-    found = scores(confusion_matrix(torch.full((2, 2), VOID), torch.zeros(2, 2, dtype=torch.int64), num_classes=3))
+    found = scores(
+        confusion_matrix(torch.full((2, 2), IGNORE_INDEX), torch.zeros(2, 2, dtype=torch.int64), num_classes=3)
+    )
     assert (found.miou, found.pixel_accuracy, found.per_class) == (0, 0, (None, None, None))

@@ -11,15 +11,16 @@ from PIL import Image
 
 from engine.checkpoint.store import newest_checkpoint
 from engine.loop.training import Training
-from finetune.commands.export import exportable
+from finetune.commands.export import load_exportable
+from finetune.commands.options import PredictOptions
 from finetune.commands.predict import predict
+from finetune.measure import measure
 from finetune.network.start import resolve_start
 from finetune.segmentation.config import SegmenterConfig
-from finetune.segmentation.eval_only import measure
-from finetune.segmentation.model import build_segmenter
-from finetune.segmentation.task import train
-from finetune.segmentation.trained import load_trained
-from finetune.tasks import TASKS, task_of_run
+from finetune.segmentation.model import build_model
+from finetune.segmentation.task import Segmentation
+from finetune.task import task_of_run
+from finetune.train import train
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema", "buffer")
 VIT = {"name": "vit_tiny_patch16_224", "embed_dim": 32, "depths": None, "num_heads": (2,), "window": None}
@@ -66,9 +67,9 @@ def test_resumed_in_the_middle_equals_uninterrupted(micro, whole, tmp_path):
     assert figures(again) == figures(results)
 
 
-def test_eval_only_repeats_what_the_run_measured(micro, whole, tmp_path):
+def test_measuring_repeats_what_the_run_measured(micro, whole, tmp_path):
     folder, results = whole
-    again = figures(measure(micro(eval_only=str(folder), run={"folder": tmp_path / "eval"})))
+    again = figures(measure(micro(run={"folder": tmp_path / "eval"}), str(folder)))
     expected = figures(results)
     assert again == {"raw": expected["last raw"], "ema": expected["last ema"]}
 
@@ -77,7 +78,7 @@ def test_the_best_weights_are_measured_again_alike(micro, whole, tmp_path):
     folder, results = whole
     best = results[3]
     kept = str(folder / "best" / f"ema-step-{best['step']:09d}")
-    again = measure(micro(eval_only=kept, run={"folder": tmp_path / "eval"}))
+    again = measure(micro(run={"folder": tmp_path / "eval"}), kept)
     assert figures(again) == {"best ema": figures(results)["best ema"]}
 
 
@@ -100,17 +101,15 @@ def test_the_handed_off_backbone_is_timms(whole):
 
 def test_a_trained_segmenter_is_made_again_without_the_weights_it_started_from(whole):
     folder, _ = whole
-    raw = load_trained(folder, "raw")
+    raw = Segmentation.find(str(folder))["raw"]()
     assert (raw.name, raw.step, raw.classes) == ("raw", 4, ("sky", "wall", "road"))
-    assert raw.segmenter.scores(torch.zeros(1, 3, 40, 56)).shape == (1, 3, 40, 56)
+    assert raw.network.scores(torch.zeros(1, 3, 40, 56)).shape == (1, 3, 40, 56)
 
 
 def test_predict_writes_label_maps_and_what_the_queries_look_like(whole, make_scene, tmp_path):
     folder, _ = whole
     (tmp_path / "one.png").write_bytes(make_scene(3, size=(40, 56))["png"])
-    task = TASKS[task_of_run(folder)]
-    words = [str(folder), str(tmp_path / "one.png"), "--out", str(tmp_path / "out"), "--weights", "best-ema"]
-    predict(words, predictor_of=lambda _: task.predictor)
+    predict(PredictOptions(run=folder, images=tmp_path / "one.png", out=tmp_path / "out", weights="best-ema"))
     (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert sum(record["shares"].values()) == pytest.approx(1)
     with Image.open(tmp_path / "out" / "one.labels.png") as labels:
@@ -127,27 +126,26 @@ def test_other_class_names_are_refused(micro, whole, write, tmp_path, others):
     with pytest.raises(
         ValueError, match=r"class \d of the raw weights is \w+, of val-shards .* it is \w+; measure them on"
     ):
-        measure(replace(micro(), val_shards=val, eval_only=str(whole[0])))
+        measure(replace(micro(), val_shards=val), str(whole[0]))
     with pytest.raises(ValueError, match=rf"the 3 classes of data.shards are not the {len(others)} of val-shards"):
         train(replace(micro(), val_shards=val))
 
 
 def test_another_score_stride_is_measured(micro, whole, tmp_path):
-    again = measure(micro(eval_only=str(whole[0]), run={"folder": tmp_path / "eval"}, segmenter={"score_stride": 8}))
+    again = measure(micro(run={"folder": tmp_path / "eval"}, segmenter={"score_stride": 8}), str(whole[0]))
     assert figures(again)["raw"] != figures(whole[1])["last raw"]
 
 
-@pytest.mark.parametrize("choice", [[], ["--weights", "best-raw"]])
+@pytest.mark.parametrize("choice", [None, "best-raw"])
 def test_a_copied_folder_of_best_weights_predicts_as_its_task(whole, make_scene, tmp_path, choice):
     folder, results = whole
     kept = shutil.copytree(folder / "best" / f"raw-step-{results[2]['step']:09d}", tmp_path / "copied")
     (tmp_path / "one.png").write_bytes(make_scene(3, size=(40, 56))["png"])
-    assert task_of_run(kept) == task_of_run(folder / "checkpoints" / "step-000000004") == "segment"
-    words = [str(kept), str(tmp_path / "one.png"), "--out", str(tmp_path / "out"), *choice]
-    predict(words, predictor_of=lambda path: TASKS[task_of_run(path)].predictor)
+    assert task_of_run(kept) is task_of_run(folder / "checkpoints" / "step-000000004") is Segmentation
+    predict(PredictOptions(run=kept, images=tmp_path / "one.png", out=tmp_path / "out", weights=choice))
     (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert sum(record["shares"].values()) == pytest.approx(1)
-    assert exportable(kept).output == "scores"
+    assert load_exportable(kept).outputs == ("scores",)
 
 
 HEADS = {
@@ -168,7 +166,7 @@ def test_the_loss_of_every_head_falls(micro, name):
     """Ten steps on one micro-batch, every parameter with a gradient."""
     backbone, segmenter = HEADS[name]
     config = micro(backbone=backbone, segmenter=segmenter, augment={"crop": (64, 64)})
-    network = build_segmenter(config, start=resolve_start(config.backbone), num_classes=3).train()
+    network = build_model(config, start=resolve_start(config.backbone), num_classes=3).train()
     label_maps = torch.zeros(2, 64, 64, dtype=torch.int16)
     label_maps[:, 20:], label_maps[0, :, 40:], label_maps[1, :3] = 1, 2, -1
     images = (label_maps.clamp(min=0)[:, None] * 100).to(torch.uint8).expand(2, 3, 64, 64)
@@ -194,7 +192,7 @@ def test_statistics_of_the_weights_are_what_pixels_are_normalised_by(micro):
     """Swapping mean and std changes what the backbone sees as it should: the images that cancel the change score alike."""
     plain = micro(backbone={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     swapped = micro(backbone={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
-    networks = [build_segmenter(c, start=resolve_start(c.backbone), num_classes=3).eval() for c in (plain, swapped)]
+    networks = [build_model(c, start=resolve_start(c.backbone), num_classes=3).eval() for c in (plain, swapped)]
     images = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     one, other = (network.pixels(images) for network in networks)
     assert torch.equal(one, other)  # (1 - 0) / 1 = (1 - 0.5) / 0.5
@@ -227,7 +225,7 @@ def test_statistics_of_the_weights_are_what_pixels_are_normalised_by(micro):
 def test_heads_that_do_not_fit_are_refused_before_training(micro, sections, message):
     def build():
         config = micro(**sections)
-        build_segmenter(config, start=resolve_start(config.backbone), num_classes=3)
+        build_model(config, start=resolve_start(config.backbone), num_classes=3)
 
     with pytest.raises(ValueError, match=message):
         build()

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou
 
+from data.config import DataConfig
 from finetune.config import StartConfig
-from finetune.detection.config import DetectorConfig
+from finetune.detection.config import DetectConfig, DetectorConfig, ResizeConfig
 from finetune.detection.detectors.yolo import ANCHORS, STRIDES, Yolo
 from finetune.network.pyramid import build_pyramid
 from finetune.network.start import resolve_start
@@ -15,7 +16,13 @@ from finetune.network.start import resolve_start
 
 def yolo(*, num_classes, canvas, **size):
     pyramid = build_pyramid(resolve_start(StartConfig(name="xformer", **size)), strides=STRIDES)
-    return Yolo(pyramid, config=DetectorConfig(kind="yolo"), num_classes=num_classes, canvas=canvas)
+    config = DetectConfig(
+        data=DataConfig(shards=("none",)),
+        val_shards="none",
+        detector=DetectorConfig(kind="yolo"),
+        resize=ResizeConfig(mode="letterbox", canvas=canvas),
+    )
+    return Yolo(pyramid, config=config, num_classes=num_classes)
 
 
 @pytest.fixture(scope="module")

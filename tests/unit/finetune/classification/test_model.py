@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from finetune.classification.head import add_probe_norm, classifier_name, plain_classifier
+from finetune.classification.model import add_probe_norm, classifier_name, plain_classifier
 
 SMALL = {"img_size": 32, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
 

@@ -6,9 +6,8 @@ import torch
 
 from finetune.network.start import resolve_start
 from finetune.segmentation.config import SegmenterConfig
-from finetune.segmentation.model import build_segmenter
-from finetune.segmentation.pictures import draw_label_map, draw_similarities, has_queries, palette, predict_label_map
-from finetune.segmentation.trained import TrainedSegmenter
+from finetune.segmentation.model import build_model
+from finetune.segmentation.predict import draw_label_map, draw_similarities, has_queries, palette, predict_label_map
 
 CLASSES = ("sky", "wall", "road")
 
@@ -18,9 +17,8 @@ def image():
     return np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
 
-def trained(config):
-    segmenter = build_segmenter(config, start=resolve_start(config.backbone), num_classes=3).eval()
-    return TrainedSegmenter(name="raw", step=1, segmenter=segmenter, config=config, classes=CLASSES)
+def segmenter(config):
+    return build_model(config, start=resolve_start(config.backbone), num_classes=3).eval()
 
 
 def test_each_class_has_a_colour_of_its_own():
@@ -39,15 +37,15 @@ def test_classes_are_tinted_void_is_left_and_names_stand_beside(image):
 
 
 def test_label_maps_have_the_size_of_the_image(micro, image):
-    found = predict_label_map(trained(micro()), image)
+    found = predict_label_map(segmenter(micro()), image, config=micro())
     assert found.shape == (40, 56)
     assert set(np.unique(found)) <= {0, 1, 2}
 
 
 def test_similarities_are_drawn_for_segvit_which_alone_has_queries(micro, image):
-    drawn = draw_similarities(trained(micro()), image)
+    drawn = draw_similarities(segmenter(micro()), image, config=micro(), classes=CLASSES)
     assert drawn.width == 3 * 56
     other = micro(segmenter=SegmenterConfig(head="all_mlp", dim=16))
-    assert has_queries(trained(micro()))
-    assert not has_queries(trained(other))
+    assert has_queries(segmenter(micro()))
+    assert not has_queries(segmenter(other))
     assert torch.is_grad_enabled()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune.choosing import CONFIGS, SECTIONS, choose_task
+from finetune.tasks import TASKS, choose_task
 
 
 def test_without_a_word_it_is_classification():
@@ -16,13 +16,16 @@ def test_the_option_is_taken_out_of_the_words(spelled):
     assert choose_task(words) == ("classify", ["--run.folder", "x", "--val-shards", "y"])
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+HEADS = {entry.head: name for name, entry in TASKS.items() if entry.head}
+
+
+@pytest.mark.parametrize("section", HEADS)
 def test_each_task_with_a_section_is_chosen_by_a_recipe_or_an_option_that_has_it(tmp_path, section):
-    assert section in CONFIGS[SECTIONS[section]].__dataclass_fields__
+    assert section in TASKS[HEADS[section]].config.__dataclass_fields__
     (tmp_path / "recipe.yaml").write_text(f"{section}: {{}}\n")
     words = ["--recipe", str(tmp_path / "recipe.yaml")]
-    assert choose_task(words) == (SECTIONS[section], words)
-    assert choose_task([f"--{section}.x", "1"])[0] == SECTIONS[section]
+    assert choose_task(words) == (HEADS[section], words)
+    assert choose_task([f"--{section}.x", "1"])[0] == HEADS[section]
 
 
 def test_options_of_two_tasks_are_refused():
