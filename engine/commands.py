@@ -58,20 +58,17 @@ class ExistingRun:
     folder: tyro.conf.Positional[Path]
     """Run folder."""
 
+    def check(self, program: str) -> None:
+        """Refuse a run folder that is not there.
 
-def parse_existing_run(argv: Sequence[str], program: str) -> ExistingRun:
-    """Read which run folder is meant.
-
-    Raises:
-        UserError: it is not there.
-    """
-    options = tyro.cli(ExistingRun, args=argv, prog=program, console_outputs=on_rank_zero())
-    if not options.folder.is_dir():
-        raise UserError(f"{program} takes one run folder that exists, got {options.folder}")
-    return options
+        Raises:
+            UserError: it is not.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"{program} takes one run folder that exists, got {self.folder}")
 
 
-EXISTING_RUN = "engine.commands:parse_existing_run"
+EXISTING_RUN = "engine.commands:ExistingRun"
 STATUS = Command(
     "show how far a run is, its speed and its last checkpoint",
     options=EXISTING_RUN,
@@ -105,7 +102,11 @@ def run_program(
 
 
 def parse_options(command: Command, arguments: Sequence[str], *, program: str) -> Any:
-    """Make a command's options of its arguments."""
+    """Make a command's options of its arguments.
+
+    Raises:
+        UserError: they name a run folder that is not there.
+    """
     options = resolve(command.options)
     if not isinstance(options, type):
         return options(arguments, program)
@@ -114,7 +115,10 @@ def parse_options(command: Command, arguments: Sequence[str], *, program: str) -
         about += "\n\nEveryday options:\n" + "\n".join(_everyday(options, command.everyday))
     if command.recipes:
         return parse(options, arguments, program=program, about=about)
-    return tyro.cli(options, args=arguments, prog=program, description=about, console_outputs=on_rank_zero())
+    values = tyro.cli(options, args=arguments, prog=program, description=about, console_outputs=on_rank_zero())
+    if isinstance(values, ExistingRun):
+        values.check(program)
+    return values
 
 
 def overview(commands: Mapping[str, Command], *, program: str, about: str, default: str | None) -> str:

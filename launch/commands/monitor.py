@@ -6,14 +6,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +20,6 @@ from engine.run.status import status as run_status
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 
-Options = TypeVar("Options", bound=ExistingRun)
 LAST_EVENTS = 12
 FOLLOW_S = 0.5
 
@@ -48,31 +44,6 @@ class CancelOptions(ExistingRun):
     _: KW_ONLY
     now: bool = False
     """Without saving: go on from the last checkpoint."""
-
-
-def parse_run(argv: Sequence[str], program: str) -> ExistingRun:
-    """Read which run is meant."""
-    return _parse(ExistingRun, argv, program=program)
-
-
-def parse_logs(argv: Sequence[str], program: str) -> LogOptions:
-    """Read which logs to show."""
-    return _parse(LogOptions, argv, program=program)
-
-
-def parse_cancel(argv: Sequence[str], program: str) -> CancelOptions:
-    """Read which job to end, and how."""
-    return _parse(CancelOptions, argv, program=program)
-
-
-def check_run(folder: Path, *, program: str) -> None:
-    """Refuse a run folder that is not there.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{program} takes one run folder that exists, got {folder}")
 
 
 def show_status(options: ExistingRun) -> None:
@@ -212,9 +183,3 @@ def _process(job: Job) -> psutil.Process | None:
         return process if is_ours and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
-
-
-def _parse(options_class: type[Options], argv: Sequence[str], *, program: str) -> Options:
-    options = tyro.cli(options_class, args=argv, prog=program)
-    check_run(options.folder, program=program)
-    return options

@@ -11,11 +11,12 @@ from typing import NoReturn
 import tyro
 from rich.console import Console
 
+from engine.commands import ExistingRun
 from engine.errors import UserError
 from engine.extensions import OPTION, load_extensions
 from engine.recipe import parse
 from launch.commands.arguments import read_arguments, show_help_if_wanted, split_arguments
-from launch.commands.monitor import check_not_queued, check_run
+from launch.commands.monitor import check_not_queued
 from launch.commands.preview import show_plan
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
 from launch.job_folder import Job, JobFolder
@@ -61,9 +62,9 @@ def parse_resume(argv: Sequence[str], program: str) -> Submission:
     """
     if show_help_if_wanted(SubmitOptions, argv, program=f"{program} RUN"):
         sys.exit()
-    run = Path(argv[0] if argv else "nothing")
-    check_run(run, program=program)
-    folder = JobFolder(run.resolve())
+    run = ExistingRun(Path(argv[0] if argv else "nothing"))
+    run.check(program)
+    folder = JobFolder(run.folder.resolve())
     before = folder.read()
     if before.call.program not in PROGRAMS or before.call.is_proof:
         raise UserError(f"{folder.run} holds no run that could go on: start it again as the first time")
