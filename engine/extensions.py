@@ -6,7 +6,7 @@ The file puts what it brings into a registry: a backbone, a reconstruction targe
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
@@ -45,6 +45,11 @@ def split_extensions(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
 def loaded_extensions() -> list[Path]:
     """The files that are loaded, in their order: for what starts a program with them."""
     return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+
+
+def extension_arguments(files: Iterable[Path]) -> list[str]:
+    """Write the options that load files again, in another process."""
+    return [argument for path in files for argument in (OPTION, str(path))]
 
 
 def _load(path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.extensions import OPTION
+from engine.extensions import extension_arguments
 from engine.run.durable import write_durably
 from engine.run.folder import make_private
 from launch.config import ClusterConfig, RestartConfig
@@ -136,9 +136,8 @@ class JobFolder:
     def program(self, job: Job) -> list[str]:
         """Write the program's command line as a node runs it: script and arguments."""
         recipe = str(self.recipe.absolute())
-        extensions = [part for path in job.call.extensions for part in (OPTION, str(path))]
         arguments = [recipe if argument == RECIPE else argument for argument in job.call.arguments]
-        return [str(job.call.script), *arguments, *extensions]
+        return [str(job.call.script), *arguments, *extension_arguments(job.call.extensions)]
 
     def note(self, event: str, **particulars: Any) -> None:
         """Add a line to the events."""

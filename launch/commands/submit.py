@@ -13,7 +13,7 @@ from rich.console import Console
 
 from engine.commands import ExistingRun
 from engine.errors import UserError
-from engine.extensions import OPTION, load_extensions
+from engine.extensions import extension_arguments, load_extensions
 from engine.recipe import parse
 from launch.commands.arguments import read_arguments, show_help_if_wanted, split_arguments
 from launch.commands.monitor import check_not_queued
@@ -75,7 +75,7 @@ def parse_resume(argv: Sequence[str], program: str) -> Submission:
     if changes and not is_chosen:
         raise UserError("--cluster.OPTION changes a cluster's file: name it with --cluster as well")
     cluster = read_cluster(options.cluster, changes=tuple(changes)) if is_chosen else before.cluster
-    load_extensions([part for path in before.call.extensions for part in (OPTION, str(path))])
+    load_extensions(extension_arguments(before.call.extensions))
     arguments = [*before.call.arguments, *rest]
     if before.call.recipe:  # which names the folder that the run had when it was submitted; it may have been moved
         arguments = ["--recipe", str(folder.recipe), *rest, "--run.folder", str(folder.run)]

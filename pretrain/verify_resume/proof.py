@@ -18,6 +18,7 @@ from rich.table import Table
 
 from engine.config import micro_batches_of
 from engine.errors import UserError
+from engine.extensions import extension_arguments, loaded_extensions
 from engine.recipe import dump
 from pretrain.config import PretrainConfig
 from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
@@ -172,7 +173,7 @@ class _Proof:
         )
 
     def _start(self, folder: Path, layout: ProcessLayout) -> LaunchedRun:
-        words = ["--recipe", str(self._folder / "recipe.yaml")]
+        words = [*extension_arguments(loaded_extensions()), "--recipe", str(self._folder / "recipe.yaml")]
         return LaunchedRun(folder, layout=layout, words=words, time_limit_s=TIME_LIMIT_S)
 
 

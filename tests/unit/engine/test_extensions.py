@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from engine.errors import UserError
-from engine.extensions import PREFIX, load_extensions
+from engine.extensions import PREFIX, extension_arguments, load_extensions, loaded_extensions
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +33,12 @@ def test_extensions_are_imported_once_and_leave_the_other_arguments(extension):
     assert load_extensions(argv) == ["train", "--data.shards", "x"]
     assert sys.modules["extension_counter"] == ["extension_one"]
     assert sys.modules["extension_two"].x == 1
+
+
+def test_loaded_extensions_are_handed_on_to_another_process(extension):
+    one, two = extension("", "one.py"), extension("", "two.py")
+    load_extensions(["--extension", one, "--extension", two])
+    assert extension_arguments(loaded_extensions()) == ["--extension", one, "--extension", two]
 
 
 def test_what_an_extension_defines_can_be_pickled(extension):
