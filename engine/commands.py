@@ -24,7 +24,7 @@ import tyro
 
 from engine.errors import UserError
 from engine.extensions import load_extensions
-from engine.recipe import on_rank_zero, parse
+from engine.recipe import check_finite, on_rank_zero, parse
 
 WIDTH = 100
 """Columns of an overview."""
@@ -116,6 +116,7 @@ def parse_options(command: Command, arguments: Sequence[str], *, program: str) -
     if command.recipes:
         return parse(options, arguments, program=program, about=about)
     values = tyro.cli(options, args=arguments, prog=program, description=about, console_outputs=on_rank_zero())
+    check_finite(values)
     if isinstance(values, ExistingRun):
         values.check(program)
     return values

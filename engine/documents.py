@@ -4,6 +4,7 @@
 kind of file (a manifest, a backbone's config) add what the file should be and what to do.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -76,6 +77,17 @@ def parse_json(content: bytes | str) -> Any:
         raise DocumentError("expected JSON, but it is nested too deeply") from None
     except ValueError as error:
         raise DocumentError(f"expected JSON, but {error}") from None
+
+
+def json_lines(content: bytes) -> list[dict[str, Any]]:
+    """Parse the objects of a file with one a line; what is none, such as a line that a kill cut short, is left out."""
+    lines: list[dict[str, Any]] = []
+    for text in content.splitlines():
+        with contextlib.suppress(DocumentError):
+            line = parse_json(text)
+            if isinstance(line, dict):
+                lines.append(line)
+    return lines
 
 
 def parse_yaml(content: bytes | str) -> dict[str, Any]:

@@ -100,15 +100,15 @@ def explain(error: OSError) -> str | None:
 
 @contextlib.contextmanager
 def at_path(path: Path) -> Iterator[None]:
-    """Name ``path`` in what the system refuses within: writing to a full disk fails without saying where.
+    """Name ``path`` in what the system refuses within: a full disk says not where, other errors name a temporary file.
 
     Libraries written in Rust, such as safetensors, put the system's error into words; it becomes an ``OSError`` again.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
     except Exception as error:
         if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.documents import from_tree, json_lines, member, parse_json
 from engine.errors import UserError
 from engine.extensions import extension_arguments
-from engine.run.durable import write_durably
-from engine.run.folder import make_private
-from launch.config import ClusterConfig, RestartConfig
+from engine.run.durable import append, write_durably
+from engine.run.folder import checkpoint_steps, make_private
+from launch.config import ClusterConfig
 from launch.program_calls import RECIPE, Call
 
 NAME = "launch"
@@ -74,7 +75,7 @@ class JobFolder:
 
     def write(self, job: Job) -> None:
         """Write down what is submitted."""
-        self.recipe.write_text(job.call.recipe)
+        write_durably(self.recipe, job.call.recipe.encode())
         tree = dataclasses.asdict(job)
         tree["call"]["words"] = tree["call"].pop("arguments")  # its name in the file
         write_durably(self._job, json.dumps(tree, indent=1, default=str).encode())
@@ -107,27 +108,17 @@ class JobFolder:
             UserError: nothing was submitted from here.
         """
         try:
-            tree: dict[str, Any] = json.loads(self._job.read_text())
+            tree = parse_json(self._job.read_bytes())
+            call = member(tree, "call", dict)
+            call["arguments"] = member(call, "words", list)  # its name in the file
+            del call["words"]
+            return from_tree(Job, tree)
         except FileNotFoundError:
             raise UserError(f"{self.run} has no job: expected {self._job}, which launch/main.py writes") from None
-        call, cluster = tree["call"], tree["cluster"]
-        cluster["setup"], cluster["environment"] = tuple(cluster["setup"]), tuple(cluster["environment"])
-        cluster["restart"] = RestartConfig(**cluster["restart"])
-        return Job(
-            call=Call(
-                program=call["program"],
-                arguments=tuple(call["words"]),
-                folder=Path(call["folder"]),
-                recipe=call["recipe"],
-                starter=call["starter"],
-                zero_stage=call["zero_stage"],
-                extensions=tuple(map(Path, call.get("extensions", ()))),
-            ),
-            cluster=ClusterConfig(**cluster),
-            nodes=tree["nodes"],
-            cwd=tree["cwd"],
-            ids=tuple(tree["ids"]),
-        )
+        except UserError as error:
+            raise UserError(
+                f"{self._job} is no job of this version of the launcher: {error}; submit it again"
+            ) from None
 
     def exists(self) -> bool:
         """Whether anything was submitted for this run."""
@@ -142,25 +133,20 @@ class JobFolder:
     def note(self, event: str, **particulars: Any) -> None:
         """Add a line to the events."""
         line = {"event": event, "time": time.time(), **particulars}
-        with self._events.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._events, json.dumps(line) + "\n")
 
     def events(self) -> list[dict[str, Any]]:
         """Read the events so far; a line cut short by a kill is left out."""
-        events: list[dict[str, Any]] = []
-        for line in self._events.read_text().splitlines() if self._events.exists() else ():
-            with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
-        return events
+        return json_lines(self._events.read_bytes()) if self._events.exists() else []
 
     def newest_step(self) -> int:
         """Look up the step of the newest checkpoint, 0 without one."""
-        names = (path.name for path in (self.run / "checkpoints").glob("step-*[0-9]"))
-        return max((int(name.removeprefix("step-")) for name in names), default=0)
+        return max(checkpoint_steps(self.run / "checkpoints"), default=0)
 
     def stopped(self) -> dict[str, Any] | None:
         """Read what a run that was stopped and saved wrote of it; None if it was not."""
         try:
-            return json.loads((self.run / "stopped.json").read_text())
-        except (FileNotFoundError, ValueError):
+            stopped = parse_json((self.run / "stopped.json").read_bytes())
+        except (FileNotFoundError, UserError):
             return None
+        return stopped if isinstance(stopped, dict) else None

@@ -16,7 +16,7 @@ from engine.config import micro_batches_of
 from engine.errors import UserError
 from engine.extensions import loaded_extensions
 from engine.recipe import dump, parse
-from engine.run.folder import changed_fields, read_recipe
+from engine.run.folder import changed_fields, checkpoint_steps, read_recipe
 from engine.run.lock import describe, find_holder
 from finetune.tasks import TASKS, choose_task
 from pretrain.config import PretrainConfig
@@ -158,7 +158,7 @@ def _check_run_folder(config: Any) -> None:
             f"run folder {folder} is in use by {describe(holder)}; wait, stop it (touch {folder / 'STOP'}), or choose "
             f"another --run.folder"
         )
-    if any((folder / "checkpoints").glob("step-*[0-9]")) and (folder / "config.yaml").is_file():
+    if checkpoint_steps(folder / "checkpoints") and (folder / "config.yaml").is_file():
         changes = changed_fields(config, stored=read_recipe(folder / "config.yaml"))
         if changes:
             raise UserError(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from backbones.build import layout_spec
 from backbones.ops.window_attention import usable_rule
 from backbones.visible.layout import build_layout
-from engine.checkpoint.format import step_folder
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.errors import UserError
 from engine.faults.non_finite import NonFiniteSearch, tensors_in
 from engine.faults.non_finite_record import FOLDER, NonFiniteRecord
 from engine.randomness import torch_seed
 from engine.recipe import parse
+from engine.run.folder import step_folder
 from pretrain.batches.masking import unit_mask
 from pretrain.config import PretrainConfig
 from pretrain.model.greenmim import GreenMIM, build_model

@@ -26,10 +26,10 @@ import psutil
 import torch
 
 from benchmarks.goals import Goal, finish, machine
-from engine.checkpoint.format import step_folder
 from engine.checkpoint.slices import Kind, TensorSlice
 from engine.checkpoint.store import CheckpointStore, open_checkpoint
 from engine.recipe import parse
+from engine.run.folder import step_folder
 from pretrain.config import PretrainConfig
 from pretrain.model.greenmim import build_model
 

@@ -22,7 +22,8 @@ from typing import Any, cast
 import torch
 
 from engine.checkpoint.slices import TensorSlice
-from engine.errors import UserError
+from engine.documents import member, parse_json
+from engine.errors import UserError, at_path
 from engine.run.durable import write_durably
 
 FORMAT = 1
@@ -44,17 +45,6 @@ DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _DTYPES}
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """List the steps of the complete checkpoints in ``folder``, ascending; they may be damaged."""
-    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Name the folder of one step's checkpoint."""
-    return folder / f"step-{step:09d}"
-
-
 def slice_key(kind: str, name: str, offset: int) -> str:
     """Name a slice inside its safetensors file."""
     return f"{kind}:{name}@{offset}"
@@ -70,7 +60,7 @@ def write_slices(path: Path, slices: Sequence[TensorSlice]) -> dict[str, Any]:
     ordered = sorted(slices, key=lambda s: -s.values.element_size())
     digest = blake2b(digest_size=32)
     size_bytes = 0
-    with path.open("wb") as file:
+    with at_path(path), path.open("wb") as file:
         for block in chain([_header(ordered)], _blocks(ordered)):
             file.write(block)
             digest.update(block)
@@ -146,16 +136,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        whole = json.loads(path.read_bytes())
-        content: dict[str, Any] = whole["content"]
-        intact = whole["digest"] == _digest(json.dumps(content))
+        whole = parse_json(path.read_bytes())
+        content: dict[str, Any] = member(whole, "content", dict)
+        intact = member(whole, "digest", str) == _digest(json.dumps(content))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no complete checkpoint: it has no {INDEX}; expected a folder like "
             "runs/x/checkpoints/step-000010000"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    except (OSError, UserError) as error:
+        raise UserError(f"{path} is damaged: {getattr(error, 'strerror', error)}") from None
     if not intact:
         raise UserError(f"{path} is damaged: its digest does not match its content")
     if content["format"] != FORMAT:

@@ -20,10 +20,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.checkpoint.format import DTYPES, check_file, checkpoint_steps, read_index, slice_key, step_folder
+from engine.checkpoint.format import DTYPES, check_file, read_index, slice_key
 from engine.checkpoint.slices import Kind, TensorSlice
 from engine.checkpoint.writing import Write
 from engine.errors import UserError
+from engine.run.folder import checkpoint_steps, step_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.format import checkpoint_steps, make_index, step_folder, write_index, write_slices
+from engine.checkpoint.format import make_index, write_index, write_slices
 from engine.checkpoint.slices import TensorSlice
 from engine.errors import NO_SPACE, UserError
 from engine.run.durable import fsync_folder
+from engine.run.folder import checkpoint_steps, step_folder
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Write:
         if isinstance(error, CheckpointError):
             return error
         if not isinstance(error, OSError):
-            return CheckpointError(f"cannot save checkpoint {self.folder}: {type(error).__name__}: {error}")
+            return CheckpointError(f"cannot save checkpoint {self.folder}, process {self.rank} fails: {error!r}")
         needed_bytes = sum(s.values.numel() * s.values.element_size() for s in self.slices)
         steps = checkpoint_steps(self.folder.parent)
         intact = f"{step_folder(self.folder.parent, steps[-1])} is intact" if steps else "there is no earlier one"

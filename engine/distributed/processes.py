@@ -60,9 +60,15 @@ def join_processes(device: torch.device) -> None:
         os.environ.update({name: str(value) for name, value in alone.items()})
     if not dist.is_initialized():
         on_gpu = device.type == "cuda"
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
-        )
+        try:
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
+            )
+        except (ValueError, dist.DistError) as error:
+            raise UserError(
+                f"the processes cannot meet: {error}; start them with `accelerate launch` or `torchrun`, which set RANK, "
+                "WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            ) from error
 
 
 def set_determinism(device: torch.device, *, deterministic: bool) -> None:

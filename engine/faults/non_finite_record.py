@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.checkpoint.tensor_files import read_tensors, write_tensors
+from engine.documents import from_tree, json_lines, parse_json
 from engine.errors import UserError
 from engine.run.durable import write_durably
 
@@ -61,8 +62,7 @@ class NonFiniteRecord:
         """Write the record and its tensors; return the record's path."""
         folder = record_folder(run_folder, self.step)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: x.detach().cpu().contiguous() for name, x in batch.items()}
-        save_file(tensors, folder / f"{self.name}.safetensors")
+        write_tensors(folder / f"{self.name}.safetensors", batch)
         path = folder / f"{self.name}.json"
         write_durably(path, json.dumps(asdict(self), indent=1).encode())
         return path
@@ -75,11 +75,12 @@ class NonFiniteRecord:
             UserError: it is none, or its tensors are missing.
         """
         try:
-            record = cls(**json.loads(path.read_text()))
-            return record, load_file(path.with_suffix(".safetensors"))
-        except (OSError, ValueError, TypeError) as error:
+            record = from_tree(cls, parse_json(path.read_bytes()))
+            return record, read_tensors(path.with_suffix(".safetensors"))
+        except (OSError, UserError) as error:
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
             raise UserError(
-                f"{path} is no record of a micro-batch: {' '.join(str(error).split())}; expected runs/x/{FOLDER}/step-.../"
+                f"{path} is no record of a micro-batch: {reason}; expected runs/x/{FOLDER}/step-.../"
                 f"micro-batch-....json with the .safetensors file beside it"
             ) from None
 
@@ -105,10 +106,4 @@ def recent_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the last lines of ``metrics.jsonl``."""
     if not path.exists():
         return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines()[-RECENT_LINES:]:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # cut short by a kill
-            continue
-    return lines
+    return json_lines(path.read_bytes())[-RECENT_LINES:]

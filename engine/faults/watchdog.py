@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from engine.documents import from_tree, parse_json
+from engine.errors import UserError
 from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
@@ -235,8 +237,8 @@ class Watchdog:
         """Return the last heartbeat of every process that has one."""
         found: list[Heartbeat] = []
         for rank in range(self._world_size):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                found.append(Heartbeat(**json.loads(self._heartbeat_of(rank).read_text())))
+            with contextlib.suppress(OSError, UserError):
+                found.append(from_tree(Heartbeat, parse_json(self._heartbeat_of(rank).read_bytes())))
         return found
 
     def _heartbeat_of(self, rank: int) -> Path:

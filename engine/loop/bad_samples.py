@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.distributed.engine import Engine
 from engine.errors import UserError
-from engine.run.durable import write_durably
+from engine.run.durable import append, write_durably
 from engine.run.folder import is_until
 from engine.terms import MicroBatchKey
 
@@ -124,8 +124,7 @@ class BadSamples:
             if bad.id not in self._listed:
                 self._listed.add(bad.id)
                 new.append(bad)
-        with self._path.open("a") as file:
-            file.writelines(json.dumps(dataclasses.asdict(bad)) + "\n" for bad in new)
+        append(self._path, "".join(json.dumps(dataclasses.asdict(bad)) + "\n" for bad in new))
         for bad in new[:MOST_WARNINGS]:
             logger.warning("%s of %s was replaced: %s", bad.key, bad.shard, bad.reason)
         if len(new) > MOST_WARNINGS:

@@ -145,7 +145,7 @@ class RunFolder:
 
     def _record(self, config: Any) -> None:
         text = dump(config)
-        if self.config.exists() and any(self.checkpoints.glob("step-*[0-9]")):
+        if self.config.exists() and checkpoint_steps(self.checkpoints):
             changes = changed_fields(config, stored=read_recipe(self.config))
             if changes:
                 raise UserError(
@@ -158,6 +158,17 @@ class RunFolder:
         with contextlib.suppress(OSError, ValueError):
             starts = json.loads(self.environment.read_text())
         write_durably(self.environment, json.dumps([*starts, describe_environment()], indent=1).encode())
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """List the steps of the complete checkpoints in ``folder``, ascending; they may be damaged."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Name the folder of one step's checkpoint."""
+    return folder / f"step-{step:09d}"
 
 
 def make_private(path: Path, *, mode: int = PRIVATE) -> None:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.documents import parse_json
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,12 @@ class RunLock:
 def read_holder(path: Path) -> dict[str, Any] | None:
     """Return what the lock file says, None if there is none; an unreadable one is a holder without particulars."""
     try:
-        holder: dict[str, Any] = json.loads(path.read_text())
-        return {**holder}
+        holder = parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except UserError:
         return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def find_holder(folder: Path) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from engine.config import ReportConfig
 from engine.errors import UserError
+from engine.run.durable import append
 from engine.run.energy import EnergyMeter
 from engine.run.folder import RunFolder
 from engine.run.status import format_seconds
@@ -153,8 +154,7 @@ class Reporter:
     def _write(self, step: int, line: Mapping[str, float]) -> None:
         finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
         try:
-            with self._folder.metrics.open("a") as file:
-                file.write(json.dumps(finite) + "\n")
+            append(self._folder.metrics, json.dumps(finite) + "\n")
         except OSError as error:  # a full disk must reach the checkpoint's own message, not end the run here
             logger.warning("no metrics for step %d in %s: %s", step, self._folder.metrics, error.strerror)
         values = {key: value for key, value in line.items() if key not in ("step", "total_steps", "time")}

@@ -1,6 +1,5 @@
 """How a run stands, read from its folder by anybody, while it runs or later. Changes nothing. Imports no torch."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.commands import ExistingRun
+from engine.documents import json_lines
 from engine.errors import UserError
+from engine.run.folder import checkpoint_steps, step_folder
 from engine.run.lock import describe, find_holder
 
 _TAIL_BYTES = 1 << 18
@@ -50,7 +51,7 @@ def read_status(run_folder: Path) -> RunStatus:
         raise UserError(f"{run_folder} is no run folder: expected config.yaml in it, which a run writes when it starts")
     lines = _last_lines(run_folder / "metrics.jsonl")
     last: dict[str, Any] = lines[-1] if lines else {}
-    checkpoints = sorted(path for path in (run_folder / "checkpoints").glob("step-*[0-9]") if path.is_dir())
+    steps = checkpoint_steps(run_folder / "checkpoints")
     holder = find_holder(run_folder)
     now = time.time()
     return RunStatus(
@@ -60,8 +61,8 @@ def read_status(run_folder: Path) -> RunStatus:
         seconds_left=(last.get("total_steps", 0) - last.get("step", 0)) * _seconds_per_step(lines),
         loss=last.get("loss"),
         report_age_s=now - last.get("time", now),
-        checkpoint_step=int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else None,
-        checkpoint_age_s=now - checkpoints[-1].stat().st_mtime if checkpoints else 0.0,
+        checkpoint_step=steps[-1] if steps else None,
+        checkpoint_age_s=now - step_folder(run_folder / "checkpoints", steps[-1]).stat().st_mtime if steps else 0.0,
         holder=describe(holder) if holder is not None else None,
     )
 
@@ -111,15 +112,12 @@ def _last_lines(metrics: Path) -> list[dict[str, Any]]:
         return []
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - _TAIL_BYTES))
-        lines: list[dict[str, Any]] = []
-        for text in file.read().splitlines():
-            try:
-                line: dict[str, Any] = json.loads(text)
-            except ValueError:  # the first may start in the middle, the last may be half written
-                continue
-            if "images_per_s" in line:
-                lines.append(line)
-    return lines
+        return list(filter(is_report, json_lines(file.read())))
+
+
+def is_report(line: dict[str, Any]) -> bool:
+    """Whether a line of ``metrics.jsonl`` is a report of a run."""
+    return all(isinstance(line.get(name), int | float) for name in ("step", "total_steps", "seconds", "time"))
 
 
 def _seconds_per_step(lines: list[dict[str, Any]]) -> float:

@@ -9,6 +9,9 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from engine.documents import from_tree, parse_json
+from engine.errors import UserError
+
 Level = Literal["ok", "warning", "failure"]
 COLOURS: dict[Level, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 FILE = "doctor.json"
@@ -42,8 +45,9 @@ def write_findings(folder: Path, findings: Sequence[Finding]) -> None:
 def read_findings(folder: Path) -> list[Finding]:
     """Read the findings that a job wrote; none if it did not come so far."""
     try:
-        return [Finding(**finding) for finding in json.loads((folder / FILE).read_text())]
-    except (FileNotFoundError, ValueError):
+        content = parse_json((folder / FILE).read_bytes())
+        return [from_tree(Finding, finding) for finding in content] if isinstance(content, list) else []
+    except (FileNotFoundError, UserError):
         return []
 
 

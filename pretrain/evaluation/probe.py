@@ -19,7 +19,7 @@ from data.shards.shard_set import open_shards
 from engine.loop.training import Training
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
-from engine.run.durable import write_durably
+from engine.run.durable import append, write_durably
 from engine.run.folder import is_until
 from pretrain.config import PretrainConfig
 from pretrain.model.greenmim import bare_encoder
@@ -61,8 +61,7 @@ class Probe:
         if not self._training.engine.is_main:
             return
         logger.info("probe: %s", ", ".join(f"{key} {value:.4g}" for key, value in line.items()))
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._file, json.dumps(line) + "\n")
 
     def _accuracies(self) -> dict[str, float]:
         engine = self._training.engine

@@ -3,14 +3,17 @@
 import base64
 import html
 import io
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from engine.documents import json_lines
 from engine.errors import UserError
+from engine.run.durable import write_durably
+from engine.run.status import is_report
 
 PHASES = ("data", "transfer", "compute", "communication")
 
@@ -30,11 +33,11 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: the folder holds no metrics.
     """
-    metrics = _lines(folder / "metrics.jsonl")
+    metrics = list(filter(is_report, _lines(folder / "metrics.jsonl")))
     if not metrics:
         raise UserError(f"{folder} holds no metrics.jsonl with a report in it; is it a run folder?")
     mpl.use("Agg")
-    probes = _lines(folder / "probes.jsonl")
+    probes = [line for line in _lines(folder / "probes.jsonl") if "step" in line]
     body = [
         _summary(metrics, probes),
         "<h2>Loss</h2>" + _loss(metrics),
@@ -46,14 +49,15 @@ def write_report(folder: Path) -> Path:
         "<h2>Environment</h2>" + _text(folder / "environment.json"),
     ]
     path = folder / "report.html"
-    path.write_text(PAGE.format(title=html.escape(f"Pretraining run {folder.name}"), body="".join(body)))
+    page = PAGE.format(title=html.escape(f"Pretraining run {folder.name}"), body="".join(body))
+    write_durably(path, page.encode())
     return path
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a file; a kill may have cut its last one short."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read the lines of a file; what was no finite number is null in it, and nan here."""
+    lines = json_lines(path.read_bytes()) if path.exists() else []
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 def _summary(metrics: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
@@ -152,7 +156,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _text(path: Path) -> str:
-    return f"<pre>{html.escape(path.read_text())}</pre>" if path.exists() else ""
+    return f"<pre>{html.escape(path.read_text(errors='replace'))}</pre>" if path.exists() else ""
 
 
 def _picture(figure: Figure, alt: str) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from torch import Tensor
 
-from engine.checkpoint.format import checkpoint_steps, step_folder
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import open_checkpoint
 from engine.errors import UserError
+from engine.run.folder import checkpoint_steps, step_folder
 from engine.run.sample_log import read_sample_logs
 from engine.terms import MicroBatchKey
 

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import nn
 
 from engine.checkpoint.slices import TensorSlice
-from engine.checkpoint.store import CheckpointStore, checkpoint_steps, newest_checkpoint, open_checkpoint
+from engine.checkpoint.store import CheckpointStore, newest_checkpoint, open_checkpoint
+from engine.run.folder import checkpoint_steps
 
 
 def slices_of(tensors, *, kind="weight"):

@@ -18,8 +18,9 @@ import torch
 
 from engine.checkpoint.format import write_slices
 from engine.checkpoint.slices import TensorSlice
-from engine.checkpoint.store import CheckpointStore, checkpoint_steps, newest_checkpoint
+from engine.checkpoint.store import CheckpointStore, newest_checkpoint
 from engine.checkpoint.writing import CheckpointError
+from engine.run.folder import checkpoint_steps
 
 
 def slices_of(tensors):
