@@ -88,15 +88,6 @@ def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]
     return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
 
 
-def mask_of(segmentation: Any, *, size: Size) -> Mask:
-    """Fill polygons or an RLE as [h, w].
-
-    Raises:
-        UserError: it is neither, or has another size.
-    """
-    return _Outline.read(segmentation, size=size).filled()
-
-
 def fault_of_object(item: Any, *, size: Size) -> str:
     """Say why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
     try:
@@ -107,23 +98,29 @@ def fault_of_object(item: Any, *, size: Size) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outline:
+class Outline:
     """An object's mask before it is filled: runs or polygons."""
 
     size: Size
+    """Height and width of the image."""
     runs: npt.NDArray[np.int64] | None = None
     """Lengths of the false, true, false, ... runs, column by column."""
     polygons: tuple[npt.NDArray[np.float64], ...] = ()
     """[corners, 2], x and y of each."""
 
     @staticmethod
-    def read(segmentation: Any, *, size: Size) -> "_Outline":
+    def read(segmentation: Any, *, size: Size) -> "Outline":
+        """Read polygons or an RLE.
+
+        Raises:
+            UserError: it is neither, or has another size.
+        """
         if isinstance(segmentation, dict):
-            return _Outline(size=size, runs=_runs(segmentation, size=size))
+            return Outline(size=size, runs=_runs(segmentation, size=size))
         if not isinstance(segmentation, list):
             raise UserError(f"a mask that is neither polygons nor runs: {segmentation!r:.40}")
         polygons = [_corners(polygon) for polygon in segmentation]
-        return _Outline(size=size, polygons=tuple(each for each in polygons if len(each) >= 3))  # fewer enclose nothing
+        return Outline(size=size, polygons=tuple(each for each in polygons if len(each) >= 3))  # fewer enclose nothing
 
     def is_empty(self) -> bool:
         """Whether no pixel is true, which runs and most polygons tell many times faster than by filling them."""
@@ -144,7 +141,7 @@ class _Outline:
         return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
 
 
-def _checked_outline(item: Any, *, size: Size) -> _Outline | None:
+def _checked_outline(item: Any, *, size: Size) -> Outline | None:
     """Check an object, and read the outline of its mask, if it has one.
 
     Raises:
@@ -157,7 +154,7 @@ def _checked_outline(item: Any, *, size: Size) -> _Outline | None:
     _check_box(_box(item), size=size)
     if not (segmentation := item.get("segmentation")):
         return None
-    outline = _Outline.read(segmentation, size=size)
+    outline = Outline.read(segmentation, size=size)
     if outline.is_empty():
         raise UserError("its mask is empty")
     return outline
@@ -168,7 +165,7 @@ def _objects(tree: Any, *, size: Size, masks: bool, sample: str) -> Objects:
     if made_for != size:
         raise UserError(f"made for {made_for[0]}x{made_for[1]} pixels, the image has {size[0]}x{size[1]}")
     items: list[dict[str, Any]] = []
-    outlines: list[_Outline | None] = []
+    outlines: list[Outline | None] = []
     for number, item in enumerate(member(tree, "objects", list)):
         try:
             outlines.append(_checked_outline(item, size=size))
@@ -226,7 +223,7 @@ def _corners(polygon: Any) -> npt.NDArray[np.float64]:
     return corners
 
 
-def _filled(outlines: list[_Outline | None], *, size: Size) -> Mask | None:
+def _filled(outlines: list[Outline | None], *, size: Size) -> Mask | None:
     drawn = [outline for outline in outlines if outline is not None]
     if len(drawn) < len(outlines):
         return None

@@ -87,8 +87,8 @@ def exif_orientation(segment: bytes) -> int:
 def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> npt.NDArray[np.uint8] | None:
     """Decode the image's rows down to ``bottom`` and some more, as [rows, width, 3], ``shrink`` times smaller.
 
-    Rows are as stored, before any turn. ``shrink`` is 1, 2, 4 or 8. None where that saves nothing, or where only decoding
-    the whole image tells whether it is sound.
+    Rows are as stored, before any turn. ``shrink`` is 1, 2, 4 or 8. None where that saves nothing, or where only the
+    whole image tells whether it is sound.
     """
     rows = -(-(bottom + 2 * shrink) // frame.unit) * frame.unit  # colours are interpolated from the rows below, too
     if rows >= frame.height or END not in data[-_TAIL_BYTES:]:

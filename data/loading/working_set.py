@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from data.config import DataConfig
-from data.loading.order import Order, TrainingOrder
+from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
 from data.loading.passes import IntArray
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError
@@ -74,14 +75,7 @@ def usual_working_set_bytes(shards: ShardSet) -> int:
     config = DataConfig(shards=("",))
     if shards.num_samples < config.batch_size:
         return _bytes_of(shards, range(len(shards.manifest.shards)))
-    order = Order(
-        shards.sizes,
-        batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size,
-        seed=0,
-        window_shards=config.window_shards,
-        window_samples=config.window_samples,
-    )
+    order = training_order(config, shards, seed=0)
     return working_set_bytes(
         shards, order, micro_batches=range(order.num_micro_batches), prefetch_steps=config.cache.prefetch_steps
     )

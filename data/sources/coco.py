@@ -15,18 +15,15 @@ An object is COCO's own annotation as it stands, with ``category`` added: its cl
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.images.decode import BadImage
-from data.sources.config import Preparation
+from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
-from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES
-from data.sources.preparation import Prepared, prepare_file
-from data.writing.journal import Rejected
-from data.writing.writer import NewSample
+from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles
+from data.sources.preparation import Prepared
 from engine.documents import member, parse_json, whole_number
 from engine.errors import UserError
 from engine.terms import Size
@@ -35,43 +32,23 @@ PREFIX = "instances_"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotatedImages:
-    """Images with what is drawn into them."""
+class Annotation:
+    """What is drawn into one image."""
 
-    paths: tuple[str, ...]
-    """The images."""
-    sizes: tuple[Size, ...]
-    """Height and width that the annotations were made for."""
-    annotations: tuple[bytes, ...]
-    """The `.json` of each."""
-    classes: tuple[str, ...]
-    """Names of the objects' classes."""
-    preparation: Preparation
-    """What is checked; never a resize."""
-    labels: None = None
-    """An image as a whole has no class."""
+    size: Size
+    """Height and width that it was made for."""
+    text: bytes
+    """The sample's `.json`."""
 
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.paths)
+    def __str__(self) -> str:
+        return self.text.decode()
 
-    def prepare(self, number: int) -> NewSample | Rejected:
-        """Read an image with its annotations, if it has the size that they were made for."""
-
-        def annotation(image: Prepared) -> dict[str, bytes]:
-            if image.size != self.sizes[number]:
-                (height, width), (expected_height, expected_width) = image.size, self.sizes[number]
-                raise BadImage(
-                    f"it is {height}x{width} pixels upright, its annotations are made for "
-                    f"{expected_height}x{expected_width}"
-                )
-            return {"json": self.annotations[number]}
-
-        return prepare_file(self.paths[number], preparation=self.preparation, members_beside=annotation)
-
-    def listing(self) -> Iterator[str]:
-        """Yield a line for each image."""
-        return (f"{path} {text.decode()}" for path, text in zip(self.paths, self.annotations, strict=True))
+    def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
+        """Keep it as it is, if the image has the size that it was made for."""
+        if image.size != self.size:
+            actual, expected = (f"{height}x{width}" for height, width in (image.size, self.size))
+            raise BadImage(f"it is {actual} pixels upright, its annotations are made for {expected}")
+        return {"json": self.text}
 
 
 def annotation_files(folder: Path) -> list[Path]:
@@ -79,25 +56,26 @@ def annotation_files(folder: Path) -> list[Path]:
     return sorted((folder / "annotations").glob(f"{PREFIX}*.json"))
 
 
-def find_coco(source: Path, *, images: Path | None, preparation: Preparation) -> dict[str, AnnotatedImages]:
+def find_coco(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     """Read the annotated images by split: `train` and `val`, other splits under the name that their file gives.
 
     Raises:
         UserError: no annotations, images that are not found, splits with other classes, or a resize is asked for.
     """
-    if preparation.resize is not None:
+    source, images = Path(options.source), options.images
+    if options.size is not None:
         raise UserError("--size cannot be used with boxes and masks, which would no longer fit; resize when training")
     files = [source] if source.is_file() else annotation_files(source)
     if not files:
         raise UserError(f"expected annotations/{PREFIX}*.json in {source}, or one such JSON file as --source")
     if images is not None and len(files) > 1:
         raise UserError(f"--images goes with one annotation file, but {source} has {len(files)}: give one as --source")
-    splits: dict[str, AnnotatedImages] = {}
+    splits: dict[str, ImageFiles] = {}
     for path in files:
         name = "train" if len(files) == 1 else _split_name(path)
         if name in splits:
             raise UserError(f"{path} is a second {name} split; give one of them as --source FILE --images FOLDER")
-        splits[name] = _read(path, images=images, preparation=preparation)
+        splits[name] = _read(path, images=images, preparation=options.preparation)
     if len({split.classes for split in splits.values()}) > 1:
         raise UserError(f"the annotation files of {source} have different categories; write them one by one")
     return splits
@@ -109,7 +87,7 @@ def _split_name(path: Path) -> str:
     return "train" if plain in TRAIN_NAMES else "val" if plain in VAL_NAMES[:-1] else name
 
 
-def _read(path: Path, *, images: Path | None, preparation: Preparation) -> AnnotatedImages:
+def _read(path: Path, *, images: Path | None, preparation: Preparation) -> ImageFiles:
     try:
         tree = parse_json(path.read_bytes())
         records, categories = (_by_id(tree, name) for name in ("images", "categories"))
@@ -119,20 +97,14 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Annot
             raise UserError(f"annotations of image {min(unknown)}, which is not listed")
         if not records:
             raise UserError("no images")
-        annotations = [_member(record, objects=objects.get(record["id"], [])) for record in records]
-        sizes = [(whole_number(record, "height"), whole_number(record, "width")) for record in records]
+        annotations = [_annotation(record, objects=objects.get(record["id"], [])) for record in records]
         names = [str(member(record, "file_name", object)) for record in records]
         classes = tuple(str(member(category, "name", object)) for category in categories)
     except UserError as error:
         raise UserError(f"{path} is no COCO instances file: {error}") from None
     folder = images or _image_folder(path, first=names[0])
-    return AnnotatedImages(
-        paths=tuple(str(folder / name) for name in names),
-        sizes=tuple(sizes),
-        annotations=tuple(annotations),
-        classes=classes,
-        preparation=preparation,
-    )
+    paths = tuple(str(folder / name) for name in names)
+    return ImageFiles(paths=paths, beside=tuple(annotations), classes=classes, preparation=preparation)
 
 
 def _by_id(tree: Any, name: str) -> list[dict[str, Any]]:
@@ -165,10 +137,12 @@ def _objects(tree: Any, *, numbers: dict[int | str, int]) -> dict[int | str, lis
     return objects
 
 
-def _member(record: dict[str, Any], *, objects: list[dict[str, Any]]) -> bytes:
+def _annotation(record: dict[str, Any], *, objects: list[dict[str, Any]]) -> Annotation:
+    size = whole_number(record, "height"), whole_number(record, "width")
     names = {"image_id": record["id"]} | {n: member(record, n, object) for n in ("file_name", "height", "width")}
     licence = {"license": record["license"]} if "license" in record else {}
-    return json.dumps({**names, **licence, "objects": objects}, separators=(",", ":")).encode()
+    text = json.dumps({**names, **licence, "objects": objects}, separators=(",", ":"))
+    return Annotation(size=size, text=text.encode())
 
 
 def _image_folder(path: Path, *, first: str) -> Path:
@@ -188,8 +162,4 @@ def _is_coco(source: Path) -> bool:
     return bool(annotation_files(source)) or (source.is_file() and source.suffix.lower() == ".json")
 
 
-FORMAT = SourceFormat(
-    open=lambda options, _: find_coco(Path(options.source), images=options.images, preparation=options.preparation),
-    recognise=_is_coco,
-    options=("images",),
-)
+FORMAT = SourceFormat(open=find_coco, recognise=_is_coco, options=("images",))

@@ -5,11 +5,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
+from data.images.decode import BadImage
 from data.shards.index import UNLABELLED
-from data.sources.config import Preparation
+from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
-from data.sources.preparation import IMAGE_SUFFIXES, prepare_file
+from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
 from engine.errors import UserError
@@ -20,15 +22,30 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test")
 
 
+class Beside(Protocol):
+    """What a sample holds beside its image; picklable, and a line of text that tells it from others."""
+
+    def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
+        """Read it, by extension.
+
+        Raises:
+            BadImage: it does not fit the image.
+            OSError: it cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
     """Image files, with a class number each or with none."""
 
     paths: tuple[str, ...]
     """The files."""
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | None = None
     """Their class numbers, -1 for none."""
-    classes: tuple[str, ...] | None
+    beside: tuple[Beside, ...] | None = None
+    """What each sample holds beside its image, instead of a class number."""
+    classes: tuple[str, ...] | None = None
     """Class names by number."""
     preparation: Preparation
     """What is done to each."""
@@ -38,24 +55,31 @@ class ImageFiles:
         return len(self.paths)
 
     def prepare(self, number: int) -> NewSample | Rejected:
-        """Read one file, checked and shrunk as ``preparation`` says."""
+        """Read one file, checked and shrunk as ``preparation`` says, with what is beside it."""
+        path = self.paths[number]
         label = UNLABELLED if self.labels is None else self.labels[number]
-        return prepare_file(
-            self.paths[number], preparation=self.preparation, label=None if label == UNLABELLED else label
-        )
+        try:
+            image = prepare_image(read_limited(Path(path)), preparation=self.preparation)
+            members = {image.extension: image.content}
+            if self.beside is not None:
+                members |= self.beside[number].members(image, preparation=self.preparation)
+        except (BadImage, OSError) as error:
+            return Rejected(source=path, reason=str(error))
+        return NewSample(source=path, members=members, label=None if label == UNLABELLED else label)
 
     def listing(self) -> Iterator[str]:
         """Yield a line for each sample."""
-        labels = self.labels or (UNLABELLED,) * len(self.paths)
-        return (f"{path} {label}" for path, label in zip(self.paths, labels, strict=True))
+        others = self.beside or self.labels or (UNLABELLED,) * len(self.paths)
+        return (f"{path} {other}" for path, other in zip(self.paths, others, strict=True))
 
 
-def find_images(folder: Path, *, preparation: Preparation) -> dict[str, ImageFiles]:
+def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     """List the images of a folder by split: {"train": ...}, and "val" where the folder is divided so itself.
 
     Raises:
         UserError: no folder, no image in it, or images both beside and inside class folders.
     """
+    folder, preparation = Path(options.source), options.preparation
     if not folder.is_dir():
         raise UserError(f"expected a folder of images, but {folder} is {'a file' if folder.exists() else 'missing'}")
     splits = split_folders(folder)
@@ -105,7 +129,7 @@ def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False
         )
     if len(by_class) < (1 if labelled else 2):
         paths = flat or next(iter(by_class.values()))
-        return ImageFiles(paths=tuple(paths), labels=None, classes=None, preparation=preparation)
+        return ImageFiles(paths=tuple(paths), preparation=preparation)
     return ImageFiles(
         paths=tuple(path for paths in by_class.values() for path in paths),
         labels=tuple(label for label, paths in enumerate(by_class.values()) for _ in paths),
@@ -143,7 +167,4 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
     return replace(val, classes=train.classes, labels=tuple(renamed[label] for label in val.labels))
 
 
-FORMAT = SourceFormat(
-    open=lambda options, _: find_images(Path(options.source), preparation=options.preparation),
-    recognise=Path.is_dir,
-)
+FORMAT = SourceFormat(open=find_images, recognise=Path.is_dir)

@@ -19,7 +19,7 @@ from data.shards.class_names import is_wnid, read_class_names
 from data.shards.manifest import Manifest, ShardInfo, write_manifest
 from data.shards.scan import describe_shard, scan_tar
 from data.shards.shard_set import open_shards
-from data.sources.config import Preparation
+from data.sources.config import Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles, find_split, images_of, same_classes
 from data.sources.reshard import StoredSamples, stored_samples
@@ -40,26 +40,16 @@ def is_imagenet(folder: Path) -> bool:
     return bool(class_tars(folder)) or (train is not None and any(is_wnid(entry.name) for entry in train.iterdir()))
 
 
-def find_imagenet(
-    folder: Path,
-    *,
-    val_labels: Path | None,
-    names: Path | None,
-    preparation: Preparation,
-    index_folder: Path,
-    processes: int = 1,
-) -> dict[str, Source]:
-    """Find the samples by split; ``names`` lists the wnids where training lacks some.
+def find_imagenet(options: Write, index_folder: Path) -> dict[str, Source]:
+    """Find the samples by split; ``options.classes`` lists the wnids where training lacks some.
 
     Raises:
-        UserError: no such layout, a flat val without its labels, or classes that are not in the list of ``names``.
+        UserError: no such layout, a flat val without its labels, or classes that are not in that list.
     """
-    classes = None if names is None else tuple(sorted(read_class_names(names)))
+    folder, preparation = Path(options.source), options.preparation
+    classes = None if options.classes is None else tuple(sorted(read_class_names(options.classes)))
     if tars := class_tars(folder):
-        train = _from_tars(
-            tars, classes=classes, preparation=preparation, index_folder=index_folder, processes=processes
-        )
-        return {"train": train}
+        return {"train": _from_tars(tars, classes=classes, options=options, index_folder=index_folder)}
     train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
     if train_folder is None:
         raise UserError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
@@ -70,7 +60,7 @@ def find_imagenet(
         train = same_classes(train, train=dataclasses.replace(train, classes=classes), folder=train_folder)
     if val_folder is None:
         return {"train": train}
-    return {"train": train, "val": _val(val_folder, train=train, val_labels=val_labels)}
+    return {"train": train, "val": _val(val_folder, train=train, val_labels=options.val_labels)}
 
 
 def class_tars(folder: Path) -> list[Path]:
@@ -134,7 +124,7 @@ def _read_labels(path: Path, *, classes: tuple[str, ...]) -> dict[str, int]:
 
 
 def _from_tars(
-    tars: list[Path], *, classes: tuple[str, ...] | None, preparation: Preparation, index_folder: Path, processes: int
+    tars: list[Path], *, classes: tuple[str, ...] | None, options: Write, index_folder: Path
 ) -> StoredSamples:
     """Index each class's tar with the class as label, and read the samples from there."""
     classes = classes or tuple(tar.stem for tar in tars)
@@ -145,9 +135,9 @@ def _from_tars(
             f"{len(unknown)} tars are of classes that are not in the list of classes: {', '.join(unknown[:3])}"
         )
     labelled = ((tar, numbers[tar.stem]) for tar in tars)
-    shards = tuple(in_order(_index_class, labelled, state=index_folder, processes=processes))
+    shards = tuple(in_order(_index_class, labelled, state=index_folder, processes=options.processes))
     write_manifest(index_folder, Manifest(shards=shards, classes=classes))
-    return stored_samples(open_shards(index_folder), preparation=preparation, keep_names=False)
+    return stored_samples(open_shards(index_folder), preparation=options.preparation, keep_names=False)
 
 
 def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
@@ -160,14 +150,7 @@ def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
 
 
 FORMAT = SourceFormat(
-    open=lambda options, index_folder: find_imagenet(
-        Path(options.source),
-        val_labels=options.val_labels,
-        names=options.classes,
-        preparation=options.preparation,
-        index_folder=index_folder,
-        processes=options.processes,
-    ),
+    open=find_imagenet,
     recognise=lambda source: source.is_dir() and is_imagenet(source),
     options=("val_labels", "classes"),
 )

@@ -10,19 +10,16 @@ nothing, 1 to 150 are the classes of objectInfo150.txt; others count from 0 and 
 import io
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from data.images.decode import BadImage, read_header
-from data.sources.config import Preparation
+from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
-from data.sources.image_folder import images_of, split_folders
-from data.sources.preparation import Prepared, prepare_file, read_limited
-from data.writing.journal import Rejected
-from data.writing.writer import NewSample
+from data.sources.image_folder import ImageFiles, images_of, split_folders
+from data.sources.preparation import Prepared, read_limited
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -32,38 +29,21 @@ MAP_FOLDERS = ("annotations", "labels", "masks")
 MAP_MODES = ("L", "P", "1", "I;16", "I")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MappedImages:
-    """Images with label maps."""
+@dataclass(frozen=True)
+class LabelMap:
+    """The label map of one image."""
 
-    paths: tuple[str, ...]
-    """The images."""
-    maps: tuple[str, ...]
-    """Their maps."""
-    classes: tuple[str, ...] | None
-    """Names of what the maps tell apart."""
-    preparation: Preparation
-    """What is checked; never a resize."""
-    labels: None = None
-    """An image as a whole has no class."""
+    path: str
+    """Its file."""
 
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.paths)
+    def __str__(self) -> str:
+        return self.path
 
-    def prepare(self, number: int) -> NewSample | Rejected:
-        """Read an image with its map, if they are of one size."""
-
-        def label_map(image: Prepared) -> dict[str, bytes]:
-            content = read_limited(Path(self.maps[number]))
-            check_label_map(content, size=image.size, preparation=self.preparation)
-            return {"seg.png": content}
-
-        return prepare_file(self.paths[number], preparation=self.preparation, members_beside=label_map)
-
-    def listing(self) -> Iterator[str]:
-        """Yield a line for each pair."""
-        return (f"{path} {label_map}" for path, label_map in zip(self.paths, self.maps, strict=True))
+    def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
+        """Read it, if it is of the image's size."""
+        content = read_limited(Path(self.path))
+        check_label_map(content, size=image.size, preparation=preparation)
+        return {"seg.png": content}
 
 
 def check_label_map(content: bytes, *, size: Size, preparation: Preparation) -> None:
@@ -96,16 +76,15 @@ def has_label_maps(folder: Path) -> bool:
     return maps is not None and next(maps.rglob("*.png"), None) is not None
 
 
-def find_label_maps(
-    folder: Path, *, classes: tuple[str, ...] | None, preparation: Preparation
-) -> dict[str, MappedImages]:
+def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     """Pair images with their maps, by split.
 
     Raises:
         UserError: no such folders, images whose map is missing, or a resize is asked for.
     """
-    if preparation.resize is not None:
+    if options.size is not None:
         raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
+    folder, classes = Path(options.source), options.class_names
     maps = _map_folder(folder)
     if maps is None:
         raise UserError(
@@ -114,7 +93,7 @@ def find_label_maps(
     images = folder / "images"
     splits = split_folders(images) or {"train": images}
     return {
-        name: _pairs(path, maps=maps / path.relative_to(images), classes=classes, preparation=preparation)
+        name: _pairs(path, maps=maps / path.relative_to(images), classes=classes, preparation=options.preparation)
         for name, path in splits.items()
     }
 
@@ -125,7 +104,7 @@ def _map_folder(folder: Path) -> Path | None:
     return next((folder / name for name in MAP_FOLDERS if (folder / name).is_dir()), None)
 
 
-def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, preparation: Preparation) -> MappedImages:
+def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, preparation: Preparation) -> ImageFiles:
     paths = images_of(images, deep=True)
     map_paths = [str((maps / Path(path).relative_to(images)).with_suffix(".png")) for path in paths]
     existing = {str(path) for path in maps.rglob("*.png")} if maps.is_dir() else set[str]()
@@ -138,13 +117,8 @@ def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, prepara
         )
     if len(existing) > len(paths):
         logger.warning("%s: %d label maps have no image and are left out", maps, len(existing) - len(paths))
-    return MappedImages(paths=tuple(paths), maps=tuple(map_paths), classes=classes, preparation=preparation)
+    beside = tuple(LabelMap(path) for path in map_paths)
+    return ImageFiles(paths=tuple(paths), beside=beside, classes=classes, preparation=preparation)
 
 
-FORMAT = SourceFormat(
-    open=lambda options, _: find_label_maps(
-        Path(options.source), classes=options.class_names, preparation=options.preparation
-    ),
-    recognise=has_label_maps,
-    options=("classes",),
-)
+FORMAT = SourceFormat(open=find_label_maps, recognise=has_label_maps, options=("classes",))

@@ -1,6 +1,5 @@
 """What is done to an image file on its way into a shard: its header is read, it is decoded once, shrunk if asked to."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,6 @@ import simplejpeg
 from data.images.decode import BadImage, decode_rgb, read_header
 from data.images.transforms import resize
 from data.sources.config import Preparation
-from data.writing.journal import Rejected
-from data.writing.writer import NewSample
 from engine.terms import Size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
@@ -30,26 +27,6 @@ class Prepared(NamedTuple):
     """Height and width of the upright image."""
     is_as_it_was: bool
     """Whether the bytes are those that came in."""
-
-
-def prepare_file(
-    path: str,
-    *,
-    preparation: Preparation,
-    label: int | None = None,
-    members_beside: Callable[[Prepared], dict[str, bytes]] = lambda image: {},
-) -> NewSample | Rejected:
-    """Make a sample of one image file, or say why there is none.
-
-    ``members_beside(image)`` reads what the sample holds beside the image; it raises `BadImage` where that does not
-    fit.
-    """
-    try:
-        image = prepare_image(read_limited(Path(path)), preparation=preparation)
-        members = {image.extension: image.content, **members_beside(image)}
-    except (BadImage, OSError) as error:
-        return Rejected(source=path, reason=str(error))
-    return NewSample(source=path, members=members, label=label)
 
 
 def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:

@@ -1,7 +1,7 @@
 """Samples of shards that exist already: other sizes, another order, a held-out share; members and labels are kept."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from data.shards.index import UNLABELLED, SampleEntry
 from data.shards.manifest import MANIFEST_NAME
 from data.shards.scan import index_shards
 from data.shards.shard_set import ShardSet, open_shards
-from data.sources.config import Preparation
+from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import MAX_FILE_BYTES, prepare_image
 from data.writing.journal import Rejected
@@ -76,28 +76,26 @@ class StoredSamples:
         return {extension: image.content, **sample.members}
 
 
-def find_shards(
-    folder: Path,
-    *,
-    pattern: str,
-    names: Sequence[str] | None,
-    preparation: Preparation,
-    index_folder: Path,
-    processes: int = 1,
-) -> StoredSamples:
+def find_shards(options: Write, index_folder: Path) -> dict[str, StoredSamples]:
     """Open the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
 
     Raises:
         UserError: no tars, or broken ones.
     """
+    folder = Path(options.source)
     if (folder / MANIFEST_NAME).is_file():
-        return stored_samples(open_shards(folder), preparation=preparation)
+        return {"train": stored_samples(open_shards(folder), preparation=options.preparation)}
     _, ignored = index_shards(
-        folder, out=index_folder, pattern=pattern, classes=names, digests=False, processes=processes
+        folder,
+        out=index_folder,
+        pattern=options.pattern,
+        classes=options.class_names,
+        digests=False,
+        processes=options.processes,
     )
     for reason, count in ignored.most_common(10):
         logger.warning("left behind: %d x %s", count, reason)
-    return stored_samples(open_shards(index_folder), preparation=preparation)
+    return {"train": stored_samples(open_shards(index_folder), preparation=options.preparation)}
 
 
 def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
@@ -154,17 +152,4 @@ def _is_shards(source: Path) -> bool:
     return source.is_dir() and ((source / MANIFEST_NAME).is_file() or next(source.glob("*.tar"), None) is not None)
 
 
-FORMAT = SourceFormat(
-    open=lambda options, index_folder: {
-        "train": find_shards(
-            Path(options.source),
-            pattern=options.pattern,
-            names=options.class_names,
-            preparation=options.preparation,
-            index_folder=index_folder,
-            processes=options.processes,
-        )
-    },
-    recognise=_is_shards,
-    options=("pattern", "classes"),
-)
+FORMAT = SourceFormat(open=find_shards, recognise=_is_shards, options=("pattern", "classes"))

@@ -6,7 +6,6 @@ gives the distance to its outline, negative inside. A pattern gives how much of 
 
 import colorsys
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy.typing as npt
 from PIL import Image
 
 Grid = npt.NDArray[np.floating[Any]]  # float32; the stubs lose it in arithmetic with float32 scalars
-Pattern = Callable[..., Grid]
 
 
 def noise(rng: np.random.Generator, *, size: int, cells: tuple[int, int], octaves: int = 1) -> Grid:

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.shards.class_names import MAX_CLASSES, read_class_names
 from data.shards.index import UNLABELLED
-from data.sources.config import Preparation
+from data.sources.config import Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import ImageFiles
 from engine.documents import read_text
@@ -30,35 +30,31 @@ NO_COLUMN = "none"
 Table = dict[str, Sequence[Any]]
 
 
-def find_listed_images(
-    table: Path,
-    *,
-    images: Path | None,
-    path_column: str | None,
-    label_column: str | None,
-    names: Sequence[str] | None,
-    preparation: Preparation,
-) -> ImageFiles:
-    """List the table's images; paths that are not absolute start at ``images``, by default the table's own folder.
+def find_listed_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
+    """List the table's images; relative paths start at ``options.images``, by default in the table's own folder.
 
     Raises:
         UserError: no such table or column, an empty path, an image that is missing (the first is looked for), or labels
             that are no classes.
     """
+    table, preparation = Path(options.source), options.preparation
     columns = _read(table)
-    paths = _paths(columns, column=_column(columns, name=path_column, usual=PATH_COLUMNS, what="path", table=table))
-    root = images or table.parent
+    paths = _paths(
+        columns, column=_column(columns, name=options.path_column, usual=PATH_COLUMNS, what="path", table=table)
+    )
+    root = options.images or table.parent
     paths = [str(root / path) for path in paths]
     if not Path(paths[0]).is_file():
         raise UserError(
             f"{paths[0]}, the first image of {table}, is missing; say where paths start with --images FOLDER"
         )
-    column = _label_column(columns, name=label_column, table=table)
+    column = _label_column(columns, name=options.label_column, table=table)
     if column is None:
-        return ImageFiles(paths=tuple(paths), labels=None, classes=None, preparation=preparation)
+        return {"train": ImageFiles(paths=tuple(paths), preparation=preparation)}
     logger.info("labels are the column %r of %s", column, table.name)
+    names = None if options.classes is None else read_class_names(options.classes)
     labels, classes = _labels([_text(value) for value in columns[column]], names=names, column=column)
-    return ImageFiles(paths=tuple(paths), labels=tuple(labels), classes=classes, preparation=preparation)
+    return {"train": ImageFiles(paths=tuple(paths), labels=tuple(labels), classes=classes, preparation=preparation)}
 
 
 def _read(table: Path) -> Table:
@@ -160,16 +156,7 @@ def _text(value: Any) -> str:
 
 
 FORMAT = SourceFormat(
-    open=lambda options, _: {
-        "train": find_listed_images(
-            Path(options.source),
-            images=options.images,
-            path_column=options.path_column,
-            label_column=options.label_column,
-            names=None if options.classes is None else read_class_names(options.classes),
-            preparation=options.preparation,
-        )
-    },
+    open=find_listed_images,
     recognise=lambda source: source.suffix.lower() in TABLE_SUFFIXES,
     options=("images", "path_column", "label_column", "classes"),
 )

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from data.images import annotations
-from data.images.annotations import Objects, mask_of, read_label_map, read_objects
+from data.images.annotations import Objects, Outline, read_label_map, read_objects
 from data.images.decode import BadImage
 from data.images.joint_transforms import (
     VOID,
@@ -31,6 +31,10 @@ from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
 STILL = JointAugmentation(size=(96, 96), scale=(1.0, 1.0), flip=0.0)
+
+
+def mask_of(segmentation, *, size):
+    return Outline.read(segmentation, size=size).filled()
 
 
 def scene(number=3, *, size=96):

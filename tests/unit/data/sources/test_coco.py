@@ -8,10 +8,10 @@ import pytest
 from data.images.decode import read_header
 from data.shards.shard_set import open_shards
 from data.sources.coco import find_coco
-from data.sources.config import Preparation
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample, ShardLimits, write_shards
+from tests.unit.data.write_options import write_options
 
 COCO = Path(__file__).resolve().parents[5] / "shared" / "data" / "coco_instances"
 BOXES = COCO.parent / "bccd_boxes"
@@ -53,7 +53,7 @@ def coco(tmp_path, encoded):
 
 
 def find(folder, *, images=None, **options):
-    return find_coco(folder, images=images, preparation=Preparation(**options))
+    return find_coco(write_options(folder, images=images, **options), folder)
 
 
 def test_annotations_arrive_as_they_are_with_a_class_number_without_gaps(coco):
@@ -134,7 +134,7 @@ def test_malformed_files_are_explained(coco, fields, message):
 
 def test_resizing_and_missing_annotations_are_refused(coco, tmp_path):
     with pytest.raises(ValueError, match="--size cannot be used with boxes and masks"):
-        find(coco(), resize=64)
+        find(coco(), size=64)
     with pytest.raises(ValueError, match=r"expected annotations/instances_\*.json in"):
         find(tmp_path)
 
@@ -142,7 +142,7 @@ def test_resizing_and_missing_annotations_are_refused(coco, tmp_path):
 @needs_coco
 def test_real_coco_arrives_whole(tmp_path):
     """Every image's bytes and every annotation of the 100 images, through shards and back."""
-    source = find_coco(COCO, images=None, preparation=Preparation(check="header"))["train"]
+    source = find(COCO, check="header")["train"]
     selection = split_off(source, fraction=0.0, seed=0)[0]
     write_shards(prepared(selection, processes=1), out=tmp_path, classes=source.classes, limits=ShardLimits(samples=40))
     shards = open_shards(tmp_path)
@@ -172,8 +172,8 @@ def test_real_coco_arrives_whole(tmp_path):
 
 @pytest.mark.skipif(not BOXES.is_dir(), reason="not on this machine: ../shared/data/bccd_boxes")
 def test_real_boxes_without_masks_are_read():
-    found = find_coco(BOXES, images=None, preparation=Preparation(check="header"))
+    found = find(BOXES, check="header")
     assert {name: len(source) for name, source in found.items()} == {"train": 120, "val": 40}
     assert found["val"].classes == ("RBC", "WBC", "Platelets")
-    trees = [json.loads(text) for text in found["train"].annotations]
+    trees = [json.loads(annotation.text) for annotation in found["train"].beside]
     assert sum(len(tree["objects"]) for tree in trees) == 1627

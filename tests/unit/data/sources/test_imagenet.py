@@ -5,9 +5,9 @@ import tarfile
 
 import pytest
 
-from data.sources.config import Preparation
 from data.sources.formats import detect_format
 from data.sources.imagenet import find_imagenet, is_imagenet
+from tests.unit.data.write_options import write_options
 
 FISH, SHARK, BALL = "n01440764", "n01494475", "n02802426"
 
@@ -27,10 +27,8 @@ def imagenet(tmp_path, encoded):
     return imagenet
 
 
-def find(folder, *, val_labels=None, names=None, index_folder=None, **options):
-    return find_imagenet(
-        folder, val_labels=val_labels, names=names, preparation=Preparation(**options), index_folder=index_folder
-    )
+def find(folder, *, index_folder=None, **options):
+    return find_imagenet(write_options(folder, **options), index_folder)
 
 
 def named_labels(source):
@@ -83,12 +81,12 @@ def test_a_flat_val_folder_without_its_labels_is_refused(imagenet, tmp_path):
 def test_the_wnid_list_fixes_the_numbers_where_training_lacks_classes(imagenet, tmp_path):
     names = tmp_path / "LOC_synset_mapping.txt"
     names.write_text(f"n00000001 first thing\n{FISH} tench, Tinca tinca\n{SHARK} white shark\n{BALL} basketball\n")
-    found = find(imagenet(f"{BALL}/a.JPEG"), names=names)
+    found = find(imagenet(f"{BALL}/a.JPEG"), classes=names)
     assert found["train"].classes == ("n00000001", FISH, SHARK, BALL)
     assert found["val"].labels == (3,)
     names.write_text(f"{FISH}\n{SHARK}\n")
     with pytest.raises(ValueError, match=f"classes .* not to train on: {BALL}|not in the list of classes: {BALL}"):
-        find(imagenet(), names=names)
+        find(imagenet(), classes=names)
 
 
 @pytest.fixture
@@ -115,7 +113,7 @@ def test_a_tar_for_each_class_is_read_in_place(class_tars, tmp_path, encoded):
 
 
 def test_imagenet_is_told_from_other_folders(imagenet, class_tars, tmp_path, encoded):
-    assert detect_format(imagenet()) == detect_format(class_tars) == "imagenet"
+    assert detect_format(str(imagenet())) == detect_format(str(class_tars)) == "imagenet"
     assert not is_imagenet(tmp_path)
     with pytest.raises(ValueError, match=r"expected train/ with a folder for each wnid, or a tar for each"):
         find(tmp_path)

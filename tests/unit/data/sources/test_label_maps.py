@@ -9,11 +9,11 @@ from PIL import Image
 
 from data.commands.verify import verify
 from data.shards.shard_set import open_shards
-from data.sources.config import Preparation
 from data.sources.label_maps import find_label_maps, has_label_maps
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample, ShardLimits, write_shards
+from tests.unit.data.write_options import write_options
 
 CAMVID = Path(__file__).resolve().parents[5] / "shared" / "data" / "camvid_semseg"
 
@@ -38,12 +38,12 @@ def folder(tmp_path, encoded):
     return folder
 
 
-def find(folder, *, classes=None, **options):
-    return find_label_maps(folder, classes=classes, preparation=Preparation(**options))
+def find(folder, **options):
+    return find_label_maps(write_options(folder, **options), folder)
 
 
 def test_ade20k_is_read_by_split_and_maps_keep_their_bytes(folder, encoded):
-    found = find(folder("training/ADE_1", "training/ADE_2", "validation/ADE_3"), classes=("wall", "sky"))
+    found = find(folder("training/ADE_1", "training/ADE_2", "validation/ADE_3"), names=("wall", "sky"))
     assert {name: len(source) for name, source in found.items()} == {"train": 2, "val": 1}
     assert found["train"].prepare(1).members == {"jpg": encoded(1), "seg.png": label_map()}
     assert found["val"].classes == ("wall", "sky")
@@ -52,7 +52,7 @@ def test_ade20k_is_read_by_split_and_maps_keep_their_bytes(folder, encoded):
 @pytest.mark.parametrize("maps", ["labels", "masks", "annotations"])
 def test_a_folder_without_splits_and_with_subfolders(folder, maps):
     source = find(folder("x", "y", "town/z", maps=maps))["train"]
-    assert [Path(path).name for path in source.maps] == ["x.png", "y.png", "z.png"]
+    assert [Path(path).name for path in map(str, source.beside)] == ["x.png", "y.png", "z.png"]
     assert has_label_maps(folder("x", maps=maps))
 
 
@@ -90,7 +90,7 @@ def test_missing_maps_and_folders_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match=r"expected images/ and one of annotations, labels, masks"):
         find(tmp_path)
     with pytest.raises(ValueError, match="--size cannot be used with label maps"):
-        find(root, resize=64)
+        find(root, size=64)
 
 
 def test_verify_finds_broken_maps_and_annotations(encoded, tmp_path):
@@ -112,7 +112,7 @@ def test_verify_finds_broken_maps_and_annotations(encoded, tmp_path):
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="not on this machine: ../shared/data/camvid_semseg")
 def test_real_label_maps_arrive_byte_for_byte(tmp_path):
-    source = find_label_maps(CAMVID, classes=None, preparation=Preparation())["val"]
+    source = find(CAMVID)["val"]
     manifest = write_shards(
         prepared(split_off(source, fraction=0.0, seed=0)[0], processes=1),
         out=tmp_path,

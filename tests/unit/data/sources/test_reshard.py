@@ -16,6 +16,7 @@ from data.sources.reshard import find_shards, is_plain_key, stored_samples
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample, ShardLimits, write_shards
+from tests.unit.data.write_options import write_options
 
 IMAGENETTE = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenette_128_shards"
 
@@ -39,10 +40,10 @@ def foreign(tmp_path):
 
 @pytest.fixture
 def find(tmp_path):
-    def find(folder, *, names=None, **options):
+    def find(folder, **options):
         index = tmp_path / "index"
         index.mkdir()
-        return find_shards(folder, pattern="*.tar", names=names, preparation=Preparation(**options), index_folder=index)
+        return find_shards(write_options(folder, **options), index)["train"]
 
     return find
 
@@ -96,7 +97,7 @@ def test_broken_images_go_into_the_ledger_and_the_rest_is_written(foreign, find,
 
 
 def test_resizing_is_refused_where_places_in_pixels_would_no_longer_fit(foreign, find, encoded, tmp_path):
-    shrunk = find(foreign(("a.jpg", encoded(1)), ("a.json", b'{"caption": "a dog"}')), resize=20).prepare(0)
+    shrunk = find(foreign(("a.jpg", encoded(1)), ("a.json", b'{"caption": "a dog"}')), size=32).prepare(0)
     assert shrunk.members["json"] == b'{"caption": "a dog"}'
     assert shrunk.members["jpg"] != encoded(1)
     for extension, content in (("seg.png", b"x"), ("json", b'{"objects": [{"bbox": [1, 2, 3, 4]}]}')):
@@ -162,9 +163,7 @@ def test_what_webdataset_wrote_is_the_same_after_indexing(encoded, tmp_path):
 
 @pytest.mark.skipif(not IMAGENETTE.is_dir(), reason="not on this machine: ../shared/data/imagenette_128_shards")
 def test_real_shards_hold_the_same_samples_after_resharding(find, tmp_path):
-    source = find_shards(
-        IMAGENETTE, pattern="val-*.tar", names=None, preparation=Preparation(check="header"), index_folder=tmp_path
-    )
+    source = find(IMAGENETTE, pattern="val-*.tar", check="header")
     out = tmp_path / "out"
     selection = split_off(source, fraction=0.0, seed=5)[0]
     write_shards(prepared(selection, processes=1), out=out, classes=source.classes, limits=ShardLimits(samples=700))

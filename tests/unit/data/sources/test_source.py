@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from data.images.decode import decode_rgb
-from data.sources.config import Preparation
 from data.sources.image_folder import find_images
 from data.sources.scenes import Scenes
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
+from tests.unit.data.write_options import write_options
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def folder(tmp_path, encoded):
 
 
 def find(folder, **options):
-    return find_images(folder, preparation=Preparation(**options))
+    return find_images(write_options(folder, **options), folder)
 
 
 def test_class_folders_become_classes_in_the_order_of_their_names(folder):
@@ -87,9 +87,9 @@ def test_what_cannot_be_understood_is_named(folder, tmp_path):
 def test_bytes_are_kept_unless_a_resize_is_asked_for(folder, encoded):
     source = find(folder("1.jpg"))["train"]
     assert source.prepare(0).members == {"jpg": encoded(0)}
-    small = find(folder("1.jpg"), resize=20)["train"].prepare(0)
-    assert decode_rgb(small.members["jpg"]).shape == (20, 28, 3)
-    assert find(folder("1.jpg"), resize=400)["train"].prepare(0).members == {"jpg": encoded(0)}
+    small = find(folder("1.jpg"), size=32)["train"].prepare(0)
+    assert decode_rgb(small.members["jpg"]).shape == (32, 45, 3)
+    assert find(folder("1.jpg"), size=400)["train"].prepare(0).members == {"jpg": encoded(0)}
 
 
 def test_the_member_is_named_for_what_it_is(tmp_path, encoded):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.sources.config import Preparation
 from data.sources.table import find_listed_images
 from data.writing.journal import Rejected
+from tests.unit.data.write_options import write_options
 
 IMAGENET = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenet_samples_1k"
 
@@ -25,15 +25,8 @@ def table(tmp_path, encoded):
     return table
 
 
-def find(table, *, images=None, path_column=None, label_column=None, names=None):
-    return find_listed_images(
-        table,
-        images=images,
-        path_column=path_column,
-        label_column=label_column,
-        names=names,
-        preparation=Preparation(),
-    )
+def find(table, **options):
+    return find_listed_images(write_options(table, **options), table)["train"]
 
 
 def test_names_are_numbered_in_sorted_order_and_paths_start_at_the_table(table, encoded):
