@@ -9,6 +9,7 @@ from backbones.config import BackboneConfig
 from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
+from pretrain.targets.registry import PIXELS, TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,10 @@ class MimConfig:
     """Width of the decoder."""
     decoder_heads: int = 16
     """Attention heads in the decoder."""
+    target: str = PIXELS
+    """What the decoder predicts of a hidden unit: pixels, or what a file of `--extension` registers."""
     normalise_targets: bool = True
-    """Normalise each unit's pixels by their own mean and variance before the loss."""
+    """Normalise each unit's target values by their own mean and variance before the loss."""
     feature_positions: Literal["own", "permuted"] = "own"
     """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
     grouping: Literal["optimal", "greedy", "largest_window", "tiles"] = "optimal"
@@ -51,6 +54,11 @@ class MimConfig:
             )
         if self.decoder_depth < 1:
             raise UserError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
+        if self.target not in TARGETS:
+            raise UserError(
+                f"mim.target must be one of {', '.join(TARGETS)}, got {self.target!r}; where a file brings it, name the "
+                "file with --extension"
+            )
         if self.micro_batches_per_forward < 1:
             raise UserError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
         if self.micro_batches_per_forward > 1 and self.encoder == "dense":

@@ -28,6 +28,7 @@ from pretrain.evaluation.report import write_report
 from pretrain.model.activation_budget import keep_to_budget
 from pretrain.model.greenmim import GreenMIM, build_model
 from pretrain.model.model_inputs import model_inputs
+from pretrain.targets.registry import PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
 
 
 def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
-    """Return what makes the micro-batches of a recipe for a model on its device."""
+    """Configure what makes the micro-batches of a recipe, for a model on its device."""
     grouping = usable_rule(config.mim.grouping, next(model.parameters()).device)
     return PretrainBuilder(
         seed=config.run.seed,
@@ -100,7 +101,7 @@ def builder_of(config: PretrainConfig, model: GreenMIM) -> PretrainBuilder:
 def micro_batches(
     config: PretrainConfig, *, model: GreenMIM, shards: ShardSet, order: TrainingOrder, training: Training
 ) -> Iterator[dict[str, Any]]:
-    """Return this process's micro-batches from the step after the last one done."""
+    """Load this process's micro-batches from the step after the last one done."""
     return training_batches(
         shards,
         order,
@@ -114,17 +115,19 @@ def micro_batches(
 
 
 def finish(config: PretrainConfig, *, training: Training, shards: ShardSet) -> None:
-    """Hand the backbone off and write the pictures and the report, unless the run was only stopped."""
+    """Hand the backbone off, draw reconstructions and write the report, unless the run was only stopped."""
     if training.stopped:
         return
     hand_off(config, training=training, folder=training.folder.backbone)
     state = training.engine.full_state_dict()
-    if training.engine.is_main:
+    if not training.engine.is_main:
+        return
+    if config.mim.target == PIXELS:
         model = build_model(config, model_args=training.metadata["model_args"])
         model.load_state_dict(state)
         draw_reconstructions(model, builder=builder_of(config, model), shards=shards, folder=training.folder.path)
-        write_report(training.folder.path)
-        logger.info("report: %s", training.folder.report)
+    write_report(training.folder.path)
+    logger.info("report: %s", training.folder.report)
 
 
 def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> None:
@@ -155,6 +158,7 @@ def hand_off(config: PretrainConfig, *, training: Training, folder: Path) -> Non
 
 
 def _metadata(config: PretrainConfig, *, model: GreenMIM, shards: ShardSet) -> dict[str, Any]:
+    """Name what every checkpoint says of its network, its data and its recipe."""
     name, model_args = architecture(model.encoder)
     return {
         "architecture": name,

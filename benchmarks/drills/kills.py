@@ -14,6 +14,7 @@ undisturbed run's.
 
 import argparse
 import collections
+import contextlib
 import random
 import resource
 import shutil
@@ -21,15 +22,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.goals import Goal, finish, machine
 from pretrain.verify_resume.launched_run import (
     PROGRAM,
-    Killed,
     LaunchedRun,
     ProcessLayout,
     RunFailedError,
@@ -101,6 +103,18 @@ def goals(figures: dict[str, Any]) -> list[Goal]:
     return bounds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Killed:
+    """One kill."""
+
+    kind: str
+    """Which process it was."""
+    seconds: float
+    """From the kill until nothing of the run was left."""
+    step: int
+    """The last step that process 0 had noted."""
+
+
 class Drills:
     """Runs in one folder, compared with undisturbed ones of the same length."""
 
@@ -148,7 +162,7 @@ class Drills:
                     running.until(lambda running=running, fill=fill: running.last_step() >= 2 + 2 * fill)
                     _fill(filler)
                 code = running.wait()
-                output = running.said(most=WHOLE_LOG)
+                output = running.output(most=WHOLE_LOG)
                 if code == 0:
                     raise RunFailedError(f"the run ended well on a full disk, fill {fill + 1}")
                 if not any(message in output for message in NO_SPACE):
@@ -172,15 +186,17 @@ class Drills:
         return folder
 
     def _start(self, folder: Path, *, steps: int, program: Path = PROGRAM, limited: bool = False) -> LaunchedRun:
-        words = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self._folder / "shards")]
-        words += ["--distributed.precision", "fp32", "--run.save-every-steps", str(SAVE_EVERY)]
-        words += ["--optimizer.steps", str(steps), "--run.stall-timeout-s", "60"]
+        arguments = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self._folder / "shards")]
+        arguments += ["--distributed.precision", "fp32", "--run.save-every-steps", str(SAVE_EVERY)]
+        arguments += ["--optimizer.steps", str(steps), "--run.stall-timeout-s", "60"]
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if limited:  # inherited by what is started
             resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITED_BYTES, hard))
         try:
             log = self._folder / f"{folder.name}.log"  # not on the disk that is full
-            return LaunchedRun(folder, layout=LAYOUT, words=words, program=program, time_limit_s=TIME_LIMIT_S, log=log)
+            return LaunchedRun(
+                folder, layout=LAYOUT, arguments=arguments, program=program, time_limit_s=TIME_LIMIT_S, log=log
+            )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -195,7 +211,7 @@ class Drills:
             return None
         time.sleep(self._rng.uniform(0, 0.05 if saving else 1.0))
         is_saving = running.is_saving()
-        return running.kill_one(self._rng, within_s=END_WITHIN_S), is_saving
+        return kill_one(running, self._rng, within_s=END_WITHIN_S), is_saving
 
     def _compare(self, whole: Path, other: Path, *, steps: int) -> dict[str, Any]:
         one, two = (final_tensors(folder, step=steps) for folder in (whole, other))
@@ -207,6 +223,40 @@ class Drills:
             "lost": sum(actual.get(key) != samples for key, samples in expected.items())
             + len(actual.keys() - expected.keys()),
         }
+
+
+def kill_one(running: LaunchedRun, rng: random.Random, *, within_s: float) -> Killed:
+    """Kill one process at random, and see that all others end by themselves.
+
+    Where it is the launcher its processes are killed with it, as a scheduler does.
+    """
+    tree = running.tree()
+    victim = rng.choice([process for process in tree if not _is_helper(process)])
+    kind = _kind_of(victim, running)
+    start = time.monotonic()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        victim.kill()
+    if kind == "launcher":
+        return Killed(kind=kind, seconds=time.monotonic() - start, step=running.kill_all())
+    running.expect_gone(tree, within_s=within_s)
+    seconds = time.monotonic() - start
+    running.process.wait()
+    return Killed(kind=kind, seconds=seconds, step=running.last_step())
+
+
+def _kind_of(victim: psutil.Process, running: LaunchedRun) -> str:
+    if victim.pid == running.process.pid and running.layout.engine != "single":
+        return "launcher"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "rank" if victim.ppid() == running.process.pid else "worker of a rank"
+    return "gone already"
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    """Whether it is Python's own process that removes what others leave; nobody misses it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any("resource_tracker" in word for word in process.cmdline())
+    return True
 
 
 def _mount(folder: Path) -> bool:

@@ -118,10 +118,10 @@ class Drill:
 
     def start(self, name: str, layout: ProcessLayout, *, precision: str = "fp32") -> LaunchedRun:
         """Start or resume the run ``name``."""
-        words = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self.folder / "shards")]
-        words += ["--distributed.precision", precision, "--run.save-every-steps", str(SAVE_EVERY)]
-        words += ["--optimizer.steps", str(STEPS)]
-        return LaunchedRun(self.folder / name, layout=layout, words=words)
+        arguments = ["--recipe", "benchmarks/drills/resume.yaml", "--data.shards", str(self.folder / "shards")]
+        arguments += ["--distributed.precision", precision, "--run.save-every-steps", str(SAVE_EVERY)]
+        arguments += ["--optimizer.steps", str(STEPS)]
+        return LaunchedRun(self.folder / name, layout=layout, arguments=arguments)
 
     def kill(self, running: LaunchedRun, *, while_saving: bool) -> int:
         """Kill at a random moment after the next step, or in the middle of a checkpoint; return the last step noted."""

@@ -1,7 +1,8 @@
-"""Pictures of what a model predicts: original, visible units, and two ways to show the prediction.
+"""Images of what a model predicts: original, visible units, and two ways to show the prediction.
 
-With normalised targets a model says nothing about a unit's mean and contrast. A picture that fills them in from the
-original flatters the model: here that column is named so, and beside it stands the prediction alone.
+With normalised targets a model says nothing about a unit's mean and contrast. An image that takes them from the original
+flatters the model: here that column is named so, and beside it stands the prediction alone. Only targets that are pixels
+can be drawn.
 """
 
 from pathlib import Path
@@ -30,19 +31,20 @@ COLUMNS = {
 
 
 def draw_reconstructions(model: GreenMIM, *, builder: PretrainBuilder, shards: ShardSet, folder: Path) -> Path:
-    """Write ``reconstructions.png`` of the first images of ``shards`` and return its path."""
+    """Write ``reconstructions.png`` of the first images of ``shards``; return its path."""
     num_images = min(NUM_IMAGES, shards.num_samples)
+    # Mask 0 of the run on its first images: the same drawing after each run of a recipe.
     places = evaluation_micro_batch(shards.sizes, micro_batch_size=num_images, number=0)
     samples = [shards.read(shard, position) for shard, position, *_ in places.tolist()]
     batch = builder(samples, step=0, micro_batch=0)
-    pictures = reconstructions(model.eval().float(), batch)
+    columns = reconstructions(model.eval().float(), batch)
     mpl.use("Agg")
     figure = Figure(figsize=(2.3 * len(COLUMNS), 2.2 * num_images + 0.6), layout="constrained")
     axes = figure.subplots(num_images, len(COLUMNS), squeeze=False)
     for column, (name, title) in enumerate(COLUMNS.items()):
         axes[0][column].set_title(title, fontsize=8)
         for row in range(num_images):
-            axes[row][column].imshow(pictures[name][row], interpolation="nearest")
+            axes[row][column].imshow(columns[name][row], interpolation="nearest")
             axes[row][column].axis("off")
     path = folder / "reconstructions.png"
     figure.savefig(path, dpi=110)
@@ -51,7 +53,7 @@ def draw_reconstructions(model: GreenMIM, *, builder: PretrainBuilder, shards: S
 
 @torch.no_grad()
 def reconstructions(model: GreenMIM, batch: dict) -> dict[str, np.ndarray]:
-    """Return the columns as uint8 images ``[b, h, w, 3]``."""
+    """Compute the columns as uint8 images ``[b, h, w, 3]``."""
     x = model.pixels(batch["images"])
     units = batch["predicted_units"]
     true = unit_pixels(x, model.unit)
@@ -67,8 +69,8 @@ def reconstructions(model: GreenMIM, batch: dict) -> dict[str, np.ndarray]:
     grey = torch.zeros_like(hidden)
 
     def image(values: Tensor) -> np.ndarray:
-        whole = pixels_to_images(true.index_copy(1, units, values), model.unit, grid)
-        raw = (whole * model.pixels.std + model.pixels.mean).round().clamp(0, 255).byte()
+        full = pixels_to_images(true.index_copy(1, units, values), model.unit, grid)
+        raw = (full * model.pixels.std + model.pixels.mean).round().clamp(0, 255).byte()
         return raw.permute(0, 2, 3, 1).numpy()
 
     return {"original": image(hidden), "visible": image(grey), "filled": image(filled), "alone": image(alone)}

@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import yaml
 from matplotlib.figure import Figure
 
 from engine.documents import json_lines
 from engine.errors import UserError
 from engine.run.durable import write_durably
+from engine.run.reporting import PHASES
 from engine.run.status import is_report
+from pretrain.targets.registry import PIXELS
 
-PHASES = ("data", "transfer", "compute", "communication")
-
+RECONSTRUCTION_NOTE = (
+    "In every column but the first, visible units are the original's pixels, for they are the input. With per-unit "
+    "normalised targets the network predicts neither mean nor contrast of a unit: the third column takes both from the "
+    "original, so judge it by its structure, not by its colours. The last column uses nothing of the hidden pixels."
+)
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f23 }}
 h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de }}
@@ -28,7 +34,7 @@ pre {{ background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .8rem }
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` of a run folder and return its path.
+    """Write ``report.html`` of a run folder; return its path.
 
     Raises:
         UserError: the folder holds no metrics.
@@ -71,9 +77,9 @@ def _summary(metrics: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str
     energy = [line["energy_j"] for line in metrics if "energy_j" in line]
     rows.append(("energy", f"{sum(energy) / 3.6e6:.3f} kWh" if energy else "not measured (no NVIDIA GPU)"))
     for line in probes[-1:]:
-        rows += [
-            (f"{key.replace('_', ' ')}, last probe", f"{100 * line[key]:.1f} %") for key in line if "accuracy" in key
-        ]
+        for key in line:
+            if "accuracy" in key:
+                rows.append((f"{key.replace('_', ' ')}, last probe", f"{100 * line[key]:.1f} %"))
     return _table(rows)
 
 
@@ -88,19 +94,25 @@ def _loss(metrics: list[dict[str, Any]]) -> str:
     rate = axes.twinx()
     rate.plot(steps, [line["lr"] for line in metrics], color="#bf8700", alpha=0.7, label="learning rate")
     rate.set_ylabel("learning rate", color="#bf8700")
-    return _picture(figure, "loss and learning rate over steps")
+    return _figure(figure, "loss and learning rate over steps")
 
 
 def _reconstructions(folder: Path) -> str:
-    path = folder / "reconstructions.png"
-    if not path.exists():
+    path, target = folder / "reconstructions.png", _target(folder)
+    if target != PIXELS:
+        note, image = f"The target {html.escape(target)} is no pixels: what the network predicts cannot be drawn.", ""
+    elif not path.exists():
         return ""
-    note = (
-        "In every column but the first, visible units are the original's pixels, for they are the input. With per-unit "
-        "normalised targets the network predicts neither mean nor contrast of a unit: the third column takes both from "
-        "the original, so judge it by its structure, not by its colours. The last column uses nothing of the hidden pixels."
-    )
-    return f'<h2>Reconstructions</h2><p class="note">{note}</p>' + _image(path.read_bytes(), "reconstructions")
+    else:
+        note, image = RECONSTRUCTION_NOTE, _image(path.read_bytes(), "reconstructions")
+    return f'<h2>Reconstructions</h2><p class="note">{note}</p>{image}'
+
+
+def _target(folder: Path) -> str:
+    """Read what the run predicts; runs from before there was a choice predict pixels."""
+    config = folder / "config.yaml"
+    recipe = yaml.safe_load(config.read_text()) if config.exists() else {}
+    return recipe.get("mim", {}).get("target", PIXELS)
 
 
 def _probes(probes: list[dict[str, Any]]) -> str:
@@ -121,8 +133,11 @@ def _probes(probes: list[dict[str, Any]]) -> str:
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    note = "The floors are what needs no pretraining: the network before its first step, and raw pixels. kNN may stay below them early on."
-    return f'<p class="note">{note}</p>' + _picture(figure, "probe accuracy over steps")
+    note = (
+        "The floors are what needs no pretraining: the network before its first step, and raw pixels. kNN may stay below "
+        "them early on."
+    )
+    return f'<p class="note">{note}</p>' + _figure(figure, "probe accuracy over steps")
 
 
 def _speed(metrics: list[dict[str, Any]]) -> str:
@@ -137,14 +152,17 @@ def _speed(metrics: list[dict[str, Any]]) -> str:
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    return _picture(figure, "images per second and peak memory over steps")
+    return _figure(figure, "images per second and peak memory over steps")
 
 
 def _phases(metrics: list[dict[str, Any]]) -> str:
-    totals = {name: sum(line.get(f"seconds_{name}", 0.0) for line in metrics) for name in PHASES}
-    whole = sum(totals.values()) or 1.0
-    rows = [(name, f"{seconds:.1f} s · {100 * seconds / whole:.1f} %") for name, seconds in totals.items()]
-    note = "Host time of rank 0 inside the loop. On a GPU, work that runs behind the host shows in the phase that waits for it."
+    seconds = {name: sum(line.get(f"seconds_{name}", 0.0) for line in metrics) for name in PHASES}
+    total = sum(seconds.values()) or 1.0
+    rows = [(name, f"{value:.1f} s · {100 * value / total:.1f} %") for name, value in seconds.items()]
+    note = (
+        "Host time of rank 0 inside the loop. On a GPU, work that runs behind the host shows in the phase that waits "
+        "for it."
+    )
     return f'<p class="note">{note}</p>' + _table(rows)
 
 
@@ -159,7 +177,7 @@ def _text(path: Path) -> str:
     return f"<pre>{html.escape(path.read_text(errors='replace'))}</pre>" if path.exists() else ""
 
 
-def _picture(figure: Figure, alt: str) -> str:
+def _figure(figure: Figure, alt: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return _image(buffer.getvalue(), alt)

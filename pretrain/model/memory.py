@@ -16,6 +16,7 @@ from rich.table import Table
 
 from backbones.recompute.blocks import recompute_blocks
 from engine.errors import UserError
+from engine.extensions import extension_arguments, load_extensions, loaded_extensions
 from pretrain.config import PretrainConfig
 from pretrain.model.activation_budget import BudgetError, choose_blocks, forward_cost
 from pretrain.model.greenmim import build_model
@@ -47,20 +48,20 @@ def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that an allocation failed."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+    """Whether an exception says that an allocation failed."""
+    messages = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in messages)
 
 
 def peak_bytes() -> int:
-    """Return the most memory this process has held: of the GPU if there is one, else resident."""
+    """Measure the most memory that this process has held: of the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def probe_memory(config: PretrainConfig) -> Table:
-    """Return a table of micro-batch sizes 1, 2, 4, ... with the memory of a training step, up to the first misfit.
+    """Try micro-batch sizes 1, 2, 4, ... and show the memory of a training step, up to the first that does not fit.
 
     Each size runs in a process of its own, forward, backward and AdamW's moments included. On a CPU a size is not tried
     if the growth so far says that it would need more than the free memory.
@@ -71,7 +72,8 @@ def probe_memory(config: PretrainConfig) -> Table:
     )
     limit, peaks, size = _free_bytes(), [], 1
     while size <= LARGEST:
-        expected = 2 * peaks[-1] - (peaks[-2] if len(peaks) > 1 else 0) if len(peaks) > 1 else 0
+        # Doubling the size doubles what grows with it: the last growth, twice.
+        expected = 2 * peaks[-1] - peaks[-2] if len(peaks) > 1 else 0
         try:
             peak = None if expected > HEADROOM * limit else _peak_of(config, size)
         except BudgetError as error:
@@ -93,14 +95,14 @@ def probe_memory(config: PretrainConfig) -> Table:
 
 
 def _peak_of(config: PretrainConfig, size: int) -> int | None:
-    """Return the peak of a step in a process of its own, None if it does not fit.
+    """Measure the peak of a step in a process of its own, None if it does not fit.
 
     Raises:
         BudgetError: activations take more than ``mim.activation_gib``, whatever is recomputed.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(config, size, send))
+    process = context.Process(target=_measure, args=(config, size, send, extension_arguments(loaded_extensions())))
     process.start()
     send.close()
     try:
@@ -124,7 +126,8 @@ def _peak_of(config: PretrainConfig, size: int) -> int | None:
         process.join()
 
 
-def _measure(config: PretrainConfig, size: int, send: Connection) -> None:
+def _measure(config: PretrainConfig, size: int, send: Connection, extensions: list[str]) -> None:
+    load_extensions(extensions)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         step_once(config, size=size, device=device)

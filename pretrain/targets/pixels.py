@@ -1,6 +1,6 @@
-"""What the decoder has to predict: the pixels of a unit, normalised by their own mean and variance (MAE, section 4).
+"""The pixels of units as a target, and the normalisation of any target unit by unit (MAE, section 4).
 
-Legend: b images, s micro-batches of a stack, h w pixels, l units, d = unit height * unit width * 3.
+Legend: b images, s micro-batches of a stack, h w pixels, l units, d values of a unit (height * width * 3 for pixels).
 """
 
 from einops import rearrange
@@ -23,7 +23,7 @@ def pixels_to_images(units: Float[Tensor, "b l d"], unit: Size, grid: Size) -> F
 
 
 def normalised(units: Float[Tensor, "*s b l d"]) -> Float[Tensor, "*s b l d"]:
-    """Return each unit minus its mean, over the root of its unbiased variance plus 1e-6."""
+    """Subtract each unit's mean and divide by the root of its unbiased variance plus 1e-6."""
     mean = units.mean(dim=-1, keepdim=True)
     variance = units.var(dim=-1, keepdim=True)
     return (units - mean) / (variance + EPS).sqrt()

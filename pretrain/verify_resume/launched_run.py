@@ -1,12 +1,12 @@
 """A pretraining run as its own program under a launcher, started to be killed; and what it left, for comparison.
 
 Resuming cannot be proved within one process: here whole programs are started, killed with SIGKILL, started again, and
-their checkpoints and sample logs are compared (``pretrain/main.py verify-resume``, ``benchmarks/drills/resume.py``, ``kills.py``).
+their checkpoints and sample logs are compared (``pretrain/main.py verify-resume``, ``benchmarks/drills/resume.py`` and
+``kills.py``).
 """
 
 import contextlib
 import json
-import random
 import subprocess
 import sys
 import time
@@ -31,7 +31,7 @@ TAIL = 3000
 
 
 class RunFailedError(UserError):
-    """A run did not end as it should; the message holds the end of what it said."""
+    """A run did not end as it should; the message holds the end of its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +48,26 @@ class ProcessLayout:
     """Loader workers of each process."""
 
     def __str__(self) -> str:
-        """Name it in one word or two."""
-        how = f"ZeRO-{self.zero_stage}" if self.engine == "deepspeed" else self.engine
-        return f"{self.processes} x {how}, {self.workers} workers"
+        """Name it for a table."""
+        engine = f"ZeRO-{self.zero_stage}" if self.engine == "deepspeed" else self.engine
+        return f"{self.processes} x {engine}, {self.workers} workers"
 
     @property
     def launcher(self) -> list[str]:
-        """Words of the command before the program."""
+        """The command before the program."""
         if self.engine == "deepspeed":
-            words = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_machines", "1"]
-            words += ["--num_processes", str(self.processes), "--main_process_port", "0", "--mixed_precision", "no"]
-            return [*words, "--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", str(self.zero_stage)]
+            command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_machines", "1"]
+            command += ["--num_processes", str(self.processes), "--main_process_port", "0", "--mixed_precision", "no"]
+            return [*command, "--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", str(self.zero_stage)]
         if self.engine == "ddp":
             return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}"]
         return [sys.executable]
 
     @property
     def options(self) -> list[str]:
-        """Words of the command after the program."""
-        words = ["--distributed.engine", self.engine, "--distributed.zero-stage", str(self.zero_stage)]
-        return [*words, "--data.workers", str(self.workers)]
+        """The program's own options for it."""
+        options = ["--distributed.engine", self.engine, "--distributed.zero-stage", str(self.zero_stage)]
+        return [*options, "--data.workers", str(self.workers)]
 
 
 class LaunchedRun:
@@ -76,10 +76,10 @@ class LaunchedRun:
     Args:
         folder: the run folder.
         layout: how the processes share the work.
-        words: the recipe and other options of the program; the sample log must be on.
+        arguments: the recipe and other options of the program; the sample log must be on.
         program: what to launch.
         time_limit_s: longest time between two signs of progress, and to the end.
-        log: file to which the programs' words are added; by default a ``.log`` file beside the run folder.
+        log: file to which the programs' output is added; by default a ``.log`` file beside the run folder.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class LaunchedRun:
         folder: Path,
         *,
         layout: ProcessLayout,
-        words: Sequence[str],
+        arguments: Sequence[str],
         program: Path = PROGRAM,
         time_limit_s: float = 180,
         log: Path | None = None,
     ) -> None:
         self.folder, self.layout, self._limit_s = folder, layout, time_limit_s
         self._log = log or folder.with_suffix(".log")
-        command = [*layout.launcher, str(program), *words, "--run.folder", str(folder), *layout.options]
+        command = [*layout.launcher, str(program), *arguments, "--run.folder", str(folder), *layout.options]
         with self._log.open("ab") as output:
-            self._said_before = output.tell()
+            self._output_start = output.tell()
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
     def wait(self) -> int:
@@ -105,7 +105,7 @@ class LaunchedRun:
             code = self.process.wait(self._limit_s)
         except subprocess.TimeoutExpired:
             self.kill_all()
-            raise RunFailedError(f"a run did not end in {self._limit_s:g} s:\n{self.said()}") from None
+            raise RunFailedError(f"a run did not end in {self._limit_s:g} s:\n{self.output()}") from None
         self._check_processes()
         return code
 
@@ -117,10 +117,10 @@ class LaunchedRun:
         """
         code = self.wait()
         if code:
-            raise RunFailedError(f"a run ended with exit code {code}:\n{self.said()}")
+            raise RunFailedError(f"a run ended with exit code {code}:\n{self.output()}")
 
     def until(self, condition: Callable[[], bool]) -> bool:
-        """Wait until something holds; return False if the run ended well before.
+        """Wait until ``condition`` holds; return False if the run ended well before.
 
         Raises:
             RunFailedError: it failed, or makes no progress.
@@ -129,21 +129,21 @@ class LaunchedRun:
         while self.process.poll() is None and not condition():
             if time.monotonic() > deadline:
                 self.kill_all()
-                raise RunFailedError(f"a run made no progress:\n{self.said()}")
+                raise RunFailedError(f"a run made no progress:\n{self.output()}")
             time.sleep(0.002)
         if self.process.poll():
             self.wait_done()
         return self.process.poll() is None
 
     def last_step(self) -> int:
-        """Return the number of the last step that process 0 noted, or -1."""
+        """Read the number of the last step that process 0 noted, or -1."""
         path = self.folder / "samples-00000.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         whole = [line for line in lines if line.endswith("}")]
         return json.loads(whole[-1])["step"] if whole else -1
 
     def is_saving(self) -> bool:
-        """Return whether a checkpoint is being written."""
+        """Whether a checkpoint is being written."""
         return any((self.folder / "checkpoints").glob("*.partial"))
 
     def kill_all(self) -> int:
@@ -153,86 +153,48 @@ class LaunchedRun:
             for process in tree:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._expect_gone(tree, within_s=30.0)
+            self.expect_gone(tree, within_s=30.0)
         self.process.wait()
         self._check_processes()
         return self.last_step()
 
-    def kill_one(self, rng: random.Random, *, within_s: float) -> "Killed":
-        """Kill one process at random, and see that all others end by themselves.
-
-        Where it is the launcher its processes are killed with it, as a scheduler does.
-        """
-        tree = self.tree()
-        victim = rng.choice([process for process in tree if not _is_helper(process)])
-        kind = self._kind_of(victim)
-        start = time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-        if kind == "launcher":
-            return Killed(kind=kind, seconds=time.monotonic() - start, step=self.kill_all())
-        self._expect_gone(tree, within_s=within_s)
-        seconds = time.monotonic() - start
-        self.process.wait()
-        return Killed(kind=kind, seconds=seconds, step=self.last_step())
-
     def tree(self) -> list[psutil.Process]:
-        """Return the launcher and all that it started, which has process groups of its own."""
+        """List the launcher and all that it started, which has process groups of its own."""
         try:
             launcher = psutil.Process(self.process.pid)
             return [launcher, *launcher.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
-    def said(self, *, most: int = TAIL) -> str:
-        """Return the last characters, at ``most`` so many, of what the programs have said since this start."""
-        return self._log.read_bytes()[self._said_before :].decode(errors="replace")[-most:]
+    def output(self, *, most: int = TAIL) -> str:
+        """Read the last characters, at ``most`` so many, of what the programs have written since this start."""
+        return self._log.read_bytes()[self._output_start :].decode(errors="replace")[-most:]
 
-    def _kind_of(self, victim: psutil.Process) -> str:
-        if victim.pid == self.process.pid and self.layout.engine != "single":
-            return "launcher"
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return "rank" if victim.ppid() == self.process.pid else "worker of a rank"
-        return "gone already"
+    def expect_gone(self, tree: list[psutil.Process], *, within_s: float) -> None:
+        """Wait until none of these processes is left.
 
-    def _expect_gone(self, tree: list[psutil.Process], *, within_s: float) -> None:
+        Raises:
+            RunFailedError: some are; they are killed.
+        """
         _, alive = psutil.wait_procs(tree, timeout=within_s)
         if alive:
             for process in alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            raise RunFailedError(f"these processes went on for {within_s:g} s: {alive}\n{self.said()}")
+            raise RunFailedError(f"these processes went on for {within_s:g} s: {alive}\n{self.output()}")
 
     def _check_processes(self) -> None:
         """Refuse a launcher that started fewer processes than the layout has: it would prove nothing."""
-        found = len(list(self.folder.glob("samples-*.jsonl")))
-        if found < self.layout.processes:
+        num_logs = len(list(self.folder.glob("samples-*.jsonl")))
+        if num_logs < self.layout.processes:
             raise RunFailedError(
-                f"{self.folder.name}: {found} processes noted samples, expected {self.layout.processes}:\n{self.said()}"
+                f"{self.folder.name}: {num_logs} processes noted samples, expected {self.layout.processes}:\n"
+                f"{self.output()}"
             )
 
 
-def _is_helper(process: psutil.Process) -> bool:
-    """Return whether it is Python's own process that removes what others leave; nobody misses it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return any("resource_tracker" in word for word in process.cmdline())
-    return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Killed:
-    """One kill."""
-
-    kind: str
-    """Which process it was."""
-    seconds: float
-    """From the kill until nothing of the run was left."""
-    step: int
-    """The last step that process 0 had noted."""
-
-
 def final_tensors(run_folder: Path, *, step: int) -> dict[tuple[Kind, str], Tensor]:
-    """Return all tensors of a run's checkpoint of ``step``, its last.
+    """Read all tensors of a run's checkpoint of ``step``, its last.
 
     Raises:
         RunFailedError: the run did not come so far.
@@ -245,7 +207,7 @@ def final_tensors(run_folder: Path, *, step: int) -> dict[tuple[Kind, str], Tens
 
 
 def noted_micro_batches(run_folder: Path) -> dict[MicroBatchKey, str]:
-    """Return what each (step, micro_batch) was made of.
+    """Read what each (step, micro_batch) was made of.
 
     Raises:
         RunFailedError: one that was done twice was made of other samples the second time.

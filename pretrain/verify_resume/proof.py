@@ -24,13 +24,13 @@ from pretrain.config import PretrainConfig
 from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
 
 MOVED_BOUND = 1e-4
-"""Largest difference of a weight that other orders of sums may make in so few steps; where weights exceed 1, relative to them."""
+"""Largest difference of a weight that another order of sums makes in so few steps; relative to weights that exceed 1."""
 TIME_LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the runs left, compared."""
+    """How the runs compare."""
 
     steps: int
     """N."""
@@ -63,7 +63,7 @@ class Evidence:
         return same_samples and same_bits and self.moved_difference <= MOVED_BOUND
 
     def table(self) -> Table:
-        """Return the evidence for a terminal."""
+        """Show the evidence on a terminal."""
         mode = "deterministic kernels" if self.deterministic else "kernels that are not deterministic"
         table = Table(
             "what", "found", "promised", title=f"resume, with {mode}: {'proved' if self.proved else 'NOT PROVED'}"
@@ -101,22 +101,23 @@ def verify_resume(
         UserError: the recipe or the numbers do not fit, or a run failed.
     """
     first = _layout(config, processes or torch.cuda.device_count() or 2)
-    return _Proof(config, steps=steps, layouts=(first, _moved(config, first, moved_processes))).run()
+    return _Proof(config, steps=steps, layouts=(first, _moved_layout(config, first, moved_processes))).run()
 
 
 def _layout(config: PretrainConfig, processes: int) -> ProcessLayout:
-    share = {"batch_size": config.data.batch_size, "micro_batch_size": config.data.micro_batch_size}
-    micro_batches_of(0, world_size=processes, **share)
+    """Lay the recipe out on so many processes, among which its micro-batches must divide."""
+    batch_size, micro_batch_size = config.data.batch_size, config.data.micro_batch_size
+    micro_batches_of(0, world_size=processes, batch_size=batch_size, micro_batch_size=micro_batch_size)
     engine = config.distributed.engine if config.distributed.engine != "auto" else "deepspeed"
     stage = config.distributed.zero_stage
     return ProcessLayout(processes=processes, engine=engine, zero_stage=stage, workers=config.data.workers)
 
 
-def _moved(config: PretrainConfig, first: ProcessLayout, asked: int | None) -> ProcessLayout:
-    """Return where the moved run goes: to other processes, or where one GPU is all there is, to another engine."""
-    if asked is None and first.processes == torch.cuda.device_count() == 1:
+def _moved_layout(config: PretrainConfig, first: ProcessLayout, processes: int | None) -> ProcessLayout:
+    """Choose where the moved run goes: to other processes, or where one GPU is all there is, to another engine."""
+    if processes is None and first.processes == torch.cuda.device_count() == 1:
         return dataclasses.replace(first, engine="ddp" if first.engine == "single" else "single")
-    return _layout(config, asked or _other(config, first.processes))
+    return _layout(config, processes or _other_number(config, first.processes))
 
 
 class _Proof:
@@ -124,8 +125,6 @@ class _Proof:
 
     def __init__(self, config: PretrainConfig, *, steps: int, layouts: tuple[ProcessLayout, ProcessLayout]) -> None:
         self._folder, self._steps, self._layouts = config.run.folder, steps, layouts
-        if steps < 2:
-            raise UserError(f"--steps must be at least 2, to be killed between them, got {steps}")
         if self._folder.exists() and any(self._folder.iterdir()):
             raise UserError(f"{self._folder} is not empty; choose another --run.folder for the proof, or remove it")
         self._deterministic = config.distributed.deterministic or not torch.cuda.is_available()
@@ -156,34 +155,36 @@ class _Proof:
         return self._compare(whole, resumed=resumed, moved=moved, killed_after=killed_after)
 
     def _compare(self, whole: Path, *, resumed: Path, moved: Path, killed_after: int) -> Evidence:
-        one, two, three = (final_tensors(folder, step=self._steps) for folder in (whole, resumed, moved))
-        expected, found, elsewhere = (noted_micro_batches(folder) for folder in (whole, resumed, moved))
+        of_whole, of_resumed, of_moved = (final_tensors(folder, step=self._steps) for folder in (whole, resumed, moved))
+        expected, in_resumed, in_moved = (noted_micro_batches(folder) for folder in (whole, resumed, moved))
         return Evidence(
             steps=self._steps,
             killed_after=killed_after,
             deterministic=self._deterministic,
             layout=self._layouts[0],
             moved_layout=self._layouts[1],
-            num_tensors=len(one),
+            num_tensors=len(of_whole),
             num_micro_batches=len(expected),
-            resumed_tensors_differing=sum(key not in two or not torch.equal(one[key], two[key]) for key in one),
-            resumed_micro_batches_differing=sum(found.get(key) != words for key, words in expected.items()),
-            moved_difference=max(_difference(one[key], three[key]) for key in one if key[0] == "weight"),
-            moved_micro_batches_differing=sum(elsewhere.get(key) != words for key, words in expected.items()),
+            resumed_tensors_differing=sum(
+                key not in of_resumed or not torch.equal(x, of_resumed[key]) for key, x in of_whole.items()
+            ),
+            resumed_micro_batches_differing=sum(in_resumed.get(key) != content for key, content in expected.items()),
+            moved_difference=max(_difference(x, of_moved[key]) for key, x in of_whole.items() if key[0] == "weight"),
+            moved_micro_batches_differing=sum(in_moved.get(key) != content for key, content in expected.items()),
         )
 
     def _start(self, folder: Path, layout: ProcessLayout) -> LaunchedRun:
-        words = [*extension_arguments(loaded_extensions()), "--recipe", str(self._folder / "recipe.yaml")]
-        return LaunchedRun(folder, layout=layout, words=words, time_limit_s=TIME_LIMIT_S)
+        arguments = [*extension_arguments(loaded_extensions()), "--recipe", str(self._folder / "recipe.yaml")]
+        return LaunchedRun(folder, layout=layout, arguments=arguments, time_limit_s=TIME_LIMIT_S)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of two tensors, over the largest element if that exceeds 1."""
+    """Measure the largest difference of two tensors, over the largest element if that exceeds 1."""
     return float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp(min=1.0))
 
 
-def _other(config: PretrainConfig, processes: int) -> int:
-    """Return the next smaller number of processes that divides the micro-batches, else the next larger one."""
+def _other_number(config: PretrainConfig, processes: int) -> int:
+    """Choose the next smaller number of processes that divides the micro-batches, else the next larger one."""
     num = config.data.batch_size // config.data.micro_batch_size
     fitting = [count for count in range(1, num + 1) if num % count == 0 and count != processes]
     if not fitting:
