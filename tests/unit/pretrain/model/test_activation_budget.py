@@ -13,7 +13,7 @@ from backbones.recompute.blocks import recompute_blocks
 from backbones.recompute.choice import choose, least_budget
 from backbones.recompute.saved_bytes import saved_bytes
 from engine.checkpoint.store import newest_checkpoint
-from pretrain import activation_budget
+from pretrain.model import activation_budget
 from pretrain.model.activation_budget import GIB, BudgetError, choose_blocks, forward_cost
 from pretrain.model.greenmim import build_model
 from pretrain.model.model_inputs import random_inputs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretrain import memory
+from pretrain.model import memory
 from pretrain.model.activation_budget import BudgetError
 from pretrain.model.memory import explain_out_of_memory, is_out_of_memory, probe_memory, step_once
 
