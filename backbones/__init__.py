@@ -1,5 +1,5 @@
 """Hierarchical backbones, dense and on visible tokens only. Importing this has timm know the names of those in the zoo."""
 
-from backbones.zoo import register_with_timm
+from backbones.registry.zoo import register_with_timm
 
 register_with_timm()

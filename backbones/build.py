@@ -1,51 +1,28 @@
 """Build backbones by their timm names, and run those that can on visible tokens only."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import timm
 from jaxtyping import Bool, Float
-from timm.models.convnext import ConvNeXt
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.twins import Twins
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbones.arguments import timm_arguments
 from backbones.config import BackboneConfig
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.ops.window_attention import Implementation
-from backbones.pretrainable import DenseWay, Pretrainable
-from backbones.sec.network import SecNetwork
-from backbones.sec.visible import SEC
-from backbones.timm_models.convnext import CONVNEXT
-from backbones.timm_models.swin import SWIN
-from backbones.timm_models.swin_v2 import SWIN_V2
-from backbones.timm_models.twins import TWINS
-from backbones.timm_models.vit import VIT
+from backbones.registry.backbone import Backbone, DenseForward
+from backbones.registry.lookup import backbone_of, backbones
 from backbones.visible.layout import LayoutSpec
 from backbones.visible.stacking import Layout, VisibleStack
 from backbones.weights.handoff import load_backbone, read_backbone
-from backbones.xformer.visible import XFORMER
-from backbones.xformer.xformer import XFormer
 from engine.errors import UserError
 from engine.terms import Size
 
-REGISTRY: dict[type[nn.Module], Pretrainable] = {
-    SwinTransformer: SWIN,
-    SwinTransformerV2: SWIN_V2,
-    VisionTransformer: VIT,
-    Twins: TWINS,
-    ConvNeXt: CONVNEXT,
-    XFormer: XFORMER,
-    SecNetwork: SEC,
-}
-"""The classes that can be pretrained, and how each runs on visible tokens."""
-
 
 def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
-    """Return the backbone: a timm model with exact dense windows, without a classifier unless ``num_classes`` is given.
+    """Build a timm model with exact dense windows, without a classifier unless ``num_classes`` is given.
 
     ``kwargs`` go to timm. With ``config.init`` the weights come from there, and those that no longer fit are resized.
 
@@ -73,7 +50,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
 
 
 def architecture(source: BackboneConfig | nn.Module) -> tuple[str, dict[str, Any]]:
-    """Return timm's name of an architecture and the arguments with which timm itself makes it in the same size.
+    """Name an architecture and the arguments with which timm itself makes it in the same size.
 
     ``source`` is a config, or a model that was built from one.
     """
@@ -82,17 +59,18 @@ def architecture(source: BackboneConfig | nn.Module) -> tuple[str, dict[str, Any
     return source.architecture  # pyright: ignore[reportReturnType]
 
 
-def pretrainable(model: nn.Module) -> Pretrainable:
-    """Return what the class of ``model`` brings to be pretrained.
+def pretrainable(model: nn.Module) -> Backbone:
+    """Find what lets a network be pretrained.
 
     Raises:
-        UserError: nothing, it cannot run on visible tokens.
+        UserError: nothing, it cannot run on visible tokens; the message names those that can.
     """
-    for kind, ways in REGISTRY.items():
-        if isinstance(model, kind):
-            return ways
-    known = ", ".join(kind.__name__ for kind in REGISTRY)
-    raise UserError(f"{type(model).__name__} cannot run on visible tokens only; these can: {known}")
+    backbone = backbone_of(model)
+    if backbone is None:
+        raise UserError(
+            f"{type(model).__name__} cannot run on visible tokens only; these can: {_class_names(backbones())}"
+        )
+    return backbone
 
 
 def check_stacks(model: nn.Module) -> None:
@@ -102,14 +80,15 @@ def check_stacks(model: nn.Module) -> None:
         UserError: it does; the message names those that take several.
     """
     if not pretrainable(model).stacks:
-        known = ", ".join(kind.__name__ for kind, ways in REGISTRY.items() if ways.stacks)
+        stacking = [backbone for backbone in backbones() if backbone.stacks]
         raise UserError(
-            f"mim.micro-batches-per-forward must be 1 for {type(model).__name__}; these take several: {known}"
+            f"mim.micro-batches-per-forward must be 1 for {type(model).__name__}; these take several: "
+            f"{_class_names(stacking)}"
         )
 
 
 def layout_spec(model: nn.Module) -> LayoutSpec:
-    """Return the sizes that the visible layouts of ``model`` follow from.
+    """Find the sizes that the visible layouts of ``model`` follow from.
 
     Raises:
         UserError: the model cannot run on visible tokens, or its mask units do not divide its image size.
@@ -126,13 +105,14 @@ def forward_visible(
     *,
     attention: Implementation = "auto",
 ) -> Float[Tensor, "*s b k c"]:
-    """Return the features after the final norm of the visible units, in raster order, from their pixels alone.
+    """Encode the visible units, from their pixels alone: the features after the final norm, in raster order.
 
-    ``images`` are normalised, of one micro-batch or of the s of a stack; ``layout`` is on their device; ``attention`` names
-    the implementation.
+    ``images`` are normalised, of one micro-batch or of the s of a stack; ``layout`` is on their device; ``attention``
+    names the implementation.
 
     Raises:
-        UserError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one image.
+        UserError: the layout is for images of another size, or BatchNorm would be trained on one visible unit of one
+            image.
     """
     _check_images(images, layout.spec)
     features = pretrainable(model).forward(model, images, layout, attention=attention)
@@ -145,17 +125,17 @@ def forward_masked(
     visible: Bool[Tensor, "rows cols"],
     mask_token: Float[Tensor, "1 1 1 e"],
 ) -> Float[Tensor, "b l c"]:
-    """Return the features of all units in raster order, from all tokens, with ``mask_token`` where a unit is not visible."""
-    return dense_way(model).forward(model, images, visible, mask_token)
+    """Encode all units, in raster order, from all tokens, with ``mask_token`` where a unit is not visible."""
+    return dense_forward(model).forward(model, images, visible, mask_token)
 
 
 def mask_token_dim(model: nn.Module) -> int:
-    """Return the width of the mask token that :func:`forward_masked` takes."""
-    return dense_way(model).token_dim(model)
+    """The width of the mask token that :func:`forward_masked` takes."""
+    return dense_forward(model).token_dim(model)
 
 
-def dense_way(model: nn.Module) -> DenseWay:
-    """Return how ``model`` runs with mask tokens.
+def dense_forward(model: nn.Module) -> DenseForward:
+    """Find how a network runs with mask tokens.
 
     Raises:
         UserError: it cannot.
@@ -167,8 +147,12 @@ def dense_way(model: nn.Module) -> DenseWay:
 
 
 def feature_dim(model: nn.Module) -> int:
-    """Return the number of channels of the last stage."""
+    """The number of channels of the last stage."""
     return int(model.num_features)  # pyright: ignore[reportArgumentType]
+
+
+def _class_names(backbones: Iterable[Backbone]) -> str:
+    return ", ".join(dict.fromkeys(backbone.network.__name__ for backbone in backbones))
 
 
 def _check_name(name: str) -> None:

@@ -16,10 +16,11 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from backbones.ops.submanifold import convolution, normed_convolution
+from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import SecStage, rising
-from backbones.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.sec.visible import SEC
 from backbones.visible.token_grid import TokenGrid
 
 CLUSTERS = (1, 1, 2, 1)
@@ -167,3 +168,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make the network of one of the published sizes, or its maps with ``features_only``."""
     return create_by(make_sec_faster_vit, name, pretrained, {**VARIANTS[name], **model_args})
+
+
+BACKBONE = SEC

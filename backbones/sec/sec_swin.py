@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import SecStage, check_patches, rising
-from backbones.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.sec.visible import SEC
 from backbones.visible.token_grid import TokenGrid
 
 CLUSTERS = (32, 8, 2, 1)
@@ -128,3 +129,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make the network of one of the published sizes, or its maps with ``features_only``."""
     return create_by(make_sec_swin, name, pretrained, {**VARIANTS[name], **model_args})
+
+
+BACKBONE = SEC

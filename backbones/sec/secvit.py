@@ -9,14 +9,18 @@ its checkpoints).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import nn
 
+from backbones.config import SecConfig
+from backbones.registry.backbone import Arguments
+from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
 from backbones.sec.stage import STEMS, ConvDownsample, SecStage, rising
-from backbones.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.sec.visible import SEC, without_windows
 from engine.errors import UserError
 
 CLUSTERS = (32, 8, 2, 1)
@@ -150,3 +154,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make the network of one of the published sizes, or its maps with ``features_only``."""
     return create_by(make_secvit, name, pretrained, {**VARIANTS[name], **model_args})
+
+
+def _arguments(sizes: Arguments) -> Arguments:
+    return sizes if sizes.get("attention") == "window" else without_windows(sizes)
+
+
+BACKBONE = replace(SEC, arguments=_arguments, sec_options=frozenset(vars(SecConfig())))

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.registry.backbone import Arguments, Backbone, DenseForward
+from backbones.registry.sizes import refuse_size
 from backbones.sec.network import SecNetwork, dense_levels, dense_pixels
 from backbones.visible.layout import LayoutSpec, VisibleLayout
 from backbones.visible.token_grid import UNIT, GridSpec, tile_levels
@@ -67,9 +68,19 @@ def _forward_masked(
     return model.final(model.stage_tokens(tokens, levels)[-1])
 
 
-SEC = Pretrainable(
+def without_windows(sizes: Arguments) -> Arguments:
+    """Pass a config's sizes on but refuse windows, which clusters stand in the place of."""
+    refuse_size(sizes, "window_size", family="a backbone with attention in clusters")
+    return sizes
+
+
+SEC = Backbone(
+    network=SecNetwork,
     spec=sec_spec,
     forward=forward_visible_sec,
-    dense=DenseWay(token_dim=lambda model: model.feature_info[0]["num_chs"], forward=_forward_masked),
-    normed=lambda model: isinstance(model.norm, nn.LayerNorm),
+    dense=DenseForward(token_dim=lambda model: model.feature_info[0]["num_chs"], forward=_forward_masked),
+    ends_in_norm=lambda model: isinstance(model.norm, nn.LayerNorm),
+    arguments=without_windows,
+    sec_options=frozenset({"cpe", "lce", "rope", "clusters", "global_token"}),
 )
+"""What SEC-Swin and SEC-FasterViT are; SecViT has more options."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation
-from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
+from backbones.registry.backbone import Arguments, Backbone, DenseForward
+from backbones.registry.sizes import NUM_STAGES, doubled, refuse_size
 from backbones.visible.layout import LayoutSpec, VisibleLayout
 from backbones.visible.token_grid import GridSpec, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
@@ -104,9 +106,25 @@ def _patch(model: Any) -> Size:
     return stem.kernel_size
 
 
-CONVNEXT = Pretrainable(
+def _arguments(sizes: Arguments) -> Arguments:
+    refuse_size(sizes, "window_size", family="a ConvNeXt")
+    refuse_size(sizes, "num_heads", family="a ConvNeXt")
+    arguments = dict(sizes)
+    if len(arguments.get("depths", (1,) * NUM_STAGES)) != NUM_STAGES:
+        raise UserError(
+            f"backbone.depths: a ConvNeXt has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
+            f"got {len(arguments['depths'])}: {arguments['depths']}"
+        )
+    arguments.pop("img_size")  # it takes any, and no such argument
+    if "embed_dim" in arguments:
+        arguments["dims"] = doubled(arguments.pop("embed_dim"))
+    return arguments
+
+
+BACKBONE = Backbone(
+    network=ConvNeXt,
     spec=_spec,
     forward=forward_visible_convnext,
-    dense=DenseWay(token_dim=lambda model: model.stem[0].out_channels, forward=_forward_masked),
-    normed=lambda _: True,
+    dense=DenseForward(token_dim=lambda model: model.stem[0].out_channels, forward=_forward_masked),
+    arguments=_arguments,
 )

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from backbones.ops.lean_mlp import lean_mlp
 from backbones.ops.window_attention import Implementation, Plan, window_attention
-from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
+from backbones.registry.backbone import Backbone, DenseForward
 from backbones.visible.layout import LayoutSpec
 from backbones.visible.stacking import Layout
 from backbones.visible.tokens import embed_visible, token_map
@@ -113,5 +113,12 @@ def _forward_masked(
     return model.norm(model.layers(tokens)).flatten(1, 2)
 
 
-SWIN_DENSE = DenseWay(token_dim=lambda model: model.patch_embed.proj.out_channels, forward=_forward_masked)
-SWIN = Pretrainable(spec=swin_spec, forward=forward_visible_swin, dense=SWIN_DENSE, normed=lambda _: True, stacks=True)
+BACKBONE = Backbone(
+    network=SwinTransformer,
+    spec=swin_spec,
+    forward=forward_visible_swin,
+    dense=DenseForward(token_dim=lambda model: model.patch_embed.proj.out_channels, forward=_forward_masked),
+    stacks=True,
+    any_size={"strict_img_size": False},
+    windows_follow_size=True,
+)

@@ -5,6 +5,7 @@ Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible to
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,7 @@ from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2, Swi
 from torch import Tensor
 
 from backbones.ops.window_attention import Implementation, Plan, window_attention
-from backbones.pretrainable import Pretrainable
-from backbones.timm_models.swin import SWIN_DENSE, run_stages, swin_spec
+from backbones.timm_models import swin
 from backbones.visible.stacking import Layout
 
 MAX_LOGIT_SCALE = math.log(1 / 0.01)
@@ -27,7 +27,7 @@ def forward_visible_swin_v2(
     model: SwinTransformerV2, images: Float[Tensor, "*s b 3 h w"], layout: Layout, *, attention: Implementation
 ) -> Float[Tensor, "sb k c"]:
     """Return the final norm's features of the visible units, in raster order."""
-    return run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
+    return swin.run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
 
 def _block(
@@ -70,6 +70,15 @@ def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[T
     return merging.norm(merging.reduction(cells))
 
 
-SWIN_V2 = Pretrainable(
-    spec=swin_spec, forward=forward_visible_swin_v2, dense=SWIN_DENSE, normed=lambda _: True, stacks=True
+def _first_weights(model: Any) -> None:
+    """Start the norms after the branches at 0, as timm does: every branch then starts as nothing."""
+    for stage in model.layers:
+        stage._init_respostnorm()
+
+
+BACKBONE = replace(
+    swin.BACKBONE,
+    network=SwinTransformerV2,
+    forward=forward_visible_swin_v2,
+    first_weights=_first_weights,
 )

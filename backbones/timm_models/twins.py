@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from timm.layers.mlp import Mlp
-from timm.models.twins import GlobalSubSampleAttn
+from timm.models.twins import GlobalSubSampleAttn, Twins
 from torch import Tensor
 
 from backbones.ops.lean_mlp import lean_mlp
 from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation, window_attention
-from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
+from backbones.registry.backbone import Arguments, Backbone, DenseForward
+from backbones.registry.sizes import NUM_STAGES, doubled
 from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout
 from backbones.visible.token_grid import TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
@@ -181,9 +182,19 @@ def _plan(tokens: TokenGrid, stage: TwinsSpec, rule: Rule) -> GroupPlan:
     return group_plan(tokens.coords, grid=stage.grid, window=stage.window, shift=(0, 0), rule=rule)
 
 
-TWINS = Pretrainable(
+def _arguments(sizes: Arguments) -> Arguments:
+    arguments = dict(sizes)
+    if "window_size" in arguments:
+        arguments["wss"] = (arguments.pop("window_size"),) * NUM_STAGES
+    if "embed_dim" in arguments:
+        arguments["embed_dims"] = doubled(arguments.pop("embed_dim"))
+    return arguments
+
+
+BACKBONE = Backbone(
+    network=Twins,
     spec=_spec,
     forward=forward_visible_twins,
-    dense=DenseWay(token_dim=lambda model: model.embed_dims[0], forward=_forward_masked),
-    normed=lambda _: True,
+    dense=DenseForward(token_dim=lambda model: model.embed_dims[0], forward=_forward_masked),
+    arguments=_arguments,
 )

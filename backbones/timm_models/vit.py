@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from backbones.ops.positions import sine_cosine_position
 from backbones.ops.window_attention import Implementation
-from backbones.pretrainable import DenseWay, Pretrainable
 from backbones.recompute.blocks import run_block
+from backbones.registry.backbone import Arguments, Backbone, DenseForward
+from backbones.registry.sizes import refuse_size
 from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout, compact
 from backbones.visible.tokens import embed_visible
 from engine.errors import UserError
@@ -104,9 +107,41 @@ def _stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> t
     return (VitLayout(coords=compact(units)),)
 
 
-VIT = Pretrainable(
+@torch.no_grad()
+def _first_weights(model: Any) -> None:
+    """Set tokens before the patches normal 0.02, their positions 0, and those of patches to MAE's sines and cosines.
+
+    MAE keeps its positions; here they learn.
+    """
+    for token in (model.cls_token, model.reg_token):
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
+    if model.pos_embed is not None:
+        patches = sine_cosine_position(model.patch_embed.grid_size, model.embed_dim)
+        before = model.pos_embed.shape[1] - patches.shape[1]
+        model.pos_embed.copy_(torch.cat([patches.new_zeros(1, before, model.embed_dim), patches], dim=1))
+
+
+def _arguments(sizes: Arguments) -> Arguments:
+    refuse_size(sizes, "window_size", family="a plain ViT")
+    arguments = dict(sizes)
+    for key, name in (("depths", "depth"), ("num_heads", "num_heads")):
+        if key in arguments:
+            values = arguments.pop(key)
+            if len(values) != 1:
+                option = f"backbone.{key.replace('_', '-')}"
+                raise UserError(f"{option}: a plain ViT has one stage, so one number is expected, got {values}")
+            arguments[name] = values[0]
+    return arguments
+
+
+BACKBONE = Backbone(
+    network=VisionTransformer,
     spec=_spec,
     forward=forward_visible_vit,
-    dense=DenseWay(token_dim=lambda model: model.embed_dim, forward=_forward_masked),
-    normed=lambda _: True,
+    dense=DenseForward(token_dim=lambda model: model.embed_dim, forward=_forward_masked),
+    first_weights=_first_weights,
+    arguments=_arguments,
+    maps="single",
+    any_size={"dynamic_img_size": True},
 )

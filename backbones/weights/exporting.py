@@ -1,32 +1,30 @@
-"""Write a backbone's weights as one file in the layout that another code base reads."""
+"""Write a backbone's weights as one file with the names that another code base reads."""
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save_file
 
+from backbones.config import ExportNaming
 from backbones.weights.foreign_files import read_source
 from backbones.weights.key_names import to_microsoft, to_timm
 from engine.errors import UserError
 
-Layout = Literal["timm", "microsoft"]
 
-
-def export_weights(source: Path, out: Path, *, layout: Layout) -> int:
-    """Write the weights of ``source`` (a backbone folder or whatever can be imported) and return how many tensors it has.
+def export_weights(source: Path, out: Path, *, naming: ExportNaming) -> int:
+    """Write the weights of ``source`` (a backbone folder or whatever can be imported); returns the number of tensors.
 
     ``.safetensors`` holds the tensors alone; ``.pth`` wraps them as ``{"model": ...}``, as microsoft's loaders expect.
     Buffers that every model computes itself are not written: load with ``strict=False`` where code insists on them.
 
     Raises:
-        UserError: the source cannot be read, has no such layout, or ``out`` has another ending.
+        UserError: the source cannot be read, has no such names, or ``out`` has another ending.
     """
     if out.suffix not in (".safetensors", ".pth"):
         raise UserError(f"{out}: expected a file that ends in .safetensors or .pth")
     state = to_timm(read_source(source).state, keep_classifier=True).state
-    if layout == "microsoft":
+    if naming == "microsoft":
         state = to_microsoft(state)
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,10 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from backbones.config import MergeOrder
 from backbones.weights.foreign_files import Source, read_source
 from backbones.weights.handoff import is_classifier, skeleton, write_backbone
-from backbones.weights.key_names import CLASSIFIER, MergeOrder, Translated, to_timm
+from backbones.weights.key_names import CLASSIFIER, Translated, to_timm
 from backbones.weights.resizing import TABLE, Resized, fit_state
 from engine.errors import UserError
 
@@ -219,7 +220,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "imported_from": read.provenance,
-        "layout": found.layout,
+        "layout": found.naming,
         "merge_order": merge_order,
         "resized": list(map(str, resized)),
         "random": missing,

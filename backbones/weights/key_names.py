@@ -11,17 +11,13 @@ and scales with the shapes of maps.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from backbones.config import MergeOrder, Naming
 from engine.errors import UserError
 
-MergeOrder = Literal["swin", "official-2022"]
-"""Channel order of merged 2x2 cells; official-2022: row by row, as in GreenMIM's code until January 2023."""
-
-Layout = Literal["timm", "microsoft", "secvit"]
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "angle")
 _PRETRAINING = ("mask_token", "decoder")
 CLASSIFIER = "the classifier"
@@ -33,7 +29,7 @@ class Translated:
     """Weights under timm's names, and what of the file they are not."""
 
     state: dict[str, Tensor]
-    layout: Layout
+    naming: Naming
     left_out: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """Names by the reason for which they were left out."""
 
@@ -50,14 +46,14 @@ def to_timm(
             left_out.setdefault(reason, []).append(name)
         else:
             kept[name.removeprefix("encoder.")] = value
-    layout = _layout_of(kept)
-    if layout == "microsoft":
+    naming = _naming_of(kept)
+    if naming == "microsoft":
         kept = {_moved_downsample(re.sub(r"^head\.", "head.fc.", name), by=1): value for name, value in kept.items()}
-    elif layout == "secvit":
+    elif naming == "secvit":
         kept = {_moved_downsample(_bare_norm(name), by=1): _linear(value) for name, value in kept.items()}
-    if merge_order == "official-2022" and layout != "secvit":
+    if merge_order == "official-2022" and naming != "secvit":
         kept = {name: _swap_merged_blocks(name, value) for name, value in kept.items()}
-    return Translated(state=kept, layout=layout, left_out=left_out)
+    return Translated(state=kept, naming=naming, left_out=left_out)
 
 
 def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,7 +68,7 @@ def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_moved_downsample(name, by=-1).replace("head.fc.", "head."): value for name, value in state.items()}
 
 
-def _layout_of(state: Mapping[str, Tensor]) -> Layout:
+def _naming_of(state: Mapping[str, Tensor]) -> Naming:
     if "layers.0.blocks.0.norm1.norm.weight" in state:
         return "secvit"
     return "microsoft" if any(name.startswith("layers.0.downsample.") for name in state) else "timm"

@@ -38,21 +38,32 @@ class ModelSize:
 
 
 def measure(architecture: str, *, img_size: Size | None = None, **model_args: Any) -> ModelSize:
-    """Return the size of timm's ``architecture``, made with ``model_args``, for an image of ``img_size`` or its own size.
+    """Count timm's ``architecture``, made with ``model_args``, for an image of ``img_size`` or its own size.
 
     Raises:
-        UserError: timm does not know the architecture or refuses an argument, or images of this size are too small for it.
+        UserError: timm does not know the architecture or refuses an argument, or images of this size are too small for
+            it.
     """
-    model: Any = made_for(architecture, img_size, model_args).eval()
-    size = img_size or tuple(model.pretrained_cfg["input_size"][1:])
+    return measure_model(made_for(architecture, img_size, model_args), img_size=img_size)
+
+
+def measure_model(model: nn.Module, *, img_size: Size | None = None) -> ModelSize:
+    """Count a network without memory for its weights.
+
+    Raises:
+        UserError: images of this size are too small for it.
+    """
+    network: Any = model.eval()
+    size: Size = img_size or tuple(network.pretrained_cfg["input_size"][1:])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         try:
-            model(torch.empty(1, 3, *size, device="meta"))
+            network(torch.empty(1, 3, *size, device="meta"))
         except RuntimeError as error:
+            architecture = network.pretrained_cfg["architecture"]
             raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
     flops = counter.get_flop_counts()["Global"]
     between = sum(count for operator, count in flops.items() if any(word in str(operator) for word in _ATTENTION))
-    maps = {info["reduction"]: info["num_chs"] for info in model.feature_info}
+    maps = {info["reduction"]: info["num_chs"] for info in network.feature_info}
     return ModelSize(
         img_size=size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -64,7 +75,7 @@ def measure(architecture: str, *, img_size: Size | None = None, **model_args: An
 
 
 def made_for(architecture: str, img_size: Size | None, model_args: dict[str, Any]) -> nn.Module:
-    """Return the model without memory for its weights, made for ``img_size``.
+    """Make a network without memory for its weights, for images of ``img_size``.
 
     Raises:
         UserError: timm does not know the architecture or refuses an argument, or the size is not positive.

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from timm.models import build_model_with_cfg
+from torch import Tensor, nn
 
 from backbones.ops.submanifold import check_places, convolution
 from backbones.ops.window_attention import Implementation
-from backbones.pretrainable import DenseWay, Pretrainable
+from backbones.registry.backbone import Arguments, Backbone, DenseForward
+from backbones.registry.sizes import refuse_size
 from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout, compact
 from backbones.visible.token_grid import UNIT, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
 from backbones.xformer.xformer import PATCH, XFormer, XfUnit
+from engine.errors import UserError
 from engine.terms import Size
 
 Tokens = Float[Tensor, "b n c"]
@@ -162,9 +165,41 @@ def _level(tokens: TokenGrid, level: LevelSpec) -> Level:
     return Level(tokens=tokens, place=compact(place) if level.attention else None, num_places=PATCH**2 * rows * cols)
 
 
-XFORMER = Pretrainable(
+def _arguments(sizes: Arguments) -> Arguments:
+    refuse_size(sizes, "window_size", family="XFormer")
+    refuse_size(sizes, "num_heads", family="XFormer")
+    arguments = dict(sizes)
+    if "embed_dim" in arguments:
+        arguments |= _widths(arguments.pop("embed_dim"))
+    return arguments
+
+
+def _widths(first: int) -> Arguments:
+    """Scale all widths alike: the published network has 32 in its ``first`` stage."""
+    if first % 2:
+        raise UserError(f"backbone.embed-dim: XFormer's stem is half as wide as its first stage, got {first}; use even")
+    half = first // 2
+    return {
+        "stem_width": half,
+        "widths": tuple(first * i for i in (1, 2, 3, 4, 5)),
+        "embed_dims": tuple(half * i for i in (9, 12, 15)),
+        "qkv_dim": 3 * first,
+        "num_features": 20 * first,
+    }
+
+
+def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
+    """Make the reconstructed XFormer, or its maps with ``features_only``."""
+    features = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True}
+    return build_model_with_cfg(XFormer, name, pretrained, feature_cfg=features, **model_args)
+
+
+BACKBONE = Backbone(
+    network=XFormer,
     spec=_spec,
     forward=forward_visible_xformer,
-    dense=DenseWay(token_dim=lambda model: model.stem.conv.out_channels, forward=_forward_masked),
-    normed=lambda _: False,
+    dense=DenseForward(token_dim=lambda model: model.stem.conv.out_channels, forward=_forward_masked),
+    ends_in_norm=lambda _: False,
+    arguments=_arguments,
+    maps="normed",
 )

@@ -24,12 +24,11 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from timm.layers.squeeze_excite import SqueezeExcite
 from timm.layers.weight_init import trunc_normal_
-from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from backbones.recompute.blocks import run_block
-from backbones.sizes import check_choice
+from backbones.registry.sizes import check_choice
 from backbones.xformer.xfa import FORMULAS, Formula
 from engine.errors import UserError
 from engine.terms import Size
@@ -336,9 +335,3 @@ def _init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear) and module.bias is not None:
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-
-
-def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
-    """Make the reconstructed XFormer, or its maps with ``features_only``."""
-    features = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True}
-    return build_model_with_cfg(XFormer, name, pretrained, feature_cfg=features, **model_args)

@@ -15,14 +15,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.layers.norm import LayerNorm2d
-from timm.models.convnext import ConvNeXt
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.twins import Twins
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from backbones.sec.network import SecNetwork
+from backbones.registry.lookup import backbone_of
 from backbones.weights.handoff import skeleton
 from engine.distributed.batch_norm import join_records
 from engine.errors import UserError
@@ -33,8 +28,6 @@ from finetune.network.start import Start, build_network
 STRIDES = (4, 8, 16, 32)
 MULTIPLE = 32
 PROBE_SIDE = 64
-UNNORMED = (SwinTransformer, SwinTransformerV2, Twins, ConvNeXt, SecNetwork)
-"""Networks whose stages end in a residual sum, which gets a norm of its own, as in Swin's and ConvNeXt's dense tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +60,9 @@ class Pyramid(nn.Module):
         super().__init__()
         self.network, self.strides = network, tuple(strides)
         info: list[dict[str, Any]] = list(network.feature_info)  # pyright: ignore[reportArgumentType]
-        self.plain = isinstance(network, VisionTransformer)
+        backbone = backbone_of(network)
+        maps = "normed" if backbone is None else backbone.maps
+        self.plain = maps == "single"
         if self.plain:
             self.indices = [len(info) - 1]
             widths = [int(info[-1]["num_chs"])] * len(self.strides)
@@ -82,8 +77,7 @@ class Pyramid(nn.Module):
                 )
             self.indices = [last[stride] for stride in self.strides]
             widths = [int(info[number]["num_chs"]) for number in self.indices]
-            normed = isinstance(network, UNNORMED)
-            self.levels = nn.ModuleList(LayerNorm2d(width) if normed else nn.Identity() for width in widths)
+            self.levels = nn.ModuleList(LayerNorm2d(width) if maps == "sums" else nn.Identity() for width in widths)
         self.channels = tuple(widths)
         _freeze_unused(self)
 
@@ -134,20 +128,19 @@ class Pyramid(nn.Module):
 
 def dense_start(start: Start, *, largest: Size | None = None) -> Start:
     """Return ``start`` for images of any size; windows are those of ``largest`` (height, width in pixels) where it is given."""
-    model = skeleton(start.architecture, **start.model_args)
-    args: dict[str, Any] = dict(start.model_args)
-    if isinstance(model, VisionTransformer):
-        return replace(start, model_args={**args, "dynamic_img_size": True})
-    if isinstance(model, SwinTransformer | SwinTransformerV2):
-        args["strict_img_size"] = False
-        if largest is not None:
-            args["img_size"] = tuple(round_up(side) for side in largest)
-    return replace(start, model_args=args)
+    backbone = backbone_of(skeleton(start.architecture, **start.model_args))
+    if backbone is None:
+        return start
+    arguments = {**start.model_args, **backbone.any_size}
+    if backbone.windows_follow_size and largest is not None:
+        arguments["img_size"] = tuple(round_up(side) for side in largest)
+    return replace(start, model_args=arguments)
 
 
 def handed_off(start: Start, *, largest: Size | None = None) -> dict[str, Any]:
     """Return the arguments with which timm makes the network of such a pyramid again, for images of its own size."""
-    any_size = ("strict_img_size", "dynamic_img_size")
+    backbone = backbone_of(skeleton(start.architecture, **start.model_args))
+    any_size = {} if backbone is None else backbone.any_size
     return {key: value for key, value in dense_start(start, largest=largest).model_args.items() if key not in any_size}
 
 

@@ -151,7 +151,7 @@ def build_model(config: PretrainConfig, *, model_args: dict[str, Any] | None = N
             decoder = build_decoder(encoder, config, out_dim=target_dim(target, layout_spec(encoder).unit))
             model = GreenMIM(encoder, decoder, pixels=pixels, target=target, normalise_targets=mim.normalise_targets)
         if config.backbone.init is None:
-            init_mim(model.encoder)
+            init_mim(model.encoder, special=pretrainable(encoder).first_weights)
         init_mim(model.decoder)
         if isinstance(model.decoder, Decoder):
             nn.init.normal_(model.decoder.mask_token, std=0.02)
@@ -194,5 +194,5 @@ def build_decoder(encoder: nn.Module, config: PretrainConfig, *, out_dim: int) -
         dim=config.mim.decoder_dim,
         depth=config.mim.decoder_depth,
         num_heads=config.mim.decoder_heads,
-        norm_input=not pretrainable(encoder).normed(encoder),
+        norm_input=not pretrainable(encoder).ends_in_norm(encoder),
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from backbones.app import main
-from backbones.pictures import draw, random_layout, read_photograph
+from backbones.commands.drawing import draw, random_layout, read_photograph
 from backbones.sec.attention import similarity
 from backbones.sec.clusters import clusters_of, load_network, normalised
 

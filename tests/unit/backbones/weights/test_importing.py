@@ -147,7 +147,7 @@ def test_importing_what_was_exported_gives_every_bit_back(tmp_path, layout, endi
         provenance={},
     )
     out = tmp_path / f"weights{ending}"
-    assert export_weights(tmp_path / "a", out, layout=layout) == len(model.state_dict())
+    assert export_weights(tmp_path / "a", out, naming=layout) == len(model.state_dict())
     import_backbone(out, tmp_path / "b", architecture=architecture, sizes=SMALL)
     before, after = read_state(tmp_path / "a"), read_state(tmp_path / "b")
     assert list(before) == list(after)
@@ -165,6 +165,6 @@ def test_backbone_folder_is_imported_with_its_own_arguments(tmp_path):
 def test_export_refuses_other_endings_and_layouts(tmp_path):
     torch.save(timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(), tmp_path / "vit.pth")
     with pytest.raises(ValueError, match=r"ends in .safetensors or .pth"):
-        export_weights(tmp_path / "vit.pth", tmp_path / "out.bin", layout="timm")
+        export_weights(tmp_path / "vit.pth", tmp_path / "out.bin", naming="timm")
     with pytest.raises(ValueError, match="exists for Swin and Swin V2 only"):
-        export_weights(tmp_path / "vit.pth", tmp_path / "out.pth", layout="microsoft")
+        export_weights(tmp_path / "vit.pth", tmp_path / "out.pth", naming="microsoft")

@@ -5,6 +5,7 @@ import timm
 import torch
 from torch import nn
 
+from backbones.build import pretrainable
 from backbones.ops.positions import sine_cosine_position
 from backbones.weights.initial import init_mim
 
@@ -15,7 +16,7 @@ SIZES = {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "nu
 def test_weights_are_xavier_uniform_biases_zero_and_tables_narrow(name):
     torch.manual_seed(0)
     model = timm.create_model(name, **SIZES)
-    init_mim(model)
+    init_mim(model, special=pretrainable(model).first_weights)
     linears = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.weight.numel() > 1000]
     for linear in linears:
         fan_out, fan_in = linear.weight.flatten(1).shape
@@ -31,7 +32,7 @@ def test_norms_start_as_identity_but_those_after_swin_v2s_branches_at_zero():
     one = timm.create_model("swin_tiny_patch4_window7_224", **SIZES)
     two = timm.create_model("swinv2_tiny_window8_256", **SIZES)
     for model in (one, two):
-        init_mim(model)
+        init_mim(model, special=pretrainable(model).first_weights)
         assert (model.norm.weight == 1).all()
         assert not model.norm.bias.any()
     assert (one.layers[0].blocks[0].norm1.weight == 1).all()
@@ -43,7 +44,7 @@ def test_same_seed_gives_the_same_weights():
     for _ in range(2):
         model = timm.create_model("swin_tiny_patch4_window7_224", **SIZES)
         torch.manual_seed(7)
-        init_mim(model)
+        init_mim(model, special=pretrainable(model).first_weights)
         states.append(model.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -51,7 +52,7 @@ def test_same_seed_gives_the_same_weights():
 def test_positions_of_a_vit_start_as_sines_and_cosines_of_their_places():
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=1, reg_tokens=2)
-    init_mim(model)
+    init_mim(model, special=pretrainable(model).first_weights)
     positions = model.pos_embed[0]
     assert torch.equal(positions[:3], torch.zeros(3, 192))
     assert torch.equal(positions[3:], sine_cosine_position((4, 6), 192)[0])

@@ -1,4 +1,4 @@
-"""timm's names of the networks that are written here.
+"""The backbones of this package, and timm's names of those whose networks are written here.
 
 ``import backbones`` is all that ``timm.create_model("secvit_tiny")`` needs, and yet programs without torch import the
 configs and pure functions of this package. So the names are registered when timm is imported, before or after this
@@ -17,22 +17,19 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Networks of one module, as timm wants them described."""
+class Described:
+    """What timm wants to know of networks that are written here."""
 
-    module: str
-    """Has the function ``create(name, pretrained, **model_args)``."""
-    names: tuple[str, ...]
     first_conv: str
     """The layer that takes the channels of images."""
     classifier: str = "head"
     side: int = 224
-    """Height and width in pixels of the images that it is published for."""
+    """Height and width in pixels of the images that they are published for."""
     crop_pct: float = 0.875
     """The share of a validation image's shorter side that is looked at."""
 
-    def description(self) -> dict[str, Any]:
-        """Describe an untrained network in the words of timm's configs."""
+    def config(self) -> dict[str, Any]:
+        """The same in the words of timm's configs, for untrained networks."""
         return {
             "num_classes": 1000,
             "input_size": (3, self.side, self.side),
@@ -46,31 +43,53 @@ class Entry:
         }
 
 
-ZOO = (
-    Entry(
-        module="backbones.sec.secvit",
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The architectures of one module."""
+
+    names: tuple[str, ...]
+    """timm's names of those that ``backbones/main.py list`` shows unasked."""
+    ours: Described | None = None
+    """Of networks that ``create(name, pretrained, **model_args)`` of the module makes; None where timm has entry points."""
+
+
+ZOO: dict[str, Entry] = {
+    "backbones.timm_models.swin": Entry(
+        names=tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large"))
+    ),
+    "backbones.timm_models.swin_v2": Entry(
+        names=tuple(f"swinv2_{size}_window8_256" for size in ("tiny", "small", "base"))
+    ),
+    "backbones.sec.secvit": Entry(
         names=("secvit_tiny", "secvit_small", "secvit_base", "secvit_large"),
-        first_conv="patch_embed.proj.0",
+        ours=Described(first_conv="patch_embed.proj.0"),
     ),
-    Entry(
-        module="backbones.sec.sec_swin",
-        names=("sec_swin_tiny", "sec_swin_small"),
-        first_conv="patch_embed.proj",
+    "backbones.sec.sec_swin": Entry(
+        names=("sec_swin_tiny", "sec_swin_small"), ours=Described(first_conv="patch_embed.proj")
     ),
-    Entry(
-        module="backbones.sec.faster_vit",
+    "backbones.sec.faster_vit": Entry(
         names=("sec_faster_vit_0", "sec_faster_vit_1", "sec_faster_vit_2"),
-        first_conv="patch_embed.conv1",
+        ours=Described(first_conv="patch_embed.conv1"),
     ),
-    Entry(
-        module="backbones.xformer.xformer",
+    "backbones.xformer.visible": Entry(
         names=("xformer",),
-        first_conv="stem.conv",
-        classifier="head.fc",
-        side=256,
-        crop_pct=0.9,
+        ours=Described(first_conv="stem.conv", classifier="head.fc", side=256, crop_pct=0.9),
     ),
-)
+    "backbones.timm_models.vit": Entry(
+        names=(
+            "vit_tiny_patch16_224",
+            "vit_small_patch16_224",
+            "vit_base_patch16_224",
+            "vit_large_patch16_224",
+            "vit_huge_patch14_224",
+        )
+    ),
+    "backbones.timm_models.twins": Entry(names=("twins_svt_small", "twins_svt_base", "twins_svt_large")),
+    "backbones.timm_models.convnext": Entry(
+        names=("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
+    ),
+}
+"""Modules that hold a ``BACKBONE``; one from outside adds itself: ``ZOO[__name__] = Entry(names=(...))``."""
 default_cfgs: dict[str, Any] = {}
 """What timm's ``register_model`` reads beside an entry point: descriptions by name."""
 
@@ -86,11 +105,13 @@ def register_with_timm() -> None:
 def _register() -> None:
     from timm.models import generate_default_cfgs, register_model  # noqa: PLC0415 # imports torch
 
-    descriptions: dict[str, Any] = {f"{name}.untrained": entry.description() for entry in ZOO for name in entry.names}
-    default_cfgs.update(generate_default_cfgs(descriptions))
-    for entry in ZOO:
-        for name in entry.names:
-            register_model(_entry_point(entry.module, name))
+    ours = [(module, entry.names, entry.ours.config()) for module, entry in ZOO.items() if entry.ours is not None]
+    default_cfgs.update(
+        generate_default_cfgs({f"{name}.untrained": config for _, names, config in ours for name in names})
+    )
+    for module, names, _ in ours:
+        for name in names:
+            register_model(_entry_point(module, name))
 
 
 def _entry_point(module: str, name: str) -> Callable[..., Any]:

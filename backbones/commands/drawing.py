@@ -15,9 +15,11 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
 
 from backbones.build import layout_spec
-from backbones.sec.clusters import Clusters
+from backbones.commands.config import DrawClusters
+from backbones.sec.clusters import Clusters, clusters_of, load_network, normalised
 from backbones.visible.layout import VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
 from backbones.weights.handoff import skeleton
@@ -31,6 +33,19 @@ TINT = 0.62
 """Share of the colour that says something in what is drawn over the photograph."""
 GROUP_COLOURS = "tab20"
 CLUSTER_COLOURS = "turbo"
+
+
+def run_clusters(options: DrawClusters) -> None:
+    """Write the drawing."""
+    out = picture_file(options.out)
+    network = load_network(options.backbone, img_size=options.img_size, seed=options.seed)
+    image = read_photograph(options.image, options.img_size)
+    clusters = clusters_of(network, normalised(image, network))
+    layout = random_layout(options.swin, img_size=options.img_size, mask_ratio=options.mask_ratio, seed=options.seed)
+    weights = "" if Path(options.backbone).is_dir() else " with random weights"
+    title = f"{options.backbone}{weights}; {options.swin}, {options.mask_ratio:.0%} hidden"
+    draw(image, clusters, layout, title=title, path=out)
+    Console().print(f"wrote {out}", soft_wrap=True, markup=False)
 
 
 def picture_file(out: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Which backbones there are, and what the programs know of each."""
