@@ -7,7 +7,7 @@ package, and a network's module is imported when one is made.
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -89,23 +89,30 @@ ZOO: dict[str, Entry] = {
         names=("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
     ),
 }
-"""Modules that hold a ``BACKBONE``; one from outside adds itself: ``ZOO[__name__] = Entry(names=(...))``."""
+"""Modules that hold a ``BACKBONE``."""
 default_cfgs: dict[str, Any] = {}
 """What timm's ``register_model`` reads beside an entry point: descriptions by name."""
 
 
-def register_with_timm() -> None:
-    """Register the names of ``ZOO``, now if timm is there, else as soon as it is imported."""
+def register(module: str, entry: Entry) -> None:
+    """Add a module from outside, which holds a ``BACKBONE``."""
+    ZOO[module] = entry
     if "timm" in sys.modules:
-        _register()
+        _tell_timm({module: entry})
+
+
+def register_with_timm() -> None:
+    """Tell timm the names of ``ZOO``, now if timm is there, else as soon as it is imported."""
+    if "timm" in sys.modules:
+        _tell_timm(ZOO)
     else:
         sys.meta_path.insert(0, _AfterTimm())
 
 
-def _register() -> None:
+def _tell_timm(entries: Mapping[str, Entry]) -> None:
     from timm.models import generate_default_cfgs, register_model  # noqa: PLC0415 # imports torch
 
-    ours = [(module, entry.names, entry.ours.config()) for module, entry in ZOO.items() if entry.ours is not None]
+    ours = [(module, entry.names, entry.ours.config()) for module, entry in entries.items() if entry.ours]
     default_cfgs.update(
         generate_default_cfgs({f"{name}.untrained": config for _, names, config in ours for name in names})
     )
@@ -141,4 +148,4 @@ class _AfterTimm(MetaPathFinder):
         exec_module(module)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-            _register()
+            _tell_timm(ZOO)

@@ -19,7 +19,7 @@ from backbones.ops.submanifold import convolution, normed_convolution
 from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
-from backbones.sec.stage import SecStage, rising
+from backbones.sec.stage import PlainStage, SecStage, rising
 from backbones.sec.visible import SEC
 from backbones.visible.token_grid import TokenGrid
 
@@ -58,7 +58,12 @@ def make_sec_faster_vit(
     check_choice(get_args(GlobalToken), global_token=global_token)
     rates = rising(drop_path_rate, depths)
     stages: list[nn.Module] = [
-        ConvStage(dim, in_dim=dims[i - 1] if i else None, drop_paths=rates[i]) for i, dim in enumerate(dims[:2])
+        PlainStage(
+            downsample=NormedDownsample(dims[i - 1], dim) if i else None,
+            blocks=[ConvBlock(dim, drop_path=rate) for rate in rates[i]],
+            recomputes=False,  # would move the blocks' batch statistics twice
+        )
+        for i, dim in enumerate(dims[:2])
     ]
     stages += [
         SecStage(
@@ -108,26 +113,6 @@ class Stem(nn.Module):
         return quarter.tokens(normed_convolution(self.conv2, self.norm2, x, half).relu(), len(x))
 
 
-class ConvStage(nn.Module):
-    """Downsampling, but in the first stage, and residual blocks of two 3x3 convolutions."""
-
-    def __init__(self, dim: int, *, in_dim: int | None, drop_paths: Sequence[float]) -> None:
-        super().__init__()
-        self.downsample = NormedDownsample(in_dim, dim) if in_dim is not None else None
-        self.blocks = nn.ModuleList(ConvBlock(dim, drop_path=rate) for rate in drop_paths)
-
-    def forward(
-        self, x: Float[Tensor, "b n c"], *, above: TokenGrid, grid: TokenGrid, recompute: bool = False
-    ) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid`` after this stage, from those of the grid ``above``."""
-        if self.downsample is not None:
-            x = self.downsample(x, above, grid)
-        del recompute  # would move the blocks' batch statistics twice
-        for block in self.blocks:
-            x = block(x, grid)
-        return x
-
-
 class ConvBlock(nn.Module):
     """Two 3x3 convolutions with norms, residual."""
 
@@ -167,7 +152,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make the network of one of the published sizes, or its maps with ``features_only``."""
-    return create_by(make_sec_faster_vit, name, pretrained, {**VARIANTS[name], **model_args})
+    return create_by(make_sec_faster_vit, name, pretrained, **{**VARIANTS[name], **model_args})
 
 
 BACKBONE = SEC

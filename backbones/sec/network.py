@@ -47,11 +47,11 @@ class SecNetwork(nn.Module):
         patch_embed: nn.Module,
         stages: Sequence[nn.Module],
         dims: Sequence[int],
-        img_size: int | Sequence[int],
         head: HeadKind,
-        num_classes: int,
-        global_pool: str,
-        drop_rate: float,
+        img_size: int | Sequence[int] = 224,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -210,7 +210,7 @@ def init_weights(module: M) -> M:
     return module.apply(_init_weights)
 
 
-def create_by(make: Callable[..., SecNetwork], name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+def create_by(make: Callable[..., SecNetwork], name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make what timm's ``create_model`` returns: the network of ``make``, or its maps with ``features_only``."""
     maker: Any = make
     features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}

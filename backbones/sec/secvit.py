@@ -153,7 +153,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def create(name: str, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Make the network of one of the published sizes, or its maps with ``features_only``."""
-    return create_by(make_secvit, name, pretrained, {**VARIANTS[name], **model_args})
+    return create_by(make_secvit, name, pretrained, **{**VARIANTS[name], **model_args})
 
 
 def _arguments(sizes: Arguments) -> Arguments:

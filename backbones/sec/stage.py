@@ -3,7 +3,7 @@
 Legend: b batch, n o tokens, c d channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,25 @@ class SecStage(nn.Module):
             turn = rotation(grid.coords, self.head_dim, dtype=torch.promote_types(x.dtype, torch.float32))
         for block in self.blocks:
             x = run_block(block, x, grid, turn, recompute=recompute)
+        return x
+
+
+class PlainStage(nn.Module):
+    """Downsampling, but in the first stage, and blocks that are called with tokens and their grid."""
+
+    def __init__(self, *, downsample: nn.Module | None, blocks: Iterable[nn.Module], recomputes: bool = True) -> None:
+        super().__init__()
+        self.downsample, self.recomputes = downsample, recomputes
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, x: Float[Tensor, "b n c"], *, above: TokenGrid, grid: TokenGrid, recompute: bool = False
+    ) -> Float[Tensor, "b o d"]:
+        """Return the tokens of ``grid`` after this stage, from those of the grid ``above``."""
+        if self.downsample is not None:
+            x = self.downsample(x, above, grid)
+        for block in self.blocks:
+            x = run_block(block, x, grid, recompute=recompute) if self.recomputes else block(x, grid)
         return x
 
 

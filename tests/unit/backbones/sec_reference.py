@@ -11,14 +11,16 @@ from backbones.sec.sec_swin import MergeDownsample, PatchEmbed
 from backbones.sec.stage import ConvDownsample, ConvStem
 
 
-def dense_reference(model, x, visible):
-    """Return the last map of the visible units."""
+def dense_reference(model, x, visible, *, run_block=None):
+    """The visible units of the last map; ``run_block`` (block, map, which places are seen) runs blocks of other networks."""
     x = _stem(model.patch_embed, x * _seen(x, visible), visible)
     for stage in model.layers:
         if stage.downsample is not None:
             x = _downsample(stage.downsample, x, visible)
         for block in stage.blocks:
-            if isinstance(block, ConvBlock):
+            if run_block is not None:
+                x = run_block(block, x, _seen(x, visible))
+            elif isinstance(block, ConvBlock):
                 y = F.gelu(_batch_norm(block.norm1, block.conv1(x), visible), approximate="tanh") * _seen(x, visible)
                 x = x + _batch_norm(block.norm2, block.conv2(y), visible)
             else:
@@ -75,13 +77,23 @@ def _layer_norm(layer, maps, visible):
     return layer(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) * _seen(maps, visible)
 
 
+def tokens_of(maps, keep):
+    """The tokens [b n c] of the places to keep."""
+    return maps[:, :, keep].mT
+
+
+def map_of(tokens, keep):
+    """A map with tokens [b n c] at the places that are kept, and zeros."""
+    whole = tokens.new_zeros(len(tokens), tokens.shape[-1], keep.numel())
+    return whole.index_copy(2, keep.flatten().nonzero().flatten(), tokens.mT).unflatten(2, keep.shape)
+
+
 def _attention_block(block, x, keep, *, rope, num_units):
     def tokens(maps):
-        return maps[:, :, keep].mT
+        return tokens_of(maps, keep)
 
     def maps(values):
-        whole = values.new_zeros(len(values), values.shape[-1], keep.numel())
-        return whole.index_copy(2, keep.flatten().nonzero().flatten(), values.mT).unflatten(2, keep.shape)
+        return map_of(values, keep)
 
     if block.pos is not None:
         x = (x + block.pos(x)) * keep

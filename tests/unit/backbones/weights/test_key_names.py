@@ -78,7 +78,7 @@ def test_pretraining_wrappers_and_parts_are_taken_off():
     state |= {"module.mask_token": torch.zeros(1), "module.decoder_blocks.0.norm1.weight": torch.zeros(1)}
     state["module.encoder.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(1)
     found = to_timm(state)
-    assert found.layout == "microsoft"
+    assert found.naming == "microsoft"
     assert set(found.state) == {name for name in small_state() if not name.startswith("head.")}
     assert found.left_out["of pretraining only"] == ["mask_token", "decoder_blocks.0.norm1.weight"]
     assert len(found.left_out["computed by every model"]) == 1
