@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from backbones.weights.foreign_files import read_source
-from engine.checkpoint.slices import Slice
+from engine.checkpoint.slices import TensorSlice
 from engine.checkpoint.store import CheckpointStore
 
 WEIGHTS = {"patch_embed.proj.weight": torch.arange(3.0)}
@@ -92,7 +92,7 @@ def test_safetensors_are_read(tmp_path):
 
 def test_run_folder_gives_its_newest_checkpoint(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", rank=0, world_size=1, keep_last=2, keep_every_steps=None)
-    whole = Slice(kind="weight", name="patch_embed.proj.weight", shape=(3,), offset=0, values=torch.arange(3.0))
+    whole = TensorSlice(kind="weight", name="patch_embed.proj.weight", shape=(3,), offset=0, values=torch.arange(3.0))
     state = {
         "architecture": "swin_x",
         "model_args": {"a": 1},
