@@ -79,6 +79,18 @@ def parse_json(content: bytes | str) -> Any:
         raise DocumentError(f"expected JSON, but {error}") from None
 
 
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """Parse a JSON document with an object at its top.
+
+    Raises:
+        DocumentError: it is none.
+    """
+    tree = parse_json(content)
+    if not isinstance(tree, dict):
+        raise DocumentError(f"expected an object at the top, got {_named(tree)}")
+    return tree  # pyright: ignore[reportUnknownVariableType]
+
+
 def json_lines(content: bytes) -> list[dict[str, Any]]:
     """Parse the objects of a file with one a line; what is none, such as a line that a kill cut short, is left out."""
     lines: list[dict[str, Any]] = []
@@ -192,6 +204,8 @@ def _converted(value: Any, kind: Any, *, at: str) -> Any:
         return value
     if not _is_of(value, kind):
         raise _misfit(value, _kind_name(kind), at=at)
+    if origin is tuple and Ellipsis not in options and len(value) != len(options):
+        raise _misfit(value, f"{len(options)} values", at=at)
     if origin is tuple or origin is list:
         return origin(_converted(item, options[0], at=f"{at}[{number}]") for number, item in enumerate(value))
     return Path(value) if kind is Path else float(value) if kind is float else value

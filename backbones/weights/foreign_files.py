@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backbones.weights.handoff import CONFIG, read_backbone, read_safetensors, read_state
+from backbones.weights.handoff import CONFIG, read_backbone, read_state
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
+from engine.checkpoint.tensor_files import read_tensors
 from engine.errors import UserError
 
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -55,7 +56,7 @@ def read_source(path: Path) -> Source:
         return _read_folder(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint file, a backbone folder or a run folder")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+    content = read_tensors(path) if path.suffix == ".safetensors" else load_pickled(path)
     return Source(state=_weights_in(content, path), provenance={"file": path.name, "sha256": _sha256(path)})
 
 
@@ -76,7 +77,11 @@ def load_pickled(path: Path) -> Any:
             f"{path}: holds {named or 'objects'}, which this program does not open, because making it could run code; "
             f"expected tensors in plain containers: ask its author for a safetensors file"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(f"{path}: expected a whole PyTorch checkpoint file ({_first_line(error)})") from None
+    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         kind = "truncated or damaged" if zipfile.is_zipfile(path) or path.stat().st_size else "empty"
         raise UserError(
             f"{path}: expected a whole PyTorch checkpoint file, it is {kind} ({_first_line(error)})"
@@ -89,7 +94,8 @@ def _weights_in(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a mapping of names to tensors, got a {type(content).__name__}")
-    state = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in tensors.items() if isinstance(name, str)}
     if not state:
         raise UserError(
             f"{path}: no tensors found at the top or under {', '.join(_WRAPPERS)}; it has {', '.join(map(str, content))[:200]}"

@@ -21,13 +21,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.resizing import fit_state
-from engine.errors import UserError
+from engine.checkpoint.tensor_files import read_tensors, write_tensors
+from engine.documents import DocumentError, member, parse_object
+from engine.errors import UserError, at_path, is_refusal
 from engine.run.durable import fsync_folder
 from engine.terms import Size
 
@@ -87,10 +87,29 @@ def write_backbone(
     config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
-    (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    _replace_folder(folder, beside)
+    with at_path(folder):
+        try:
+            beside.mkdir(parents=True)
+            write_tensors(beside / WEIGHTS, weights, metadata={"format": "pt"})
+            (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            _replace_folder(folder, beside)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write a backbone over what is none.
+
+    Raises:
+        UserError: there is a file, or a folder with other files.
+    """
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, WEIGHTS))
+        if others:
+            raise UserError(f"{folder} holds {', '.join(others[:3])}, which would be lost; choose another folder")
+    elif folder.exists():
+        raise UserError(f"{folder} is a file; choose another folder")
 
 
 def read_backbone(folder: Path) -> BackboneInfo:
@@ -106,39 +125,27 @@ def read_backbone(folder: Path) -> BackboneInfo:
             f"pretraining writes one at its end, `python backbones/main.py import` makes one from a checkpoint file"
         )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        cfg = config["pretrained_cfg"]
+        config = {"model_args": {}, "num_classes": 0, "provenance": {}, **parse_object((folder / CONFIG).read_bytes())}
+        cfg = {"interpolation": "bicubic", **member(config, "pretrained_cfg", dict[str, Any])}
+        _, height, width = member(cfg, "input_size", tuple[int, int, int])
         return BackboneInfo(
-            architecture=config["architecture"],
-            model_args=config.get("model_args", {}),
-            num_classes=config.get("num_classes", 0),
-            img_size=tuple(cfg["input_size"][1:]),
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-            interpolation=cfg.get("interpolation", "bicubic"),
-            provenance=config.get("provenance", {}),
+            architecture=member(config, "architecture", str),
+            model_args=member(config, "model_args", dict[str, Any]),
+            num_classes=member(config, "num_classes", int),
+            img_size=(height, width),
+            mean=member(cfg, "mean", tuple[float, ...]),
+            std=member(cfg, "std", tuple[float, ...]),
+            interpolation=member(cfg, "interpolation", str),
+            provenance=member(config, "provenance", dict[str, Any]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: expected timm's config of a model folder, got {error!r}") from None
+    except DocumentError as error:
+        raise UserError(f"{folder / CONFIG}: expected timm's config of a model folder ({error})") from None
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a backbone folder by timm's names."""
     read_backbone(folder)
-    return read_safetensors(folder / WEIGHTS)
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file.
-
-    Raises:
-        UserError: it is truncated or something else.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected a whole safetensors file, {error}") from None
+    return read_tensors(folder / WEIGHTS)
 
 
 def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
@@ -197,8 +204,11 @@ def skeleton(architecture: str, **model_args: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, **model_args)
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"timm cannot make {architecture} with {model_args}: {error}") from None
+    except Exception as error:  # timm and torch refuse sizes with whatever comes of them
+        if not is_refusal(error):
+            raise
+        reason = str(error) or type(error).__name__
+        raise UserError(f"timm cannot make {architecture} with {model_args}: {reason}") from error
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones.config import MergeOrder
 from backbones.weights.foreign_files import Source, read_source
-from backbones.weights.handoff import is_classifier, skeleton, write_backbone
+from backbones.weights.handoff import check_replaceable, is_classifier, skeleton, write_backbone
 from backbones.weights.key_names import CLASSIFIER, Translated, to_timm
 from backbones.weights.resizing import TABLE, Resized, fit_state
 from engine.errors import UserError
@@ -66,6 +66,7 @@ def import_backbone(
     Raises:
         UserError: the file cannot be read or does not fit.
     """
+    check_replaceable(out)
     read = read_source(source)
     found = to_timm(read.state, merge_order=merge_order)
     try:
