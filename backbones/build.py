@@ -16,7 +16,7 @@ from backbones.registry.backbone import Backbone, DenseForward
 from backbones.registry.lookup import backbone_of, backbones
 from backbones.visible.layout import LayoutSpec
 from backbones.visible.stacking import Layout, VisibleStack
-from backbones.weights.handoff import load_backbone, read_backbone
+from backbones.weights.handoff import load_backbone, make_network, read_backbone
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -33,7 +33,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
     model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **sizes, **kwargs}
     if config.init is None:
         _check_name(config.name)
-        model = timm.create_model(config.name, **model_args)
+        model = make_network(config.name, model_args)
     else:
         stored = read_backbone(config.init)
         if stored.architecture != config.name:
@@ -43,6 +43,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
             )
         sizes = {**stored.model_args, **sizes}
         model = load_backbone(config.init, **model_args)
+    _check_heads(model)
     object.__setattr__(model, "architecture", (config.name, sizes))
     if "img_size" not in sizes:
         model.img_size = config.img_size  # pyright: ignore[reportArgumentType] # what its masks are laid out for
@@ -159,6 +160,16 @@ def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3) or timm.list_models("swin*")[:3]
         raise UserError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
+
+
+def _check_heads(model: nn.Module) -> None:
+    """Refuse heads that do not divide the width: some networks find out only when they run."""
+    for attention in model.modules():
+        heads, qkv = getattr(attention, "num_heads", None), getattr(attention, "qkv", None)
+        if isinstance(heads, int) and isinstance(qkv, nn.Linear) and qkv.out_features % (3 * heads):
+            raise UserError(
+                f"backbone.num-heads: a layer with {qkv.in_features} channels cannot have {heads} heads of the same width"
+            )
 
 
 def _check_images(images: Tensor, spec: LayoutSpec) -> None:

@@ -65,5 +65,16 @@ class BackboneConfig:
             raise UserError(f"backbone.drop-path must lie in [0, 1), got {self.drop_path}")
         if self.window is not None and self.window < 1:
             raise UserError(f"backbone.window must be at least 1, got {self.window}")
+        for name, numbers in (
+            ("embed-dim", (self.embed_dim,) if self.embed_dim is not None else None),
+            ("depths", self.depths),
+            ("num-heads", self.num_heads),
+        ):
+            if numbers is not None and (not numbers or min(numbers) < 1):
+                raise UserError(f"backbone.{name} must be at least 1, got {numbers}")
+        if self.depths and self.num_heads and len(self.depths) != len(self.num_heads):
+            raise UserError(
+                f"backbone.depths and backbone.num-heads take a number for each stage, got {self.depths} and {self.num_heads}"
+            )
         if min(self.img_size) < 1:
             raise UserError(f"backbone.img-size must be two positive numbers, got {self.img_size}")

@@ -45,8 +45,10 @@ class MimConfig:
             raise UserError(
                 f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; 0.75 is usual"
             )
-        if self.decoder_heads < 1:
-            raise UserError(f"mim.decoder-heads must be at least 1, got {self.decoder_heads}")
+        if min(self.decoder_heads, self.decoder_dim) < 1:
+            raise UserError(
+                f"mim.decoder-heads and mim.decoder-dim must be at least 1, got {self.decoder_heads} and {self.decoder_dim}"
+            )
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
             raise UserError(
                 f"mim.decoder-dim must be a multiple of 4 and of mim.decoder-heads {self.decoder_heads}, "

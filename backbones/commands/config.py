@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from backbones.config import ExportNaming, MergeOrder
+from engine.errors import UserError
 from engine.terms import Size
 
 
@@ -47,6 +48,12 @@ class DrawClusters:
     out: Path = Path("clusters.png")
     """File to write; a PNG where its name has no ending."""
 
+    def __post_init__(self) -> None:
+        if min(self.img_size) < 1 or self.seed < 0:
+            raise UserError(
+                f"--img-size takes positive numbers and --seed none below 0, got {self.img_size} and {self.seed}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
@@ -71,6 +78,12 @@ class Import:
     """Channel standard deviations that images are normalised with; None keeps what is known."""
     partial: Annotated[bool, FlagCreatePairsOff] = False
     """Take what fits and leave the rest random, instead of refusing."""
+
+    def __post_init__(self) -> None:
+        if min((*(self.img_size or ()), 1 if self.window is None else self.window)) < 1:
+            raise UserError(f"--img-size and --window take positive numbers, got {self.img_size} and {self.window}")
+        if min(self.std or (1.0,)) <= 0:
+            raise UserError(f"--std takes positive numbers, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)

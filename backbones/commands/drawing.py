@@ -11,10 +11,11 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from backbones.build import layout_spec
@@ -23,7 +24,7 @@ from backbones.sec.clusters import Clusters, clusters_of, load_network, normalis
 from backbones.visible.layout import VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageLayout, StageSpec, window_ids
 from backbones.weights.handoff import skeleton
-from engine.errors import UserError
+from engine.errors import UserError, at_path, is_refusal
 from engine.terms import Size
 
 Photograph = UInt8[np.ndarray, "p q 3"]
@@ -52,9 +53,11 @@ def picture_file(out: Path) -> Path:
     """Return the file to write a picture to: ``out``, a PNG where its name has no ending.
 
     Raises:
-        UserError: it is a folder, or in one that is not there.
+        UserError: it is a folder, in one that is not there, or of a kind that is no picture.
     """
     file = out if out.suffix else out.with_name(f"{out.name}.png")
+    if file.suffix.lower()[1:] not in (endings := FigureCanvasBase.get_supported_filetypes()):
+        raise UserError(f"--out {out}: no picture ends so; choose one of {', '.join(sorted(endings))}")
     for path in (out, file):
         if path.is_dir():
             raise UserError(f"--out {out}: {path} is a folder; name a file, such as {path / 'clusters.png'}")
@@ -73,7 +76,9 @@ def read_photograph(path: Path, size: Size) -> Photograph:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file).convert("RGB")
             return np.asarray(ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BICUBIC))
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow's plugins raise what they like on hostile bytes
+        if not is_refusal(error) or (isinstance(error, OSError) and error.filename):
+            raise
         raise UserError(f"{path}: expected a photograph that Pillow reads, {error}") from None
 
 
@@ -111,7 +116,8 @@ def draw(photograph: Photograph, clusters: list[Clusters], layout: VisibleLayout
     for axis, (number, spec, stage, plan) in zip(axes[HEADS], _plans(layout), strict=False):
         _draw_plan(axis, photograph, layout, stage=stage, spec=spec, plan=plan)
         axis.set_title(_plan_title(number, stage, spec, plan), fontsize=9)
-    figure.savefig(path, dpi=110)
+    with at_path(path):
+        figure.savefig(path, dpi=110)
 
 
 def _draw_clusters(axis: Axes, photograph: Photograph, clusters: Clusters, *, head: int) -> None:

@@ -42,6 +42,20 @@ def refuse_size(sizes: dict[str, Any], key: str, *, family: str) -> None:
         raise UserError(f"backbone.{option}: {family} has no such size, got {sizes[key]}; leave it out")
 
 
+def check_lengths(sizes: dict[str, Any], *, family: str) -> None:
+    """Refuse a config's sizes that are not given for each of the four stages of a ``family``.
+
+    Raises:
+        UserError: they are such; names them.
+    """
+    for key in ("depths", "num_heads"):
+        if key in sizes and len(sizes[key]) != NUM_STAGES:
+            raise UserError(
+                f"backbone.{key.replace('_', '-')}: {family} has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
+                f"got {len(sizes[key])}: {sizes[key]}"
+            )
+
+
 def doubled(width: int) -> tuple[int, ...]:
     """Give the widths of four stages that double from one to the next."""
     return tuple(width * 2**stage for stage in range(NUM_STAGES))

@@ -17,7 +17,7 @@ from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation
 from backbones.recompute.blocks import run_block
 from backbones.registry.backbone import Arguments, Backbone, DenseForward
-from backbones.registry.sizes import NUM_STAGES, doubled, refuse_size
+from backbones.registry.sizes import check_lengths, doubled, refuse_size
 from backbones.visible.layout import LayoutSpec, VisibleLayout
 from backbones.visible.token_grid import GridSpec, TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
@@ -109,12 +109,8 @@ def _patch(model: Any) -> Size:
 def _arguments(sizes: Arguments) -> Arguments:
     refuse_size(sizes, "window_size", family="a ConvNeXt")
     refuse_size(sizes, "num_heads", family="a ConvNeXt")
+    check_lengths(sizes, family="a ConvNeXt")
     arguments = dict(sizes)
-    if len(arguments.get("depths", (1,) * NUM_STAGES)) != NUM_STAGES:
-        raise UserError(
-            f"backbone.depths: a ConvNeXt has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
-            f"got {len(arguments['depths'])}: {arguments['depths']}"
-        )
     arguments.pop("img_size")  # it takes any, and no such argument
     if "embed_dim" in arguments:
         arguments["dims"] = doubled(arguments.pop("embed_dim"))

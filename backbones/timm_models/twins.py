@@ -25,7 +25,7 @@ from backbones.ops.submanifold import depthwise
 from backbones.ops.window_attention import Implementation, window_attention
 from backbones.recompute.blocks import run_block
 from backbones.registry.backbone import Arguments, Backbone, DenseForward
-from backbones.registry.sizes import NUM_STAGES, doubled
+from backbones.registry.sizes import NUM_STAGES, check_lengths, doubled
 from backbones.visible.layout import Indices, LayoutSpec, Rule, VisibleLayout
 from backbones.visible.token_grid import TokenGrid, tile_levels
 from backbones.visible.tokens import token_map, unit_maps
@@ -183,6 +183,7 @@ def _plan(tokens: TokenGrid, stage: TwinsSpec, rule: Rule) -> GroupPlan:
 
 
 def _arguments(sizes: Arguments) -> Arguments:
+    check_lengths(sizes, family="a Twins")
     arguments = dict(sizes)
     if "window_size" in arguments:
         arguments["wss"] = (arguments.pop("window_size"),) * NUM_STAGES

@@ -1,15 +1,15 @@
 """Write a backbone's weights as one file with the names that another code base reads."""
 
-import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from backbones.config import ExportNaming
 from backbones.weights.foreign_files import read_source
 from backbones.weights.key_names import to_microsoft, to_timm
+from engine.checkpoint.tensor_files import write_tensors
 from engine.errors import UserError
+from engine.run.durable import replacing
 
 
 def export_weights(source: Path, out: Path, *, naming: ExportNaming) -> int:
@@ -26,11 +26,10 @@ def export_weights(source: Path, out: Path, *, naming: ExportNaming) -> int:
     state = to_timm(read_source(source).state, keep_classifier=True).state
     if naming == "microsoft":
         state = to_microsoft(state)
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in state.items()}, beside, metadata={"format": "pt"})
+        write_tensors(out, state, metadata={"format": "pt"})
     else:
-        torch.save({"model": state}, beside)
-    beside.replace(out)
+        with replacing(out) as beside, beside.open("wb") as file:
+            torch.save({"model": state}, file)
     return len(state)

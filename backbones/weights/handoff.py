@@ -201,14 +201,23 @@ def skeleton(architecture: str, **model_args: Any) -> nn.Module:
     """
     if not timm.is_model(architecture):
         raise UserError(f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some")
+    with torch.device("meta"):
+        return make_network(architecture, model_args)
+
+
+def make_network(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """Make timm's network of an architecture that it knows.
+
+    Raises:
+        UserError: timm or torch refuses an argument.
+    """
     try:
-        with torch.device("meta"):
-            return timm.create_model(architecture, **model_args)
+        return timm.create_model(architecture, **model_args)
     except Exception as error:  # timm and torch refuse sizes with whatever comes of them
         if not is_refusal(error):
             raise
         reason = str(error) or type(error).__name__
-        raise UserError(f"timm cannot make {architecture} with {model_args}: {reason}") from error
+        raise UserError(f"timm cannot make {architecture} with {dict(model_args)}: {reason}") from error
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.weights.handoff import skeleton
-from engine.errors import UserError
+from engine.errors import UserError, is_refusal
 from engine.terms import Size
 
 _ATTENTION = ("bmm", "baddbmm", "attention")
@@ -58,7 +58,9 @@ def measure_model(model: nn.Module, *, img_size: Size | None = None) -> ModelSiz
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         try:
             network(torch.empty(1, 3, *size, device="meta"))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
+            if not is_refusal(error):
+                raise
             architecture = network.pretrained_cfg["architecture"]
             raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
     flops = counter.get_flop_counts()["Global"]
@@ -86,7 +88,7 @@ def made_for(architecture: str, img_size: Size | None, model_args: dict[str, Any
         raise UserError(f"expected an image size of two positive numbers, got {img_size[0]} and {img_size[1]}")
     try:
         return skeleton(architecture, img_size=img_size, **model_args)
-    except ValueError:  # most convolutional networks take no such argument, and any image
+    except UserError:  # most convolutional networks take no such argument, and any image
         model = skeleton(architecture, **model_args)
     model.img_size = img_size  # pyright: ignore[reportArgumentType] # what its masks are laid out for
     return model
