@@ -6,6 +6,7 @@ from typing import Protocol
 
 from backbones.config import SecConfig
 from data.config import DataConfig
+from engine.config import may_change
 from engine.errors import UserError
 from engine.loop.sections import Sections
 from engine.terms import Size
@@ -20,7 +21,7 @@ class StartConfig:
     name: str | None = None
     """timm architecture name; with `init` it must be the folder's own."""
     img_size: Size | None = None
-    """Input height and width in pixels; tables and position embeddings are resized where it differs from the folder's."""
+    """Input height and width in pixels; tables and position embeddings are resized where the folder's is another."""
     window: int | None = None
     """Attention window side in tokens; bias tables are resized where it differs from the folder's."""
     embed_dim: int | None = None
@@ -44,22 +45,14 @@ class StartConfig:
 
 
 class EvaluationTimes(Protocol):
-    """When a run of any task is measured."""
+    """When a run of any task is measured, and on how many images at once."""
 
     @property
-    def every_epochs(self) -> float:
-        """Passes over the training samples between evaluations."""
-        ...
-
+    def every_epochs(self) -> float: ...  # noqa: D102
     @property
-    def every_steps(self) -> int | None:
-        """Optimizer steps between evaluations, in their place."""
-        ...
-
+    def every_steps(self) -> int | None: ...  # noqa: D102
     @property
-    def micro_batch_size(self) -> int:
-        """Images of one forward."""
-        ...
+    def micro_batch_size(self) -> int: ...  # noqa: D102
 
 
 def check_evaluation(config: EvaluationTimes) -> None:
@@ -72,6 +65,21 @@ def check_evaluation(config: EvaluationTimes) -> None:
         raise UserError("evaluation.every-epochs must be positive and evaluation.every-steps at least 1")
     if config.micro_batch_size < 1:
         raise UserError(f"evaluation.micro-batch-size must be at least 1, got {config.micro_batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When a run is measured; the last step always is."""
+
+    every_epochs: float = may_change(1.0)
+    """Passes over the training samples between evaluations; `every_steps` overrides it."""
+    every_steps: int | None = may_change(None)
+    """Optimizer steps between evaluations."""
+    micro_batch_size: int = may_change(1)
+    """Images of one forward in evaluations."""
+
+    def __post_init__(self) -> None:
+        check_evaluation(self)
 
 
 class FinetuneConfig(Sections, Protocol):

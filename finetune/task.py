@@ -1,8 +1,8 @@
 """What the one loop of fine-tuning asks of a task.
 
 A new task is a folder with a class that has all of :class:`Task`, and a line in ``finetune/tasks.py``;
-``finetune/classification/task.py`` is the shortest example. The loop is ``finetune/train.py``, measuring without training
-``finetune/measure.py``.
+``finetune/classification/task.py`` is the shortest example. The loop is ``finetune/train.py``, measuring without
+training ``finetune/measure.py``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +20,7 @@ from data.loading.loader import Builder
 from data.shards.shard_set import ShardSet
 from engine.commands import resolve
 from engine.distributed.engine import Engine
+from engine.recipe import plain
 from engine.run.folder import RunFolder
 from engine.terms import MicroBatchKey, Size
 from finetune.config import FinetuneConfig
@@ -71,7 +72,8 @@ class Evaluator(Protocol):
     def evaluate(self, trained: Trained, *, predictions: Path) -> Evaluation:
         """Measure a network in evaluation mode on every sample once (collective).
 
-        ``predictions`` is a file of the run folder for what the network says of each sample, where the task writes that.
+        ``predictions`` is a file of the run folder for what the network says of each sample, where the task writes
+        that.
         """
         ...
 
@@ -155,7 +157,7 @@ class Task(Protocol):
         ...
 
     def metadata(self) -> dict[str, Any]:
-        """Say in JSON values, for every checkpoint, all that :meth:`build_bare` needs (``weights.network_metadata`` and more)."""
+        """Say in JSON values, for every checkpoint, all that :meth:`build_bare` needs (:func:`describe` and more)."""
         ...
 
     def batch_builder(self) -> Builder:
@@ -169,13 +171,13 @@ class Task(Protocol):
     def write_best(
         self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
     ) -> None:
-        """Keep the best weights, raw or ema, where :meth:`find` finds them."""
+        """Keep the best weights, such as "best raw", where :meth:`find` finds them."""
         ...
 
     def hand_off(
         self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
     ) -> None:
-        """Write what of the last weights others can use, as a folder that timm reads."""
+        """Write what of the last weights, such as "last ema", others can use, as a folder that timm reads."""
         ...
 
     @staticmethod
@@ -193,7 +195,7 @@ class Task(Protocol):
 
     @staticmethod
     def evaluator_of(config: Any, *, val: ShardSet, trained: Trained, engine: Engine) -> Evaluator:
-        """Get ready to measure a trained network on ``val``; refuses classes that it was not trained on (collective)."""
+        """Get ready to measure a trained network on ``val``; refuse classes that it was not trained on."""
         ...
 
     @staticmethod
@@ -210,6 +212,24 @@ class Task(Protocol):
     def table(results: Sequence[Mapping[str, Any]], *, title: str) -> Table:
         """Lay out results for the terminal."""
         ...
+
+
+def describe(task: Task, *, start: Start) -> dict[str, Any]:
+    """Say in JSON values what the checkpoints of every task say of their network, enough to build it again."""
+    data = task.data
+    return {
+        "program": task.name,
+        "architecture": start.architecture,
+        "model_args": plain(start.model_args),
+        "img_size": list(start.img_size),
+        "mean": list(start.mean),
+        "std": list(start.std),
+        "num_classes": data.num_classes,
+        "classes": None if data.classes is None else list(data.classes),
+        "manifest_digest": data.train.manifest.digest,
+        "shards_per_folder": [len(part) for part in data.train.parts],
+        "recipe": plain(task.config),
+    }
 
 
 def load_task(name: str) -> type[Task]:

@@ -3,7 +3,8 @@
 A new task is a line here, and the folder that it names (``finetune/task.py`` says what must be in it).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,48 +64,36 @@ def choose_task(argv: Sequence[str], *, default: str = "classify") -> tuple[str,
     Raises:
         UserError: there is no such task, or the recipes belong to several.
     """
-    name, rest = without_option(argv, "--task")
+    names, rest = take_option(argv, "--task")
     sections = _sections(rest)
     candidates = sorted(task for task, entry in TASKS.items() if entry.head in sections)
     if len(candidates) > 1:
         raise UserError(f"the recipes and options belong to {' and '.join(candidates)}; give those of one task")
-    name = name or (candidates[0] if candidates else default)
+    name = names[-1] if names else candidates[0] if candidates else default
     if name and name not in TASKS:
         raise UserError(f"--task takes {', '.join(TASKS)}, got {name!r}")
     return name, rest
 
 
-def without_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """Take an option with one value out of a command line; also return the rest of it."""
-    spellings, value, rest, arguments = _spellings(option), None, [], iter(argv)
+def take_option(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Take the values of an option, however it is spelled, out of a command line; also return the rest of it."""
+    spellings = (option, option.replace("-", "_").replace("__", "--", 1))
+    values: list[str] = []
+    rest: list[str] = []
+    arguments = iter(argv)
     for argument in arguments:
-        name, equals, inside = argument.partition("=")
-        if name in spellings:
-            value = inside if equals else next(arguments, "")
-        else:
-            rest.append(argument)
-    return value, rest
-
-
-def option_values(argv: Sequence[str], option: str) -> Iterator[str]:
-    """Yield the values of an option that may be spelled ``--a.b-c V``, ``--a.b_c V`` or with ``=``."""
-    spellings = _spellings(option)
-    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name in spellings:
-            yield value if equals else following
-
-
-def _spellings(option: str) -> set[str]:
-    return {option, option.replace("-", "_").replace("__", "--", 1)}
+            values.append(value if equals else next(arguments, ""))
+        else:
+            rest.append(argument)
+    return values, rest
 
 
 def _sections(argv: Sequence[str]) -> set[str]:
     """Collect the top-level sections of recipes and options; a recipe that cannot be read is refused later."""
     sections = {argument.removeprefix("--").partition(".")[0] for argument in argv if argument.startswith("--")}
-    for path in option_values(argv, "--recipe"):
-        try:
+    for path in take_option(argv, "--recipe")[0]:
+        with suppress(OSError, UserError):
             sections |= {str(key) for key in read_yaml(find_recipe(Path(path)))}
-        except (OSError, UserError):
-            continue
     return sections

@@ -1,4 +1,4 @@
-"""The loop of fine-tuning, whatever the task: fetch a micro-batch, forward, backward, update, report, evaluate, save."""
+"""The loop of fine-tuning, whatever the task: fetch, forward, backward, update, report, evaluate, save."""
 
 import logging
 
@@ -75,7 +75,7 @@ def _train(task: Task, *, engine: Engine, folder: RunFolder) -> Results:
 
 
 def hand_off(task: Task, training: Training) -> None:
-    """Write the last weights, raw and averaged, as folders that timm reads: backbone/ and backbone-ema/ (collective)."""
+    """Write the last weights as folders that timm reads: backbone/, and backbone-ema/ if averaged (collective)."""
     _hand_off(task, training, weights="raw")
     if training.ema is not None:
         with training.ema.swap():

@@ -23,11 +23,11 @@ from data.shards.shard_set import ShardSet, open_shards
 from data.sources.coco import PREFIX, annotation_files
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.config import StartConfig
-from finetune.detection.config import DetectConfig, DetectEvaluationConfig, DetectorConfig, ResizeConfig
+from finetune.config import EvaluationConfig, StartConfig
+from finetune.detection.config import DetectConfig, DetectorConfig, ResizeConfig
 from finetune.detection.ground_truth import Truth, read_truth
 from finetune.detection.metrics import average_precision
-from finetune.detection.predictions import Found, as_coco, as_found, in_picture
+from finetune.detection.predictions import Detected, as_coco, as_plain, in_image
 from finetune.train import train
 
 SOURCE = "coco_instances"
@@ -99,7 +99,7 @@ def recipe(kind: str, *, shards: Path, folder: Path) -> DetectConfig:
             frozen_norm=False,
         ),
         resize=replace(resize, mode="letterbox", canvas=(320, 320)) if yolo else resize,
-        evaluation=DetectEvaluationConfig(every_steps=10**9, micro_batch_size=8),
+        evaluation=EvaluationConfig(every_steps=10**9, micro_batch_size=8),
         optimizer=OptimizerConfig(
             base_lr=1e-3,
             lr_batch_size=batch,
@@ -156,11 +156,11 @@ def oracle_mask_ap(folder: Path) -> float:
     shards = open_shards(folder)
     truth: Truth = read_truth(shards, option="shards")
     predictions = [_oracle(shards, position) for position in range(shards.num_samples)]
-    lines = as_coco(predictions, image_ids=truth.image_ids, category_ids=truth.category_ids)
+    lines = list(as_coco(predictions, image_ids=truth.image_ids, category_ids=truth.category_ids))
     return average_precision(truth.dataset, lines, kind="mask")["AP"]
 
 
-def _oracle(shards: ShardSet, position: int) -> Found:
+def _oracle(shards: ShardSet, position: int) -> Detected:
     content = shards.read_member(0, position, extension="json")
     assert content is not None
     tree = json.loads(content)
@@ -176,7 +176,7 @@ def _oracle(shards: ShardSet, position: int) -> Found:
         "labels": torch.from_numpy(objects.categories),
         "masks": cells,
     }
-    return as_found(in_picture(detections, content=size, true_size=size), sample=position)
+    return as_plain(in_image(detections, content=size, true_size=size), sample=position)
 
 
 def _fits(image: dict[str, Any], objects: list[dict[str, Any]]) -> bool:

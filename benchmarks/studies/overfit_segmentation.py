@@ -25,14 +25,13 @@ from benchmarks.goals import Goal
 from data.config import DataConfig
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.config import StartConfig
+from finetune.config import EvaluationConfig, StartConfig
 from finetune.segmentation.config import (
     InferenceConfig,
     LabelConfig,
     SegmentAugmentConfig,
     SegmentConfig,
     SegmenterConfig,
-    SegmentEvaluationConfig,
 )
 from finetune.segmentation.heads.segvit import SegViTHead
 from finetune.segmentation.labels import IGNORE_INDEX
@@ -204,7 +203,7 @@ def part_config(part: Part, *, shards: Path, folder: Path) -> SegmentConfig:
             crop=CROP, short_side=SHORT_SIDE, scale=(1.0, 1.0), flip=0.0, most_of_one_class=1.0, photometric=0.0
         ),
         inference=InferenceConfig(short_side=SHORT_SIDE),
-        evaluation=SegmentEvaluationConfig(every_steps=part.steps, micro_batch_size=4),
+        evaluation=EvaluationConfig(every_steps=part.steps, micro_batch_size=4),
         optimizer=OptimizerConfig(
             base_lr=part.base_lr,
             head_lr_scale=part.head_lr_scale,

@@ -1,7 +1,7 @@
 """Augmentation from timm's parts, each application a pure function of a key.
 
-timm and torchvision draw from the global generators of `random`, numpy and torch. ``seeded`` sets those from the key just
-before and puts them back after, so the same key gives the same picture in any process.
+timm and torchvision draw from the global generators of `random`, numpy and torch. ``seeded`` sets those from the key
+just before and puts them back after, so the same key gives the same image in any process.
 
 Legend: b images, c classes, h w height and width in pixels.
 """
@@ -51,7 +51,7 @@ def seeded(seed: int, *key: int | str) -> Iterator[None]:
 
 @functools.cache
 def image_transform(augment: AugmentConfig, *, img_size: Size, mean: Statistics) -> Any:
-    """Return what is done to one cropped PIL image: RandAugment, else colour jitter, else None."""
+    """Make the change of one cropped PIL image: RandAugment, else colour jitter, else None."""
     if augment.rand_augment is not None:
         fill = tuple(min(255, round(255 * channel)) for channel in mean)
         options = {
@@ -77,7 +77,7 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_settings: Any) -> Image
 
 
 def augment_image(pixels: np.ndarray, transform: Any, *, seed: int, key: tuple[int | str, ...]) -> np.ndarray:
-    """Return a uint8 image [3, h, w] changed by ``transform`` with the randomness of ``key``."""
+    """Change a uint8 image [3, h, w] by ``transform`` with the randomness of ``key``."""
     with seeded(seed, "augment", *key):
         image = transform(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))))
     return np.asarray(image, np.uint8).transpose(2, 0, 1)
@@ -105,7 +105,7 @@ class BatchAugmentation:
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], labels: Int64[Tensor, " b"], *, step: int, micro_batch: int
     ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c"]]:
-        """Return the changed images (in place) and their soft targets."""
+        """Change the images (in place); return them with their soft targets."""
         with seeded(self._seed, "mix", step, micro_batch):
             if self._erase is not None:
                 images = self._erase(images)

@@ -31,7 +31,7 @@ class TrainingBuilder:
     decode: DecodeMode = "exact"
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return uint8 images and labels, with the ids and crops for audits; an unreadable image is replaced."""
+        """Make uint8 images and labels, with ids and crops for audits; an unreadable image is replaced."""
         decoded = replace_bad(samples, lambda some: self._crops(some, step, micro_batch))
         images = [pixels for pixels, _ in decoded.values]
         transform = image_transform(self.augment, img_size=self.img_size, mean=self.mean)

@@ -14,11 +14,11 @@ class TaskConfig:
     """What is trained, on how many labels."""
 
     method: Literal["finetune", "linear", "knn"] = "finetune"
-    """finetune: backbone and head; linear: a BatchNorm and a linear layer on the frozen backbone; knn: no training at all."""
+    """finetune: backbone and head; linear: BatchNorm and a linear layer on the frozen backbone; knn: no training."""
     num_classes: int | None = None
     """Number of classes; None takes the manifest's."""
     freeze: Literal["none", "backbone"] | int = "none"
-    """What of the backbone is not trained: none, all of it, or the stem and its first n stages (blocks, if it has no stages)."""
+    """What of the backbone is not trained: none, all, or its stem and first n stages (blocks, if it has no stages)."""
     label_fraction: float = 1.0
     """Share of each class's samples to train on, at least one; which ones depends on the manifest and `run.seed`."""
     labels_per_class: int | None = None
@@ -142,7 +142,7 @@ class ClassifyConfig:
     report: ReportConfig = field(default_factory=ReportConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     eval_only: str | None = may_change(None)
-    """Train nothing: measure this run folder, checkpoint, backbone folder with a classifier, or timm name on `val_shards`."""
+    """What to measure without training; now the command `evaluate WHAT`."""
 
     def __post_init__(self) -> None:
         if self.task.method == "finetune" and self.augment.mixes and self.data.micro_batch_size % 2:

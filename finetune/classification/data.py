@@ -65,8 +65,9 @@ def check_labels(shards: ShardSet, *, num_classes: int, option: str) -> None:
     missing = int((labels < 0).sum())
     if missing:
         raise UserError(
-            f"{option} {shards.folder}: {missing} of {len(labels)} samples have no label, and classification needs one for each "
-            f"(the first: sample {int(np.argmax(labels < 0))}); write the shards from a folder with one subfolder per class"
+            f"{option} {shards.folder}: {missing} of {len(labels)} samples have no label, and classification needs "
+            f"one for each (the first: sample {int(np.argmax(labels < 0))}); write the shards from a folder with one "
+            "subfolder per class"
         )
     if labels.max() >= num_classes:
         raise UserError(
@@ -97,7 +98,8 @@ def choose_labelled(
         count = max(1, round(fraction * len(members))) if per_class is None else per_class
         if count > len(members):
             raise UserError(
-                f"task.labels-per-class asks for {count} samples of class {label}, which has {len(members)}; ask for fewer"
+                f"task.labels-per-class asks for {count} samples of class {label}, which has {len(members)}; ask for "
+                "fewer"
             )
         chosen.append(stream(seed, "labels", label).permutation(members)[:count])
     return np.sort(np.concatenate(chosen)).astype(np.int64)

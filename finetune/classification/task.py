@@ -24,8 +24,8 @@ from finetune.classification.metrics import results_table
 from finetune.classification.model import build_bare, build_model, write_classifier
 from finetune.classification.predict import class_predictor
 from finetune.network.start import Start
-from finetune.network.weights import Trained, network_metadata
-from finetune.task import Exportable, Results, TaskData
+from finetune.network.weights import Trained
+from finetune.task import Exportable, Results, TaskData, describe
 
 
 class Classification:
@@ -37,6 +37,8 @@ class Classification:
     open_data = staticmethod(open_data)
     find = staticmethod(find_classifiers)
     build_bare = staticmethod(build_bare)
+    write_best = staticmethod(write_classifier)
+    hand_off = staticmethod(write_classifier)
     predictor = staticmethod(class_predictor)
     table = staticmethod(results_table)
 
@@ -63,16 +65,7 @@ class Classification:
 
     def metadata(self) -> dict[str, Any]:
         """Say what :func:`build_bare` needs."""
-        data = self.data
-        shared = network_metadata(
-            self.name,
-            self.config,
-            start=self._start,
-            train=data.train,
-            classes=data.classes,
-            num_classes=data.num_classes,
-        )
-        return shared | {"method": self.config.task.method}
+        return describe(self, start=self._start) | {"method": self.config.task.method}
 
     def batch_builder(self) -> TrainingBuilder:
         """Make crops with their labels."""
@@ -93,18 +86,6 @@ class Classification:
         images = self._pixels(batch["images"])
         images, targets = self._augment(images, batch["labels"], step=step, micro_batch=micro_batch)
         return {"loss": self._cross_entropy(forward(images), targets)}
-
-    def write_best(
-        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
-    ) -> None:
-        """Write a folder that timm reads, as :meth:`hand_off` does."""
-        write_classifier(folder, metadata=metadata, state=state, step=step, weights=f"best {weights}")
-
-    def hand_off(
-        self, folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str
-    ) -> None:
-        """Write backbone and classifier."""
-        write_classifier(folder, metadata=metadata, state=state, step=step, weights=weights)
 
     @staticmethod
     def evaluator_of(config: ClassifyConfig, *, val: ShardSet, trained: Trained, engine: Engine) -> ClassifyEvaluator:

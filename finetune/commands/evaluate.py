@@ -87,7 +87,7 @@ def _run_around(path: Path) -> Path | None:
 
 
 def _refuse_other_network(config: FinetuneConfig, recipe: Mapping[str, Any], *, head: str | None, what: str) -> None:
-    """Refuse options of a head that was trained with others: they would change nothing, it is built as it was trained."""
+    """Refuse options of a head that was trained with others: it is built as it was trained, whatever they say."""
     if head is None or head not in recipe:
         return
     section, trained = getattr(config, head), recipe[head]

@@ -39,7 +39,7 @@ def export(options: ExportOptions) -> None:
     """Write the weights of a run, and say how far the file's answers are from torch's.
 
     Raises:
-        UserError: the run or its weights are not there, the form does not fit the network, or the file answers otherwise.
+        UserError: there is no such run or weights, the network has no such form, or the file answers otherwise.
     """
     file = options.file
     if file.suffix == PT2 and (options.dynamic_batch or options.dynamic_size):
@@ -139,8 +139,8 @@ def _answer(session: Any, images: Tensor) -> list[Tensor]:
         outputs = session.run(None, {"images": images.numpy()})
     except Exception as error:  # onnxruntime's own kinds
         raise UserError(
-            f"the file does not take images {tuple(images.shape)}: the network's code depends on what --dynamic-batch and "
-            f"--dynamic-size leave open; leave them out ({_first_line(error)})"
+            f"the file does not take images {tuple(images.shape)}: the network's code depends on what --dynamic-batch "
+            f"and --dynamic-size leave open; leave them out ({_first_line(error)})"
         ) from error
     return [torch.from_numpy(output) for output in outputs]
 

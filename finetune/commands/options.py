@@ -15,7 +15,7 @@ from engine.commands import WIDTH, field_docs, say
 from engine.errors import UserError
 from engine.recipe import parse
 from finetune.config import FinetuneConfig
-from finetune.tasks import TASKS, choose_task, without_option
+from finetune.tasks import TASKS, choose_task, take_option
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ class EvaluationRequest:
 class PredictOptions:
     """Say what a trained network sees in images: classes, objects or label maps, as JSON and drawn into the images.
 
-    FOLDER/predictions.json has an entry an image, in the order of their names; beside it lie NAME.overlay.png and, of runs
-    that segment, NAME.labels.png with the class of each pixel (and NAME.similarities.png of SegViT's class queries).
+    FOLDER/predictions.json has an entry an image, in the order of their names; beside it lie NAME.overlay.png and, of
+    runs that segment, NAME.labels.png with the class of each pixel (and NAME.similarities.png of SegViT's class
+    queries).
     """
 
     run: tyro.conf.Positional[Path]
@@ -73,8 +74,8 @@ class PredictOptions:
 class ExportOptions:
     """Write a trained network that takes raw pixels, and check the file against torch.
 
-    Classifiers and segmenters become ONNX (needs the extra `export`), one-stage detectors boxes and scores before suppression
-    as torch.export's FILE.pt2.
+    Classifiers and segmenters become ONNX (needs the extra `export`), one-stage detectors boxes and scores before
+    suppression as torch.export's FILE.pt2.
     """
 
     run: tyro.conf.Positional[Path]
@@ -97,7 +98,8 @@ def parse_training(argv: Sequence[str], program: str) -> FinetuneConfig | Evalua
     Raises:
         UserError: there is no such task, or the options belong to several.
     """
-    what, rest = without_option(argv, "--eval-only")
+    named, rest = take_option(argv, "--eval-only")
+    what = named[-1] if named else None
     if what is None:
         _help_on_request(argv, program=program, about="Fine-tune a backbone: classify, detect or segment.")
         name, options = choose_task(rest)
@@ -118,9 +120,9 @@ def parse_evaluation(argv: Sequence[str], program: str) -> EvaluationRequest:
     _help_on_request(
         argv,
         program=f"{program} WHAT",
-        about="Measure a run folder, a checkpoint, best weights, a backbone folder with a classifier, or a model of timm's on "
-        "--val-shards.\nWhat the options leave out is as in the recipe that it was trained with; options of its network "
-        "cannot be others.",
+        about="Measure a run folder, a checkpoint, best weights, a backbone folder with a classifier, or a model of "
+        "timm's on --val-shards.\nWhat the options leave out is as in the recipe that it was trained with; those of "
+        "its network cannot be others.",
     )
     if not argv or argv[0].startswith("-"):
         raise UserError(

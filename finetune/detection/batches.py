@@ -44,8 +44,8 @@ class Targets:
     @classmethod
     def of(cls, annotated: list[dict[str, Tensor]], *, masks: bool) -> "Targets":
         """Take the objects of images as `data.images.joint_transforms` gives them."""
-        kept = [~value["crowd"] for value in annotated]
-        pairs = list(zip(annotated, kept, strict=True))
+        not_crowd = [~value["crowd"] for value in annotated]
+        pairs = list(zip(annotated, not_crowd, strict=True))
         return cls(
             boxes=tuple(value["boxes"][keep].float() for value, keep in pairs),
             labels=tuple(value["labels"][keep] for value, keep in pairs),
@@ -75,10 +75,10 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionBuilder:
-    """Makes ``{"images" [b, 3, h, w], "sizes" [b, 2], "targets", "ids", "bad"}``: each image in the canvas's top-left corner.
+    """Makes ``{"images" [b, 3, h, w], "sizes" [b, 2], "targets", "ids", "bad"}``; images lie in top-left corners.
 
-    The same in any process: what is drawn depends on (seed, step, micro_batch, sample). A sample that cannot be read or has a
-    class that there is not is replaced.
+    The same in any process: what is drawn depends on (seed, step, micro_batch, sample). A sample that cannot be read or
+    has a class that there is not is replaced.
     """
 
     extensions: ClassVar[tuple[str, ...]] = ("json",)
@@ -89,7 +89,7 @@ class DetectionBuilder:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return the micro-batch that ``(seed, step, micro_batch)`` names."""
+        """Make the micro-batch that ``(seed, step, micro_batch)`` names."""
         change = training_transform(self.resize)
 
         def build(sample: Sample) -> Annotated:
@@ -114,16 +114,17 @@ class DetectionBuilder:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationBuilder:
-    """Makes ``{"images", "sizes", "content", "true_sizes", "ids", "bad"}``; an unreadable image is grey and keeps its place.
+    """Makes ``{"images", "sizes", "content", "true_sizes", "ids", "bad"}``; unreadable images are grey.
 
-    ``true_sizes`` [b, 2] are heights and widths before resizing, ``content`` after it, ``sizes`` what the network looks at.
+    ``true_sizes`` [b, 2] are heights and widths before resizing, ``content`` after it, ``sizes`` what the network looks
+    at.
     """
 
     resize: ResizeConfig
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return one micro-batch; ``step`` and ``micro_batch`` change nothing."""
+        """Make one micro-batch; ``step`` and ``micro_batch`` change nothing."""
         change = evaluation_transform(self.resize)
         images: list[Tensor] = []
         true_sizes: list[Size] = []
@@ -150,7 +151,7 @@ class EvaluationBuilder:
 
 
 def training_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]:
-    """Return the change of a training image with its boxes and masks."""
+    """Make the change of a training image with its boxes and masks."""
     if resize.mode == "jitter":
         augment = JointAugmentation(
             size=resize.canvas, scale=resize.jitter, flip=resize.flip, photometric=resize.photometric
@@ -165,14 +166,14 @@ def training_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]
 
 
 def evaluation_transform(resize: ResizeConfig) -> Callable[[Annotated], Annotated]:
-    """Return the change of an image to evaluate: a resize, in the same way as in training, without anything random."""
+    """Make the change of an image to evaluate: a resize, as in training, without anything random."""
     if resize.mode == "letterbox":
         return ScaleJitter(resize.canvas, scale_range=(1.0, 1.0), antialias=True)
     return RandomShortestSize([resize.test_short_side], max_size=resize.long_side, antialias=True)
 
 
 def on_canvas(images: list[Tensor], *, resize: ResizeConfig) -> tuple[Tensor, Tensor]:
-    """Return the images in the top-left corners of one grey canvas, and the sizes that the network shall look at.
+    """Put images in the top-left corners of one grey canvas; also return the sizes that the network looks at.
 
     A letterbox counts as a whole, grey included; other images only where they are.
     """

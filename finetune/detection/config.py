@@ -7,7 +7,7 @@ from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
 from engine.terms import Size
-from finetune.config import StartConfig, check_evaluation
+from finetune.config import EvaluationConfig, StartConfig
 from finetune.detection.registry import DETECTORS
 
 FULL_BATCH = 8
@@ -19,7 +19,7 @@ class DetectorConfig:
     """What stands on the backbone's pyramid."""
 
     kind: str = "mask_rcnn"
-    """retinanet and yolo find boxes; mask_rcnn and cascade (three stages, IoU 0.5, 0.6, 0.7) boxes and masks; extensions add more."""
+    """retinanet, yolo find boxes; mask_rcnn, cascade (stages at IoU 0.5, 0.6, 0.7) masks too; extensions add more."""
     masks: bool = True
     """mask_rcnn, cascade: also find masks; false needs boxes only in the data (Faster and Cascade R-CNN)."""
     width: int | None = None
@@ -31,9 +31,10 @@ class DetectorConfig:
     roi_samples: int = 512
     """mask_rcnn, cascade: regions per image that each stage learns from."""
     proposals: tuple[int, int] = (2000, 1000)
-    """mask_rcnn, cascade: proposals per level before suppression (in training also per image after it), and per image after it in evaluation."""
+    """mask_rcnn, cascade: proposals per level before suppression (in training also per image after it), and per image
+    after it in evaluation."""
     anchor_scale: float | None = None
-    """Side of the smallest anchors over their stride; None is the published: 4 for retinanet, 8 for mask_rcnn and cascade."""
+    """Side of the smallest anchors over their stride; None is the published: 4 for retinanet, 8 for the others."""
     score_threshold: float = 0.05
     """Detections with lower scores are not reported."""
     nms_threshold: float | None = None
@@ -41,7 +42,7 @@ class DetectorConfig:
     max_detections: int = 100
     """Most detections per image."""
     frozen_norm: bool | None = None
-    """Whether the backbone's BatchNorm keeps its statistics and scales; None: where fewer than 8 images have one size."""
+    """Whether the backbone's BatchNorm keeps statistics and scales; None: where fewer than 8 images have one size."""
 
     def __post_init__(self) -> None:
         if self.kind not in DETECTORS:
@@ -69,7 +70,7 @@ class ResizeConfig:
     """How images are resized, flipped and coloured; the defaults are COCO's 1x."""
 
     mode: Literal["short_side", "letterbox", "jitter"] = "short_side"
-    """short_side: to a short side, the long one limited; letterbox: to fit a canvas; jitter: large-scale jitter on a canvas."""
+    """short_side: to a short side, the long one limited; letterbox: to fit a canvas; jitter: at random scales."""
     short_sides: tuple[int, ...] = (800,)
     """short_side: lengths in pixels of which each training image draws one, such as 480 512 ... 800."""
     long_side: int = 1333
@@ -100,21 +101,6 @@ class ResizeConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectEvaluationConfig:
-    """When and how average precision is measured; the last step is always measured."""
-
-    every_epochs: float = may_change(1.0)
-    """Passes over the training samples between evaluations; `every_steps` overrides it."""
-    every_steps: int | None = may_change(None)
-    """Optimizer steps between evaluations."""
-    micro_batch_size: int = may_change(1)
-    """Images of one forward in evaluations."""
-
-    def __post_init__(self) -> None:
-        check_evaluation(self)
-
-
 def _published_optimizer() -> OptimizerConfig:
     return OptimizerConfig(
         base_lr=1e-4,
@@ -137,13 +123,13 @@ class DetectConfig:
     backbone: StartConfig = field(default_factory=StartConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     resize: ResizeConfig = field(default_factory=ResizeConfig)
-    evaluation: DetectEvaluationConfig = field(default_factory=DetectEvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     eval_only: str | None = may_change(None)
-    """Train nothing: measure this run folder or checkpoint on `val_shards`."""
+    """What to measure without training; now the command `evaluate WHAT`."""
 
     def __post_init__(self) -> None:
         kind = self.detector.kind

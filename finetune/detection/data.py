@@ -30,8 +30,8 @@ def open_data(config: DetectConfig) -> TaskData:
     assert train.classes is not None
     if train.classes != val.classes:
         raise UserError(
-            f"the {len(train.classes)} classes of data.shards are not the {len(val.classes or ())} of val-shards; write both "
-            "from annotations with the same categories"
+            f"the {len(train.classes)} classes of data.shards are not the {len(val.classes or ())} of val-shards; "
+            "write both from annotations with the same categories"
         )
     return TaskData(train=train, val=val, classes=train.classes, num_classes=len(train.classes))
 
@@ -44,14 +44,14 @@ def check_annotations(config: DetectConfig, data: TaskData, *, folder: Path) -> 
     Raises:
         UserError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
     """
-    learnt = None if data.train.cached else read_truth(data.train, option="data.shards")
-    val = read_truth(data.val, option="val-shards", like=() if learnt is None else learnt.category_ids)
-    faults = [fault for truth in (learnt, val) if truth is not None for fault in truth.faults]
+    train = None if data.train.cached else read_truth(data.train, option="data.shards")
+    val = read_truth(data.val, option="val-shards", like=() if train is None else train.category_ids)
+    faults = [fault for truth in (train, val) if truth is not None for fault in truth.faults]
     if faults:
         logger.warning("%s", write_faults(folder, faults))
-    if learnt is not None and not learnt.dataset["annotations"]:
+    if train is not None and not train.dataset["annotations"]:
         raise UserError(f"data.shards {data.train.folder}: there is no usable object in any image")
-    for option, truth in zip(("val-shards", "data.shards"), (val, learnt), strict=True):
+    for option, truth in zip(("val-shards", "data.shards"), (val, train), strict=True):
         if truth is not None and config.detector.has_masks and truth.without_mask:
             raise UserError(
                 f"{option}: {truth.without_mask} of {len(truth.dataset['annotations'])} objects have no mask, which "

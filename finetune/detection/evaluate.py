@@ -1,5 +1,6 @@
 """Detects in every annotated image exactly once, on any number of processes, and compares with what is annotated."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 from data.loading.loader import evaluation_batches
 from data.shards.shard_set import ShardSet
 from engine.distributed.engine import Engine
+from engine.run.durable import write_durably
 from engine.terms import Size
 from finetune.detection.batches import EvaluationBuilder
 from finetune.detection.config import DetectConfig
 from finetune.detection.ground_truth import Truth
 from finetune.detection.metrics import Scores, average_precision, flat, summary
 from finetune.detection.model import run_detector
-from finetune.detection.predictions import Found, as_coco, as_found, gather, in_picture, write_predictions
+from finetune.detection.predictions import Detected, as_coco, as_plain, gather, in_image
 from finetune.network.weights import Trained
 from finetune.task import Evaluation
 
@@ -48,18 +50,18 @@ class DetectEvaluator:
         count = len({one["sample"] for one in detections})
         assert len(detections) == count == self.val.num_samples, f"{count} of {self.val.num_samples} images"
         scores: Scores = {}
-        if self.truth is not None:
-            lines = as_coco(detections, image_ids=self.truth.image_ids, category_ids=self.truth.category_ids)
-            write_predictions(predictions, lines)
-            scores["box"] = average_precision(self.truth.dataset, lines, kind="box")
+        if (truth := self.truth) is not None:
+            lines = list(as_coco(detections, image_ids=truth.image_ids, category_ids=truth.category_ids))
+            write_durably(predictions, json.dumps(lines).encode())
+            scores["box"] = average_precision(truth.dataset, lines, kind="box")
             if self.config.detector.has_masks:
-                scores["mask"] = average_precision(self.truth.dataset, lines, kind="mask")
+                scores["mask"] = average_precision(truth.dataset, lines, kind="mask")
             scores |= {"num_images": count, "num_unreadable": int(everywhere + 0.5)}
         return self.engine.broadcast_object(scores)
 
     @torch.inference_mode()
-    def _detect(self, trained: Trained, *, unreadable: list[int]) -> Iterator[Found]:
-        """Yield this process's share of the images; numbers of those that cannot be read are added to ``unreadable``."""
+    def _detect(self, trained: Trained, *, unreadable: list[int]) -> Iterator[Detected]:
+        """Yield this process's share of the images; ``unreadable`` gets the numbers of those that cannot be read."""
         pixels, dtype = trained.pixels.to(self.engine.device), next(trained.network.parameters()).dtype
         for batch in self._batches():
             images = pixels(batch["images"].to(self.engine.device, non_blocking=True)).to(dtype)
@@ -72,7 +74,7 @@ class DetectEvaluator:
                 one = detections[row]
                 if sample in bad:
                     one = {name: value[:0] for name, value in one.items()}
-                yield as_found(in_picture(one, content=content[row], true_size=true_sizes[row]), sample=sample)
+                yield as_plain(in_image(one, content=content[row], true_size=true_sizes[row]), sample=sample)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         return evaluation_batches(

@@ -1,9 +1,10 @@
-"""The form in which a one-stage detector is written with torch.export: raw pixels to the boxes and scores of all anchors, before suppression.
+"""The form in which a one-stage detector is written with torch.export: raw pixels to all anchors, before suppression.
 
-    images  uint8 [b, 3, h, w]  ->  boxes float32 [b, a, 4] in pixels (left, top, right, bottom), scores float32 [b, a, k]
+    images  uint8 [b, 3, h, w]  ->  boxes float32 [b, a, 4] in pixels (left, top, right, bottom),
+                                    scores float32 [b, a, k]
 
-``torchvision.ops.batched_nms`` on them gives the detections. Two-stage detectors suppress inside, between their stages, so
-they have no such form.
+``torchvision.ops.batched_nms`` on them gives the detections. Two-stage detectors suppress inside, between their stages,
+so they have no such form.
 
 Legend: b images, h w height and width in pixels, a anchors, k classes.
 """
@@ -25,7 +26,7 @@ from finetune.task import Exportable
 
 
 def exportable(trained: Trained, *, size: Size | None) -> Exportable:
-    """Make a detector without its suppression, for the run's letterbox or its short side squared where no size is given.
+    """Make a detector without its suppression, for the run's letterbox or short side squared where no size is given.
 
     Raises:
         UserError: it has two stages, or the size is no multiple of 32.
@@ -67,10 +68,10 @@ class _RetinaNetBoxes(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         (group,) = self.detector.features(self.pixels(images))
-        found = self.detector.head(group.maps)
+        outputs = self.detector.head(group.maps)
         decode = self.detector.box_coder.decode_single
-        boxes = torch.stack([decode(deltas, self.grid) for deltas in found["bbox_regression"]])
-        return boxes, found["cls_logits"].sigmoid()
+        boxes = torch.stack([decode(deltas, self.grid) for deltas in outputs["bbox_regression"]])
+        return boxes, outputs["cls_logits"].sigmoid()
 
 
 class _YoloBoxes(nn.Module):

@@ -1,7 +1,7 @@
 """What is annotated in shards, as a COCO dataset; and what of it is unusable, by name.
 
-Annotations are read once, without the pictures. What is wrong with one object concerns that object alone: it is named in
-``annotation_faults.jsonl``, not learnt, and not asked for in evaluations.
+Annotations are read once, without the images. What is wrong with one object concerns that object alone: it is named in
+``annotation_faults.jsonl``, not learnt, and not expected in evaluations.
 """
 
 import json
@@ -29,7 +29,7 @@ class Fault:
     sample: int
     """Number of the sample."""
     file_name: str
-    """Name of its picture in the annotations."""
+    """Name of its image in the annotations."""
     object: int | None
     """Id of the annotation; None: all of the sample's."""
     reason: str
@@ -56,15 +56,15 @@ class Truth:
 
 
 def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Truth:
-    """Return what is annotated in ``shards``.
+    """Read what is annotated in ``shards``.
 
     Args:
-        shards: written from COCO's layout, or with such a `.json` beside each picture.
+        shards: written from COCO's layout, or with such a `.json` beside each image.
         option: what the shards were given as, for messages.
         like: category ids of another set of the same classes, kept for classes that have no object here.
 
     Raises:
-        UserError: there are no annotations or classes, an object has a class beyond the last, or two classes have one category id.
+        UserError: there are no annotations or classes, a class is beyond the last, or two classes have one category id.
     """
     if not shards.classes:
         raise UserError(
@@ -119,8 +119,8 @@ class _Reader:
         """Take a sample's `.json`."""
         if content is None:
             raise UserError(
-                f"{self._option} {self._shards.folder}: sample {sample} has no .json with objects; write the shards from "
-                "COCO's layout with `python data/main.py write`"
+                f"{self._option} {self._shards.folder}: sample {sample} has no .json with objects; write the shards "
+                "from COCO's layout with `python data/main.py write`"
             )
         try:
             tree: Any = json.loads(content)
@@ -144,8 +144,8 @@ class _Reader:
         category, box = int(item["category"]), [float(value) for value in item["bbox"]]
         if not 0 <= category < self._num_classes:
             self.beyond = self.beyond or (
-                f"{self._option} {self._shards.folder}: {name} (sample {sample}) has an object of class {category}, there are "
-                f"{self._num_classes} classes, from 0; write the shards again, or mend their manifest"
+                f"{self._option} {self._shards.folder}: {name} (sample {sample}) has an object of class {category}, "
+                f"there are {self._num_classes} classes, from 0; write the shards again, or mend their manifest"
             )
             return
         if "category_id" in item:
@@ -163,9 +163,9 @@ class _Reader:
             }
         )
 
-    def _image_id(self, asked: Any, sample: int) -> int:
-        """Return the annotations' own id where it is a number that no other picture has."""
-        number = asked if isinstance(asked, int) and asked not in self._seen else sample
+    def _image_id(self, own_id: Any, sample: int) -> int:
+        """Take the annotations' own id where it is a number that no other image has."""
+        number = own_id if isinstance(own_id, int) and own_id not in self._seen else sample
         while number in self._seen:
             number += len(self._shards.manifest.shards) + self._shards.num_samples
         self._seen.add(number)
@@ -183,25 +183,25 @@ def _contents(shards: ShardSet) -> Iterator[bytes | None]:
             yield shards.read_member(shard, position, extension="json")
 
 
-def complete_ids(found: Mapping[int, int], *, num_classes: int, like: Sequence[int] = ()) -> list[int]:
-    """Return an id for each class, all different.
+def complete_ids(annotated: Mapping[int, int], *, num_classes: int, like: Sequence[int] = ()) -> list[int]:
+    """Give each class an id, all different.
 
-    It is as annotated (``found``, by class), else as in ``like`` where no other class has that id, else the next one above
-    all of them.
+    It is as annotated (``annotated``, by class), else as in ``like`` where no other class has that id, else the next
+    one above all of them.
     """
-    owners = {number: category for category, number in found.items()}
+    owners = {number: category for category, number in annotated.items()}
     for category, number in enumerate(like):
-        if category not in found:
+        if category not in annotated:
             owners.setdefault(number, category)
     numbers = {category: number for number, category in owners.items()}
     free = count(max((0, *like, *owners)) + 1)
     return [numbers[category] if category in numbers else next(free) for category in range(num_classes)]
 
 
-def _shared_id(found: Mapping[int, int]) -> tuple[int, int, int] | None:
-    """Return two classes with the same id, and that id."""
+def _shared_id(annotated: Mapping[int, int]) -> tuple[int, int, int] | None:
+    """Find two classes with the same id; also return that id."""
     owners: dict[int, int] = {}
-    for category, number in found.items():
+    for category, number in annotated.items():
         if (first := owners.setdefault(number, category)) != category:
             return first, category, number
     return None

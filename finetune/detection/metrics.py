@@ -1,4 +1,4 @@
-"""COCO's box and mask average precision, by faster-coco-eval, and its table; equal to pycocotools on the same predictions."""
+"""COCO's box and mask average precision, by faster-coco-eval (equal to pycocotools), and the table of it."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Scores = dict[str, Any]
 
 
 def average_precision(truth: dict[str, Any], predictions: list[dict[str, Any]], *, kind: Kind) -> dict[str, Any]:
-    """Compute COCO's twelve figures and ``per_class`` (AP by category name), from 0 to 1; None where nothing is to be found.
+    """Compute COCO's twelve figures and ``per_class`` (AP by category name), from 0 to 1; None where there is nothing.
 
     Args:
         truth: a COCO dataset: images, annotations, categories.

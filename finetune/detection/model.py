@@ -23,7 +23,7 @@ class Detector(Protocol):
     def __call__(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return losses by name where there are ``targets``, else detections by image, in pixels of its canvas.
+        """Compute losses by name where there are ``targets``, else detect, image by image, in pixels of its canvas.
 
         Args:
             images: normalised, [b, 3, h, w], each in the top-left corner of its canvas.

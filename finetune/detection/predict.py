@@ -13,7 +13,7 @@ from finetune.detection.batches import evaluation_transform, on_canvas
 from finetune.detection.config import DetectConfig, ResizeConfig
 from finetune.detection.evaluate import pairs
 from finetune.detection.model import run_detector
-from finetune.detection.predictions import as_found, in_picture
+from finetune.detection.predictions import as_plain, in_image
 from finetune.network.weights import Trained
 from finetune.task import Prediction, Predictor, RgbImage
 
@@ -29,7 +29,7 @@ def object_predictor(trained: Trained) -> Predictor:
 
     def predict(image: RgbImage) -> Prediction:
         detections = detect(trained, image, resize=config.resize)
-        lines = as_found(detections, sample=0)
+        lines = as_plain(detections, sample=0)
         objects: list[dict[str, Any]] = []
         for row, box in enumerate(lines["boxes"]):
             category = lines["classes"][row]
@@ -54,7 +54,7 @@ def detect(trained: Trained, image: RgbImage, *, resize: ResizeConfig) -> dict[s
     canvas, sizes = on_canvas([resized], resize=resize)
     (detections,) = run_detector(trained.network, trained.pixels(canvas), pairs(sizes))
     content, true_size = (resized.shape[1], resized.shape[2]), (image.shape[0], image.shape[1])
-    return in_picture(detections, content=content, true_size=true_size)
+    return in_image(detections, content=content, true_size=true_size)
 
 
 def draw_objects(

@@ -1,6 +1,7 @@
 """The detectors that ``detector.kind`` may name. Imports no torch.
 
-A new one is a module and an entry here; a file outside this project adds its entry when it is imported (``--extension FILE``).
+A new one is a module and an entry here; a file outside this project adds its entry when it is imported (``--extension
+FILE``).
 """
 
 from collections.abc import Callable

@@ -24,8 +24,8 @@ from finetune.detection.model import backbone_state, build_bare, build_model
 from finetune.detection.predict import category_ids, object_predictor
 from finetune.network.pyramid import handed_off
 from finetune.network.start import Start
-from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, network_metadata, write_best
-from finetune.task import Results, TaskData
+from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, write_best
+from finetune.task import Results, TaskData, describe
 
 
 class Detection:
@@ -57,16 +57,8 @@ class Detection:
 
     def metadata(self) -> dict[str, Any]:
         """Say what :func:`build_bare` needs, and COCO's category ids (main process only)."""
-        data = self.data
-        shared = network_metadata(
-            self.name,
-            self.config,
-            start=self._start,
-            train=data.train,
-            classes=data.classes,
-            num_classes=data.num_classes,
-        )
-        return shared | {"category_ids": None if self._truth is None else self._truth.category_ids}
+        category_ids = None if self._truth is None else self._truth.category_ids
+        return describe(self, start=self._start) | {"category_ids": category_ids}
 
     def batch_builder(self) -> DetectionBuilder:
         """Make images of different sizes on one canvas, with their objects."""

@@ -71,7 +71,7 @@ class Evaluations:
         state = training.engine.full_state_dict()
         if self._log is not None:
             best = best_folder(folder, weights, step)
-            task.write_best(best, metadata=training.metadata, state=state, step=step, weights=weights)
+            task.write_best(best, metadata=training.metadata, state=state, step=step, weights=f"best {weights}")
             self._log.keep(weights, step, result=result)
 
     @contextlib.contextmanager
@@ -87,7 +87,7 @@ class Evaluations:
 
     @contextlib.contextmanager
     def _evaluated_module(self) -> Iterator[nn.Module]:
-        """Yield a network in evaluation mode with the present weights: the trained one, or a copy where that is in pieces."""
+        """Yield the network in evaluation mode: the trained one, or a copy where no process holds that as a whole."""
         engine = self._training.engine
         if engine.is_sharded:
             state: dict[str, Tensor] = engine.broadcast_object(engine.full_state_dict())

@@ -1,12 +1,12 @@
 """The log of accuracy, mIoU or average precision while a run trains, and the best weights.
 
     runs/x/
-    ├── evaluations.jsonl                one line per evaluation and set of weights (raw, ema); once called accuracy.jsonl
+    ├── evaluations.jsonl                one line per evaluation and weights (raw, ema); once accuracy.jsonl
     ├── best/raw-step-000000150/         best weights so far (finetune/network/weights.py)
     └── best/raw-step-000000150.json     all scores of them
 
-Restarted from an older checkpoint, a run forgets what it measured after it. So the best weights up to each checkpoint on
-disk are kept, not only the best of all.
+Restarted from an older checkpoint, a run forgets what it measured after it. So the best weights up to each checkpoint
+on disk are kept, not only the best of all.
 """
 
 import contextlib

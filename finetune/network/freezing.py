@@ -1,4 +1,4 @@
-"""Which parts of a network are not trained: without gradients, and as in evaluation (no drop path, fixed statistics)."""
+"""What of a network is not trained: without gradients, and as in evaluation (no drop path, fixed statistics)."""
 
 from typing import Any, Literal, cast
 
@@ -32,7 +32,7 @@ def freeze(network: nn.Module, *, what: Literal["none", "backbone"] | int) -> No
 
 
 def stage_numbers(network: nn.Module) -> dict[str, int]:
-    """Return each parameter's stage: 0 for the stem, then 1, 2, ...; final norm and head come after the last."""
+    """Number each parameter's stage: 0 for the stem, then 1, 2, ...; final norm and head come after the last."""
     matcher = cast(Any, network).group_matcher(coarse=True)
     return cast(dict[str, int], group_parameters(network, matcher, reverse=True))
 

@@ -1,10 +1,10 @@
-"""Feature pyramids of any backbone: maps of several strides, the same for a picture alone and inside a larger batch.
+"""Feature pyramids of any backbone: maps of several strides, the same for an image alone and inside a larger batch.
 
-The pictures of a micro-batch lie in the top-left corners of one canvas. The backbone runs once per true size, rounded up to
-a multiple of 32 pixels and filled with zeros there, so that no padding beyond that reaches a window, a cluster, a sum or a
-statistic. A BatchNorm that learns normalises each size by itself; its running statistics are over all of them.
+The images of a micro-batch lie in the top-left corners of one canvas. The backbone runs once per true size, rounded up
+to a multiple of 32 pixels and filled with zeros there, so that no padding beyond that reaches a window, a cluster, a
+sum or a statistic. A BatchNorm that learns normalises each size by itself; its running statistics are over all of them.
 
-Legend: b pictures, g pictures of one group, c channels, h w rows and columns of an image or a map.
+Legend: b images, g images of one group, c channels, h w rows and columns of an image or a map.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ PROBE_SIDE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class MapGroup:
-    """The maps of pictures whose rounded sizes are the same."""
+    """The maps of images whose rounded sizes are the same."""
 
     rows: tuple[int, ...]
     """Their places in the micro-batch."""
@@ -45,12 +45,12 @@ class MapGroup:
 class Pyramid(nn.Module):
     """Maps at some strides of a timm network; the network's parameters keep their names under ``network.``.
 
-    Hierarchical networks give their stages; a plain ViT gives its last map, enlarged and reduced (ViTDet's simple pyramid,
-    arXiv 2203.16527). What of the network the maps do not depend on is frozen.
+    Hierarchical networks give their stages; a plain ViT gives its last map, enlarged and reduced (ViTDet's simple
+    pyramid, arXiv 2203.16527). What of the network the maps do not depend on is frozen.
 
     Args:
         network: made for any image size (:func:`dense_start`), without a classifier.
-        strides: pixels per cell of the maps wanted, rising.
+        strides: pixels per cell of the maps, rising.
 
     Raises:
         UserError: the network has no map of one of the strides.
@@ -72,8 +72,8 @@ class Pyramid(nn.Module):
             last = {int(level["reduction"]): number for number, level in enumerate(info)}
             if missing := [stride for stride in self.strides if stride not in last]:
                 raise UserError(
-                    f"{type(network).__name__} has maps of strides {', '.join(map(str, last))}, none of {missing[0]}; choose "
-                    "another backbone, such as a Swin, or a plain ViT"
+                    f"{type(network).__name__} has maps of strides {', '.join(map(str, last))}, none of {missing[0]}; "
+                    "choose another backbone, such as a Swin, or a plain ViT"
                 )
             self.indices = [last[stride] for stride in self.strides]
             widths = [int(info[number]["num_chs"]) for number in self.indices]
@@ -82,11 +82,11 @@ class Pyramid(nn.Module):
         _freeze_unused(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"], sizes: Sequence[Size] | None = None) -> list[Tensor]:
-        """Return one map [b c h/stride w/stride] a stride; cells beyond a picture's rounded size are 0.
+        """Compute one map [b c h/stride w/stride] a stride; cells beyond an image's rounded size are 0.
 
         Args:
-            images: normalised; a picture lies in its top-left corner, what lies beyond it is ignored.
-            sizes: true height and width of each picture in pixels; None: all fill their canvas.
+            images: normalised; an image lies in its top-left corner, what lies beyond it is ignored.
+            sizes: true height and width of each image in pixels; None: all fill their canvas.
         """
         if sizes is None and all(side % MULTIPLE == 0 for side in images.shape[-2:]):
             return self._maps(images)
@@ -94,29 +94,29 @@ class Pyramid(nn.Module):
         if len(groups) == 1 and groups[0].size == tuple(images.shape[-2:]):
             return groups[0].maps
         canvas = tuple(round_up(side) for side in images.shape[-2:])
-        found: list[Tensor] = []
+        maps: list[Tensor] = []
         for level, stride in enumerate(self.strides):
             shape = (len(images), self.channels[level], -(-canvas[0] // stride), -(-canvas[1] // stride))
             whole = groups[0].maps[level].new_zeros(shape)
             for group in groups:
                 part = group.maps[level]
                 whole[list(group.rows), :, : part.shape[2], : part.shape[3]] = part
-            found.append(whole)
-        return found
+            maps.append(whole)
+        return maps
 
     def groups(self, images: Float[Tensor, "b 3 h w"], sizes: Sequence[Size] | None = None) -> list[MapGroup]:
-        """Return the maps by rounded size, as :meth:`forward` without putting them together."""
+        """Compute the maps by rounded size, as :meth:`forward` without putting them together."""
         members: dict[Size, list[int]] = defaultdict(list)
         true = [(images.shape[-2], images.shape[-1])] * len(images) if sizes is None else list(sizes)
         for row, (height, width) in enumerate(true):
             members[round_up(height), round_up(width)].append(row)
-        found = [
+        groups = [
             MapGroup(rows=tuple(rows), size=size, maps=self._maps(cut_out(images, rows=rows, sizes=true, size=size)))
             for size, rows in members.items()
         ]
-        if len(found) > 1:
-            join_records(self, last=len(found))
-        return found
+        if len(groups) > 1:
+            join_records(self, last=len(groups))
+        return groups
 
     def _maps(self, images: Float[Tensor, "g 3 h w"]) -> list[Tensor]:
         network: Any = self.network
@@ -127,7 +127,7 @@ class Pyramid(nn.Module):
 
 
 def dense_start(start: Start, *, largest: Size | None = None) -> Start:
-    """Return ``start`` for images of any size; windows are those of ``largest`` (height, width in pixels) where it is given."""
+    """Make ``start`` take images of any size; windows are those of ``largest`` (in pixels) where it is given."""
     backbone = backbone_of(skeleton(start.architecture, **start.model_args))
     if backbone is None:
         return start
@@ -138,7 +138,7 @@ def dense_start(start: Start, *, largest: Size | None = None) -> Start:
 
 
 def handed_off(start: Start, *, largest: Size | None = None) -> dict[str, Any]:
-    """Return the arguments with which timm makes the network of such a pyramid again, for images of its own size."""
+    """List the arguments with which timm makes the network of such a pyramid again, for images of its own size."""
     backbone = backbone_of(skeleton(start.architecture, **start.model_args))
     any_size = {} if backbone is None else backbone.any_size
     return {key: value for key, value in dense_start(start, largest=largest).model_args.items() if key not in any_size}
@@ -152,7 +152,7 @@ def build_pyramid(
     seed: int = 0,
     largest: Size | None = None,
 ) -> Pyramid:
-    """Return the pyramid of a run's backbone, with its first weights; what they lack is drawn from ``seed``.
+    """Build the pyramid of a run's backbone with its first weights; what they lack is drawn from ``seed``.
 
     Raises:
         UserError: the weights do not fit, or the network has no map of one of ``strides``.
@@ -164,14 +164,14 @@ def build_pyramid(
 
 
 def round_up(side: int) -> int:
-    """Return the next multiple of 32."""
+    """Round up to a multiple of 32."""
     return -(-side // MULTIPLE) * MULTIPLE
 
 
 def cut_out(
     images: Float[Tensor, "b 3 h w"], *, rows: Sequence[int], sizes: Sequence[Size], size: Size
 ) -> Float[Tensor, "g 3 h2 w2"]:
-    """Return the pictures ``rows`` on canvases of ``size``, zero beyond the true ``sizes`` (height, width)."""
+    """Cut the images ``rows`` out onto canvases of ``size``, zero beyond the true ``sizes`` (height, width)."""
     if len(rows) == len(images) and size == tuple(images.shape[-2:]) and all(sizes[row] == size for row in rows):
         return images
     cut = images.new_zeros((len(rows), images.shape[1], *size))
@@ -182,7 +182,7 @@ def cut_out(
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Keep every BatchNorm inside ``module`` at its stored statistics, in training too, and its scale and shift fixed."""
+    """Keep every BatchNorm in ``module`` at its stored statistics, in training too, and its scale and shift fixed."""
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
             layer.eval()
@@ -191,11 +191,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def _simple_level(width: int, *, patch: int, stride: int) -> nn.Module:
-    """Return what turns a map of stride ``patch`` into one of ``stride``: deconvolutions or pooling, and a norm."""
+    """Make what turns a map of stride ``patch`` into one of ``stride``: deconvolutions or pooling, and a norm."""
     factor = patch / stride
     if factor not in (4, 2, 1, 0.5):
         raise UserError(
-            f"a plain ViT with patches of {patch} px has no map of stride {stride}; patches of 16 px give strides 4 to 32"
+            f"a plain ViT with patches of {patch} px has no map of stride {stride}; patches of 16 px give strides "
+            "4 to 32"
         )
     layers: list[nn.Module] = []
     if factor == 4:
@@ -208,7 +209,7 @@ def _simple_level(width: int, *, patch: int, stride: int) -> nn.Module:
 
 
 def _freeze_unused(pyramid: Pyramid) -> None:
-    """Freeze the parameters that no map depends on, such as the norm before a classifier: they would never get a gradient."""
+    """Freeze the parameters that no map depends on, such as the norm before a classifier: they never get a gradient."""
     named = [(name, parameter) for name, parameter in pyramid.named_parameters() if parameter.requires_grad]
     training = pyramid.training
     pyramid.eval()

@@ -48,7 +48,7 @@ class Start:
 
 
 def resolve_start(config: StartConfig) -> Start:
-    """Return the network that ``config`` asks for: what it leaves out comes from the folder of the weights.
+    """Decide on the network that ``config`` asks for: what it leaves out comes from the folder of the weights.
 
     Raises:
         UserError: neither weights nor architecture are named, or they do not fit; the message names both.
@@ -72,7 +72,7 @@ def resolve_start(config: StartConfig) -> Start:
 
 
 def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
-    """Return timm's network with its first weights, exact windows and a classifier (none for 0 classes).
+    """Build timm's network with its first weights, exact windows and a classifier (none for 0 classes).
 
     What the weights' folder does not hold, such as the classifier of a pretraining run, is drawn from ``seed``.
 
@@ -128,14 +128,14 @@ def _from_scratch(config: StartConfig) -> Start:
 
 
 def default_img_size(name: str) -> Size:
-    """Return the input height and width that timm's architecture ``name`` is made for."""
+    """Look up the input height and width that timm's architecture ``name`` is made for."""
     config = get_pretrained_cfg(name)
     height, width = (224, 224) if config is None else config.input_size[-2:]
     return height, width
 
 
 def _model_args(config: StartConfig, *, info: BackboneInfo) -> dict[str, Any]:
-    asked = {
+    options = {
         "img_size": config.img_size,
         "window_size": config.window,
         "embed_dim": config.embed_dim,
@@ -143,19 +143,19 @@ def _model_args(config: StartConfig, *, info: BackboneInfo) -> dict[str, Any]:
         "num_heads": config.num_heads,
     }
     sec = {key: value for key, value in vars(config.sec).items() if value is not None}
-    asked = {key: value for key, value in asked.items() if value is not None} | sec
+    options = {key: value for key, value in options.items() if value is not None} | sec
     if not takes_img_size(info.architecture):
-        asked.pop("img_size", None)
+        options.pop("img_size", None)
     stored = dict.fromkeys(sec) | {"img_size": info.img_size, **info.model_args}
-    for key in [key for key, value in asked.items() if key in stored and _plain(stored[key]) != _plain(value)]:
+    for key in [key for key, value in options.items() if key in stored and _plain(stored[key]) != _plain(value)]:
         if key not in RESIZABLE:
             option = f"backbone.{'sec.' * (key in sec)}{key.replace('_', '-')}"
             raise UserError(
-                f"backbone.init {config.init} holds a {info.architecture} with {key} {stored[key]}, but {option} asks for "
-                f"{asked[key]}; leave {option} out"
+                f"backbone.init {config.init} holds a {info.architecture} with {key} {stored[key]}, but {option} asks "
+                f"for {options[key]}; leave {option} out"
             )
-        logger.info("%s: %s of the weights, %s asked for: tables are resized", key, stored[key], asked[key])
-    return {**info.model_args, **asked}
+        logger.info("%s: %s of the weights, %s asked for: tables are resized", key, stored[key], options[key])
+    return {**info.model_args, **options}
 
 
 def _statistics(values: tuple[float, ...]) -> Statistics:

@@ -7,7 +7,7 @@ runs/x/
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backbones.weights.handoff import CONFIG, read_backbone, write_backbone
-from data.shards.shard_set import ShardSet
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.documents import read_json
 from engine.errors import UserError
 from engine.pixels import Pixels, Statistics
-from engine.recipe import plain
 from engine.run.durable import fsync_folder, write_durably
 from engine.terms import Size
 from finetune.network.start import Start
@@ -34,8 +32,6 @@ T = TypeVar("T")
 METADATA, TENSORS = "described.json", "weights.safetensors"
 OLD_TASKS = {"finetune": "classify"}
 """What tasks are called in checkpoints of earlier versions."""
-CHOICES = ("raw", "ema", "best-raw", "best-ema")
-"""Weights that may be chosen on a command line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,7 @@ class Trained:
     std: Statistics
     """Channel standard deviations of its pixels in [0, 1]."""
     metadata: Mapping[str, Any]
-    """What its checkpoint or folder says of it (:func:`network_metadata`), its recipe too; empty for networks of others."""
+    """What its checkpoint or folder says of it (``task.describe``), its recipe too; empty for networks of others."""
 
     @property
     def pixels(self) -> Pixels:
@@ -74,25 +70,6 @@ class Trained:
 
 Loaders = dict[str, Callable[[], Trained]]
 """What loads each set of weights, by its name."""
-
-
-def network_metadata(
-    task: str, config: Any, *, start: Start, train: ShardSet, classes: Iterable[str] | None, num_classes: int
-) -> dict[str, Any]:
-    """Say in JSON values what every checkpoint says of its network, enough to build it again."""
-    return {
-        "program": task,
-        "architecture": start.architecture,
-        "model_args": plain(start.model_args),
-        "img_size": list(start.img_size),
-        "mean": list(start.mean),
-        "std": list(start.std),
-        "num_classes": num_classes,
-        "classes": None if classes is None else list(classes),
-        "manifest_digest": train.manifest.digest,
-        "shards_per_folder": [len(part) for part in train.parts],
-        "recipe": plain(config),
-    }
 
 
 def start_from(metadata: Mapping[str, Any]) -> Start:
@@ -166,9 +143,9 @@ def find_weights(path: Path, *, task: str, build: Callable[[Mapping[str, Any]], 
 
 
 def choose_weights(run: Path, choice: str | None) -> tuple[Path, str | None]:
-    """Find the folder of the weights that a choice on a command line means (one of ``CHOICES``), and their name there.
+    """Find the folder of the weights that a choice on a command line means, and their name there.
 
-    No choice means raw weights, or those that a folder of best weights holds.
+    No choice (raw, ema, best-raw, best-ema) means raw weights, or those that a folder of best weights holds.
 
     Raises:
         UserError: the run keeps no best weights.
@@ -220,13 +197,13 @@ def newest_best(run: Path, weights: str) -> Path | None:
 
 
 def write_best(folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str) -> None:
-    """Write weights and buffers as a folder that :func:`find_weights` reads; ``weights`` says which: raw or ema."""
+    """Write weights (such as "best raw") and buffers as a folder that :func:`find_weights` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{TENSORS}"
     save_file({name: value.contiguous() for name, value in state.items()}, beside)
     beside.rename(folder / TENSORS)
     fsync_folder(folder)
-    labelled = {**metadata, "step": step, "weights": f"best {weights}"}
+    labelled = {**metadata, "step": step, "weights": weights}
     write_durably(folder / METADATA, json.dumps(labelled).encode())
 
 
@@ -271,8 +248,8 @@ def _check_task(where: Path, metadata: Mapping[str, Any], *, task: str) -> None:
     theirs = task_in(metadata)
     if theirs == "pretrain":
         raise UserError(
-            f"{where} is a checkpoint of pretraining, which has no head; fine-tune its backbone/ folder first, or measure "
-            "that with --task.method knn"
+            f"{where} is a checkpoint of pretraining, which has no head; fine-tune its backbone/ folder first, or "
+            "measure that with --task.method knn"
         )
     if theirs != task:
         raise UserError(f"{where} holds weights of --task {theirs}; expected those of --task {task}")

@@ -1,6 +1,7 @@
 """How a training image and its label map are changed together: resize, crop, flip, colours (mmsegmentation's pipeline).
 
-Everything is drawn from torch's global generator, which ``data.images.joint_transforms.transformed`` seeds by the sample's key.
+Everything is drawn from torch's global generator, which ``data.images.joint_transforms.transformed`` seeds by the
+sample's key.
 
 Legend: h w height and width in pixels.
 """
@@ -23,7 +24,7 @@ CROP_ATTEMPTS = 10
 
 
 def fitting_size(size: Size, *, short_side: int, long_side: int, factor: float = 1.0) -> Size:
-    """Return the height and width at which an image of ``size`` just keeps both bounds, times ``factor``."""
+    """Compute height and width at which an image of ``size`` just keeps both bounds, times ``factor``."""
     scale = factor * min(short_side / min(size), long_side / max(size))
     height, width = (max(1, round(side * scale)) for side in size)
     return height, width
@@ -38,7 +39,7 @@ class SegmentAugmentation:
     """Channel means of the pixels in [0, 1]; what lies beyond the image is filled with them."""
 
     def __call__(self, annotated: dict[str, Any]) -> dict[str, Any]:
-        """Return the changed image and label map."""
+        """Change an image and its label map alike."""
         augment = self.augment
         image, labels = annotated["image"], annotated["label_map"].as_subclass(torch.Tensor)
         size = fitting_size(
@@ -58,7 +59,7 @@ class SegmentAugmentation:
         return {"image": image, "label_map": labels}
 
     def _place(self, labels: Tensor) -> Size:
-        """Return the top left corner of a crop that no class fills too much of."""
+        """Draw the top left corner of a crop that no class fills too much of."""
         place = (0, 0)
         for _ in range(CROP_ATTEMPTS):
             spans = [max(side - crop, 0) for side, crop in zip(labels.shape, self.augment.crop, strict=True)]
@@ -87,7 +88,7 @@ def _uniform(low: float, high: float) -> float:
 
 
 def _resize_nearest(labels: Tensor, size: Size) -> Tensor:
-    """Return the label map at ``size``, each pixel's value that of the pixel at its centre."""
+    """Resize a label map; each pixel takes the value of the pixel at its centre."""
     rows, columns = (
         ((torch.arange(new) + 0.5) * old / new).long().clamp(max=old - 1)
         for old, new in zip(labels.shape, size, strict=True)

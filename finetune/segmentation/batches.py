@@ -22,8 +22,8 @@ UNREADABLE_SIDE = 32
 class SegmentBuilder:
     """Makes ``{"images" uint8 [b, 3, h, w], "label_maps" int16 [b, h, w], "shown" [m, 2], "ids", "repeats", "bad"}``.
 
-    ``shown`` lists the (image, class) pairs in the label maps. A sample that cannot be read, or whose label map has a value
-    that is no class or nothing but void, is replaced and listed in ``bad``. The same in any process.
+    ``shown`` lists the (image, class) pairs in the label maps. A sample that cannot be read, or whose label map has a
+    value that is no class or nothing but void, is replaced and listed in ``bad``. The same in any process.
     """
 
     extensions: ClassVar[tuple[str, ...]] = ("seg.png",)
@@ -35,7 +35,7 @@ class SegmentBuilder:
     max_pixels: int
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return the micro-batch that ``(seed, step, micro_batch)`` names."""
+        """Make the micro-batch that ``(seed, step, micro_batch)`` names."""
         transform = SegmentAugmentation(augment=self.augment, mean=self.mean)
         table = class_table(self.labels, num_classes=self.num_classes)
 
@@ -60,9 +60,9 @@ class SegmentBuilder:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImageBuilder:
-    """Makes ``{"images", "label_maps"}``, lists of whole images and their classes, with ``ids`` and ``bad``; nothing is random.
+    """Makes ``{"images", "label_maps", "ids", "bad"}``, lists of whole images and their classes; nothing is random.
 
-    A sample that cannot be read is a small grey image, void all over, and is listed in ``bad``: an evaluation leaves none out.
+    A sample that cannot be read is a small grey image, void all over, listed in ``bad``: an evaluation leaves none out.
     """
 
     extensions: ClassVar[tuple[str, ...]] = ("seg.png",)
@@ -71,7 +71,7 @@ class WholeImageBuilder:
     max_pixels: int
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return one micro-batch; ``step`` and ``micro_batch`` change nothing."""
+        """Make one micro-batch; ``step`` and ``micro_batch`` change nothing."""
         table = class_table(self.labels, num_classes=self.num_classes)
         images: list[Tensor] = []
         label_maps: list[Tensor] = []
@@ -93,7 +93,7 @@ class WholeImageBuilder:
 
 
 def read_sample(sample: Sample, table: np.ndarray, *, max_pixels: int) -> dict[str, Tensor]:
-    """Return ``image`` uint8 [3, h, w] and ``label_map`` int16 [h, w] of classes.
+    """Read ``image`` uint8 [3, h, w] and ``label_map`` int16 [h, w] of classes.
 
     Raises:
         BadImage: one of them cannot be read, they differ in size, or a value is neither a class nor void.
@@ -106,7 +106,7 @@ def read_sample(sample: Sample, table: np.ndarray, *, max_pixels: int) -> dict[s
 
 
 def classes_shown(label_maps: Tensor) -> Tensor:
-    """Return the pairs of image number and class that label maps [b, h, w] show, as [m, 2] in rising order."""
+    """List the pairs of image number and class that label maps [b, h, w] show, as [m, 2] in rising order."""
     pairs = [
         (number, shown)
         for number, label_map in enumerate(label_maps)

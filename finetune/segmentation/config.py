@@ -7,7 +7,7 @@ from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
 from engine.terms import Size
-from finetune.config import StartConfig, check_evaluation
+from finetune.config import EvaluationConfig, StartConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +15,13 @@ class SegmenterConfig:
     """The head, and what of the backbone it takes. Defaults are SegViT's (arXiv 2210.05844)."""
 
     head: Literal["segvit", "uper_net", "semantic_fpn", "all_mlp"] = "segvit"
-    """segvit takes layers of a plain ViT or stages of a hierarchical backbone; the others take a pyramid of any backbone."""
+    """segvit takes layers of a plain ViT or stages of another backbone; the others take a pyramid of any backbone."""
     dim: int | None = None
-    """Width of the head in channels; None is the published: half the backbone's for segvit, 512, 256 and 256 for the others."""
+    """Width of the head in channels; None is the published: half the backbone's for segvit, else 512, 256 and 256."""
     num_heads: int | None = None
     """Heads of segvit's attentions; None is one for each 32 channels."""
     layers: tuple[int, ...] | None = None
-    """segvit on a plain ViT: numbers of the blocks, from 0, after which maps are taken; None is each third of the depth."""
+    """segvit on a plain ViT: numbers of the blocks, from 0, after which maps are taken; None: each third of them."""
     strides: tuple[int, ...] | None = None
     """Strides of the maps taken from a pyramid, in pixels; None is 8 16 32 for segvit and 4 8 16 32 for the others."""
     class_token: Literal["drop", "keep"] = "drop"
@@ -29,22 +29,22 @@ class SegmenterConfig:
     cascade: bool = True
     """segvit: one attention-to-mask stage for each map; false: one, on the deepest map alone."""
     loss: Literal["atm", "ce"] = "atm"
-    """segvit: atm classifies queries and compares masks; ce is pixel cross-entropy on the combined map, for ablation."""
+    """segvit: atm classifies queries and compares masks; ce is pixel cross-entropy on the combined map, an ablation."""
     shrink: Literal["none", "qd", "qd+qu"] = "none"
-    """segvit on a plain ViT: qd halves rows and columns of the tokens inside; qu enlarges the maps again by learned queries."""
+    """segvit on a plain ViT: qd halves rows and columns of the tokens inside; qu enlarges maps by learned queries."""
     shrink_block: int | None = None
     """The block that shrinks, from 0; None is the one after a third of the depth."""
     shrink_of: Literal["q", "qkv"] = "q"
     """What of that block sees the fewer tokens: its queries alone, or all of it."""
     score_stride: int = may_change(1)
-    """segvit: pixels per place at which class and mask shares are multiplied; 1 is published, 4 takes a sixteenth of the work."""
+    """segvit: pixels per place at which class and mask shares are multiplied; 1 is published, 4 is cheaper."""
 
     def __post_init__(self) -> None:
         others = [name for name in SEGVITS if getattr(self, name) != getattr(SegmenterConfig, name)]
         if self.head != "segvit" and others:
             raise UserError(
-                f"{', '.join('segmenter.' + name.replace('_', '-') for name in others)}: an option of SegViT's; leave it out "
-                f"for {self.head}, or set segmenter.head segvit"
+                f"{', '.join('segmenter.' + name.replace('_', '-') for name in others)}: an option of SegViT's; leave "
+                f"it out for {self.head}, or set segmenter.head segvit"
             )
         if self.shrink_block is not None and self.shrink == "none":
             raise UserError("segmenter.shrink-block needs segmenter.shrink qd or qd+qu")
@@ -83,7 +83,7 @@ class LabelConfig:
     """What the values of the label maps mean."""
 
     values: Literal["classes", "zero_is_void", "cityscapes"] = "classes"
-    """classes: class numbers from 0; zero_is_void: class numbers from 1 (ADE20K); cityscapes: label ids, of which 19 are classes."""
+    """classes: class numbers from 0; zero_is_void: from 1 (ADE20K); cityscapes: label ids, of which 19 are classes."""
     void: tuple[int, ...] = (255,)
     """Values of pixels that belong to no class and are ignored."""
     num_classes: int | None = None
@@ -105,7 +105,7 @@ class SegmentAugmentConfig:
     """How training images and their label maps are changed; the defaults are the published recipes'."""
 
     crop: Size = (512, 512)
-    """Height and width of training crops in pixels; smaller images are padded with the mean colour, void in the label map."""
+    """Height and width of training crops in pixels; smaller images are padded: mean colour, void in the label map."""
     short_side: int | None = None
     """Shorter side that images are brought to before `scale`; None is the crop's shorter side."""
     long_side: int = 2048
@@ -153,7 +153,8 @@ class InferenceConfig:
             raise UserError(f"inference.scales must be positive factors, at least one, got {self.scales}")
         if (self.short_side is not None and self.short_side < 1) or self.long_side < 1:
             raise UserError(
-                f"inference.short-side and inference.long-side must be positive, got {self.short_side}, {self.long_side}"
+                f"inference.short-side and inference.long-side must be positive, got {self.short_side}, "
+                f"{self.long_side}"
             )
         for name in ("window", "step"):
             if min(getattr(self, name) or (1,)) < 1:
@@ -164,21 +165,6 @@ class InferenceConfig:
             )
         if self.step and not self.window:
             raise UserError("inference.step needs inference.window")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentEvaluationConfig:
-    """When the label maps are compared with the true ones; the last step is always measured."""
-
-    every_epochs: float = may_change(10.0)
-    """Passes over the training samples between evaluations; `every_steps` overrides it."""
-    every_steps: int | None = may_change(None)
-    """Optimizer steps between evaluations."""
-    micro_batch_size: int = may_change(1)
-    """Images of one forward, where they have the same size."""
-
-    def __post_init__(self) -> None:
-        check_evaluation(self)
 
 
 def _published_optimizer() -> OptimizerConfig:
@@ -207,22 +193,22 @@ class SegmentConfig:
     labels: LabelConfig = field(default_factory=LabelConfig)
     augment: SegmentAugmentConfig = field(default_factory=SegmentAugmentConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    evaluation: SegmentEvaluationConfig = field(default_factory=SegmentEvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(every_epochs=10.0))
     optimizer: OptimizerConfig = field(default_factory=_published_optimizer)
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     eval_only: str | None = may_change(None)
-    """Train nothing: measure this run folder or checkpoint on `val_shards`."""
+    """What to measure without training; now the command `evaluate WHAT`."""
 
     def __post_init__(self) -> None:
         if self.segmenter.head == "uper_net" and self.data.micro_batch_size < 2:
             raise UserError(
-                "uper_net pools the whole image and normalises over the micro-batch: data.micro-batch-size must be at least 2, "
-                f"got {self.data.micro_batch_size}"
+                "uper_net pools the whole image and normalises over the micro-batch: data.micro-batch-size must be at "
+                f"least 2, got {self.data.micro_batch_size}"
             )
 
 
 def window_of(config: SegmentConfig) -> Size:
-    """Return the height and width of a sliding window in pixels."""
+    """Height and width of a sliding window in pixels."""
     return config.inference.window or config.augment.crop

@@ -19,8 +19,8 @@ def open_data(config: SegmentConfig) -> TaskData:
     train, val = (open_shards(part, cache=config.data.cache) for part in (config.data.shards, config.val_shards))
     if train.classes and val.classes and train.classes != val.classes:
         raise UserError(
-            f"the {len(train.classes)} classes of data.shards are not the {len(val.classes)} of val-shards; write both with the "
-            "same class names in the same order"
+            f"the {len(train.classes)} classes of data.shards are not the {len(val.classes)} of val-shards; write both "
+            "with the same class names in the same order"
         )
     classes = train.classes or val.classes
     num_classes = _num_classes(config, classes)

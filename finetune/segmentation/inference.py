@@ -1,7 +1,7 @@
 """Scores of whole images: at once or by overlapping windows, at several sizes, flipped and not.
 
-Windows lie from the top-left corner at equal steps, the last ones drawn back to the border, as in mmsegmentation; where they
-overlap their scores are averaged, as are those of all sizes. An image that fits into a window is one window.
+Windows lie from the top-left corner at equal steps, the last ones drawn back to the border, as in mmsegmentation; where
+they overlap their scores are averaged, as are those of all sizes. An image that fits into a window is one window.
 
 Legend: b images, c classes, h w height and width in pixels.
 """
@@ -23,7 +23,7 @@ ScoreFunction = Callable[[Tensor], Tensor]
 def infer(
     score: ScoreFunction, images: Float[Tensor, "b 3 h w"], *, config: InferenceConfig, window: Size
 ) -> Float[Tensor, "b c h w"]:
-    """Return each class's score at each pixel of normalised ``images``.
+    """Score each class at each pixel of normalised ``images``.
 
     Args:
         score: what segments an image or a window.
@@ -33,8 +33,8 @@ def infer(
     """
     size = (images.shape[2], images.shape[3])
     views = [(factor, flip) for factor in config.scales for flip in ((False, True) if config.flip else (False,))]
-    found = [_one_view(score, images, size, factor, flip, config, window) for factor, flip in views]
-    return sum(found[1:], start=found[0]) / len(found)
+    scores = [_one_view(score, images, size, factor, flip, config, window) for factor, flip in views]
+    return sum(scores[1:], start=scores[0]) / len(scores)
 
 
 def _one_view(
@@ -45,9 +45,9 @@ def _one_view(
     if seen != size:
         images = F.interpolate(images, seen, mode="bilinear", align_corners=False, antialias=True)
     images = images.flip(-1) if flip else images
-    found = _slide(score, images, config, window) if config.mode == "slide" else score(images)
-    found = found.flip(-1) if flip else found
-    return found if seen == size else F.interpolate(found, size, mode="bilinear", align_corners=False)
+    scores = _slide(score, images, config, window) if config.mode == "slide" else score(images)
+    scores = scores.flip(-1) if flip else scores
+    return scores if seen == size else F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
 
 def _slide(score: ScoreFunction, images: Tensor, config: InferenceConfig, window: Size) -> Tensor:
@@ -55,9 +55,9 @@ def _slide(score: ScoreFunction, images: Tensor, config: InferenceConfig, window
     step = config.step or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
     total, times = None, images.new_zeros(1, 1, *size)
     for rows, columns in windows(size, window=window, step=step):
-        found = score(images[:, :, rows, columns])
-        total = found.new_zeros(*found.shape[:2], *size) if total is None else total
-        total[:, :, rows, columns] += found
+        scores = score(images[:, :, rows, columns])
+        total = scores.new_zeros(*scores.shape[:2], *size) if total is None else total
+        total[:, :, rows, columns] += scores
         times[:, :, rows, columns] += 1
     assert total is not None
     return total / times

@@ -54,11 +54,11 @@ def class_map(values: npt.NDArray[np.integer], table: LabelMap) -> LabelMap:
     classes = table[inside]
     wrong = (classes == NO_CLASS) | (inside != values)
     if wrong.any():
-        classes_from = np.flatnonzero(table >= 0)
+        numbers = np.flatnonzero(table >= 0)
+        void = ", ".join(map(str, np.flatnonzero(table == IGNORE_INDEX)[:3])) or "no value"
         raise ClassError(
-            f"its label map has the value {int(values[wrong][0])}, which is neither a class ({classes_from[0]} to {classes_from[-1]}) nor void "
-            f"({', '.join(map(str, np.flatnonzero(table == IGNORE_INDEX)[:3])) or 'no value'}); see labels.num-classes, labels.values "
-            "and labels.void"
+            f"its label map has the value {int(values[wrong][0])}, which is neither a class ({numbers[0]} to "
+            f"{numbers[-1]}) nor void ({void}); see labels.num-classes, labels.values and labels.void"
         )
     return classes
 
@@ -79,8 +79,8 @@ def check_label_maps(shards: ShardSet, *, labels: LabelConfig, num_classes: int,
     """Read some label maps, spread over all shards, before a run starts with values that mean something else.
 
     Raises:
-        UserError: there are no samples, or one has no label map or a value that is no class; broken files are left to the
-            ledger of bad samples.
+        UserError: there are no samples, or one has no label map or a value that is no class; broken files are left to
+            the ledger of bad samples.
     """
     if not shards.num_samples:
         raise UserError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")

@@ -70,11 +70,10 @@ def segment_scores(
     )
 
 
-def as_json(scores: SegmentScores, *, classes: tuple[str, ...] | None, **more: Any) -> dict[str, Any]:
+def as_json(scores: SegmentScores, *, classes: tuple[str, ...] | None) -> dict[str, Any]:
     """Turn scores into JSON values, each class by its name or number."""
     names = classes or tuple(map(str, range(len(scores.per_class))))
     return {
-        **more,
         **scores.summary(),
         "num_images": scores.num_images,
         "num_unreadable": scores.num_unreadable,

@@ -47,7 +47,7 @@ class Head(Protocol):
 
 
 class Segmenter(nn.Module):
-    """Images to a loss, or to a score for each class and pixel; the backbone's parameters are under ``features.network``."""
+    """Images to a loss, or to a score for each class and pixel; the backbone is ``features.network``."""
 
     def __init__(self, features: VitLayers | Pyramid, head: nn.Module, *, pixels: Pixels) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Segmenter(nn.Module):
         return self._at_own_size(images, self._head.scores)
 
     def masks(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
-        """Compute the mask of each class's query at each pixel of normalised ``images``, in [0, 1]; only SegViT's heads have them."""
+        """Compute each class query's mask in [0, 1] at each pixel of normalised ``images``; of SegViT's heads only."""
         assert isinstance(self.head, AtmHead)
         return self._at_own_size(images, self.head.masks)
 
@@ -155,7 +155,8 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
         )
     if segmenter.layers is not None or segmenter.shrink != "none":
         raise UserError(
-            f"segmenter.layers and segmenter.shrink need a plain ViT, and {start.architecture} is none; use segmenter.strides"
+            f"segmenter.layers and segmenter.shrink need a plain ViT, and {start.architecture} is none; use "
+            "segmenter.strides"
         )
     strides = segmenter.strides or ((8, 16, 32) if segmenter.head == "segvit" else (4, 8, 16, 32))
     return build_pyramid(

@@ -1,4 +1,4 @@
-"""What a segmenter says of one image: the class of each pixel, drawn over it; and the similarities that are SegViT's masks."""
+"""What a segmenter says of one image: the class of each pixel, drawn over it; and the masks of SegViT's queries."""
 
 import colorsys
 from collections.abc import Sequence

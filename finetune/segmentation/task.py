@@ -13,7 +13,7 @@ from engine.run.folder import RunFolder
 from engine.terms import MicroBatchKey, Size
 from finetune.network.pyramid import dense_start
 from finetune.network.start import Start
-from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, network_metadata, write_best
+from finetune.network.weights import Loaders, Trained, find_weights, hand_off_backbone, write_best
 from finetune.segmentation.batches import SegmentBuilder
 from finetune.segmentation.config import SegmentConfig
 from finetune.segmentation.data import check_names, open_data
@@ -22,7 +22,7 @@ from finetune.segmentation.labels import check_label_maps
 from finetune.segmentation.metrics import results_table
 from finetune.segmentation.model import Scores, backbone_state, build_bare, build_model
 from finetune.segmentation.predict import label_predictor
-from finetune.task import Exportable, Results, TaskData
+from finetune.task import Exportable, Results, TaskData, describe
 
 
 class Segmentation:
@@ -49,17 +49,9 @@ class Segmentation:
         return build_model(self.config, start=self._start, num_classes=self.data.num_classes)
 
     def metadata(self) -> dict[str, Any]:
-        """Say what :func:`build_bare` needs."""
-        data = self.data
+        """Say what :func:`build_bare` needs, for images of any size."""
         dense = dense_start(self._start, largest=self.config.augment.crop)
-        return network_metadata(
-            self.name,
-            self.config,
-            start=replace(self._start, model_args=dense.model_args),
-            train=data.train,
-            classes=data.classes,
-            num_classes=data.num_classes,
-        )
+        return describe(self, start=replace(self._start, model_args=dense.model_args))
 
     def batch_builder(self) -> SegmentBuilder:
         """Make crops with their label maps."""

@@ -1,4 +1,4 @@
-"""The fine-tuning program under the real launcher: two processes learn and measure what one does, at every ZeRO stage."""
+"""The fine-tuning program under the real launcher: two processes do what one does, at every ZeRO stage."""
 
 from pathlib import Path
 

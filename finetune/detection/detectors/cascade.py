@@ -1,7 +1,8 @@
-"""Cascade Mask R-CNN (Cai and Vasconcelos, arXiv 1712.00726): three stages, each trained on what the one before corrected.
+"""Cascade Mask R-CNN (Cai and Vasconcelos, arXiv 1712.00726): three stages, each on the boxes of the one before.
 
-Boxes are class-agnostic, as published. Stage i takes its regions at IoU 0.5, 0.6, 0.7, its losses count 1, 0.5, 0.25; in
-detection the stages' class scores and masks are averaged, and the box is the last stage's. Inside, class 0 is the background.
+Boxes are class-agnostic, as published. Stage i takes its regions at IoU 0.5, 0.6, 0.7, its losses count 1, 0.5, 0.25;
+in detection the stages' class scores and masks are averaged, and the box is the last stage's. Inside, class 0 is the
+background.
 
 Legend: b images, n objects of one image, r regions of all images, k classes with background.
 """
@@ -45,7 +46,7 @@ class CascadeRCNN(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return the losses where there are ``targets``, else each image's boxes, scores, labels and masks [n, 1, 28, 28]."""
+        """Compute losses where there are ``targets``, else detect: boxes, scores, labels and masks [n, 1, 28, 28]."""
         groups = self.features(images, sizes)
         if targets is None:
             boxes, _ = self.proposals(groups, sizes=sizes, targets=None)
@@ -60,11 +61,11 @@ class CascadeRCNN(nn.Module):
         losses: dict[str, Tensor] = {}
         for number, weight in enumerate(STAGE_LOSS_WEIGHTS):
             stage = self._stage(number)
-            boxes, matched, labels, wanted = stage.select_training_samples(boxes, targets)
+            boxes, matched, labels, true_deltas = stage.select_training_samples(boxes, targets)
             logits, deltas = _heads(stage, groups, boxes, sizes)
             flat = torch.cat(labels)
             losses[f"class_{number}"] = weight * F.cross_entropy(logits, flat)
-            losses[f"box_{number}"] = weight * _box_loss(deltas, torch.cat(list(wanted)), flat)
+            losses[f"box_{number}"] = weight * _box_loss(deltas, torch.cat(list(true_deltas)), flat)
             if stage.has_mask():
                 losses[f"mask_{number}"] = weight * _mask_loss(stage, groups, boxes, matched, labels, sizes, targets)
             refined = _refined(stage, deltas.detach(), boxes, sizes)
@@ -81,13 +82,15 @@ class CascadeRCNN(nn.Module):
             boxes = _refined(stage, deltas, rois, sizes)
         logits = torch.stack(all_logits).mean(0)
         shared = deltas.repeat(1, logits.shape[1])  # the same box for every class
-        found = last.postprocess_detections(logits, shared, rois, list(sizes))
+        columns = last.postprocess_detections(logits, shared, rois, list(sizes))
         detections: list[dict[str, Tensor]] = [
-            {"boxes": box, "scores": score, "labels": label} for box, score, label in zip(*found, strict=True)
+            {"boxes": box, "scores": score, "labels": label} for box, score, label in zip(*columns, strict=True)
         ]
         if last.has_mask():
-            kept = [x["boxes"] for x in detections]
-            logits = torch.stack([_mask_logits(self._stage(i), groups, kept, sizes) for i in range(len(self.stages))])
+            best_boxes = [x["boxes"] for x in detections]
+            logits = torch.stack(
+                [_mask_logits(self._stage(i), groups, best_boxes, sizes) for i in range(len(self.stages))]
+            )
             shares = maskrcnn_inference(_logit_of_mean(logits), [x["labels"] for x in detections])
             detections = [{**x, "masks": mask} for x, mask in zip(detections, shares, strict=True)]
         return [{**x, "labels": x["labels"] - 1} for x in detections]
@@ -105,7 +108,7 @@ class AgnosticPredictor(nn.Module):
         self.box_deltas = nn.Linear(width, 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both, in fp32 at least."""
+        """Predict both, in fp32 at least."""
         return in_full(self.class_logits(x)), in_full(self.box_deltas(x))
 
 
@@ -132,9 +135,9 @@ def _heads(
     return stage.box_predictor(stage.box_head(stage.box_roi_pool(groups, boxes, sizes)))
 
 
-def _box_loss(deltas: Tensor, wanted: Tensor, labels: Tensor) -> Tensor:
+def _box_loss(deltas: Tensor, true_deltas: Tensor, labels: Tensor) -> Tensor:
     positive = labels > 0
-    total = F.smooth_l1_loss(deltas[positive], wanted[positive], beta=1 / 9, reduction="sum")
+    total = F.smooth_l1_loss(deltas[positive], true_deltas[positive], beta=1 / 9, reduction="sum")
     return total / max(len(labels), 1)
 
 
@@ -164,7 +167,7 @@ def _mask_loss(
 
 @torch.no_grad()
 def _refined(stage: RoIHeads, deltas: Tensor, boxes: list[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
-    """Return each image's boxes after a stage's correction, inside the image."""
+    """Correct each image's boxes as a stage says, and clip them to the image."""
     if not len(deltas):  # which torchvision's decoder does not split into boxes
         return boxes
     decoded = stage.box_coder.decode(deltas, boxes)[:, 0].split([len(x) for x in boxes])
@@ -172,13 +175,13 @@ def _refined(stage: RoIHeads, deltas: Tensor, boxes: list[Tensor], sizes: Sequen
 
 
 def _without_truth(refined: Tensor, regions: Tensor, target: dict[str, Tensor]) -> Tensor:
-    """Return the corrected boxes without those of the true boxes, which the next stage is given anyway, and empty ones."""
+    """Leave out empty boxes and those that correct the true ones, which the next stage is given anyway."""
     truth = target["boxes"].to(regions)
     is_truth = (regions[:, None] == truth[None]).all(2).any(1)
-    kept = refined[~is_truth]
-    return kept[remove_small_boxes(kept, SMALLEST_PX)]
+    others = refined[~is_truth]
+    return others[remove_small_boxes(others, SMALLEST_PX)]
 
 
 def _logit_of_mean(logits: Tensor) -> Tensor:
-    """Return the logits of the mean of the stages' shares; torchvision takes their sigmoid again."""
+    """Logits of the mean of the stages' shares; torchvision takes their sigmoid again."""
     return torch.logit(logits.sigmoid().mean(0), eps=1e-6)

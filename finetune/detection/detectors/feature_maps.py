@@ -1,7 +1,7 @@
 """The feature pyramid that torchvision's heads stand on: backbone, lateral connections, and levels above them.
 
-Everything that slides over maps runs once per rounded size (``MapGroup``), so padding reaches no convolution; what is per
-image or per region comes back in the images' order.
+Everything that slides over maps runs once per rounded size (``MapGroup``), so padding reaches no convolution; what is
+per image or per region comes back in the images' order.
 
 Legend: b images, r regions, c channels.
 """
@@ -41,7 +41,7 @@ class FeatureMaps(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(pyramid.channels), width, extra_blocks=extra)
 
     def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[MapGroup]:
-        """Return the maps of normalised ``images`` [b, 3, h, w] with these true sizes, by rounded size."""
+        """Compute the maps of normalised ``images`` [b, 3, h, w] with these true sizes, by rounded size."""
         groups = self.pyramid.groups(images, sizes)
         return [replace(group, maps=self._levels(group.maps)) for group in groups]
 
@@ -63,17 +63,17 @@ class RegionPool(nn.Module):
         self.align = MultiScaleRoIAlign(self.names, side, SAMPLING_RATIO)
 
     def forward(self, groups: list[MapGroup], boxes: list[Tensor], _image_shapes: Sequence[Size]) -> Tensor:
-        """Return the regions' features [r, c, side, side], image by image."""
-        found: dict[int, Tensor] = {}
+        """Pool the regions' features [r, c, side, side], image by image."""
+        features: dict[int, Tensor] = {}
         for group in groups:
             inside = [boxes[row] for row in group.rows]
             maps = dict(zip(self.names, group.maps, strict=False))
             pooled = self.align(maps, inside, [group.size] * len(inside))
             parts = pooled.split([len(x) for x in inside])
-            found |= dict(zip(group.rows, parts, strict=True))
-        return torch.cat([found[row] for row in range(len(boxes))])
+            features |= dict(zip(group.rows, parts, strict=True))
+        return torch.cat([features[row] for row in range(len(boxes))])
 
 
 def in_full(x: Tensor) -> Tensor:
-    """Return what autocast made bf16 as fp32, which is what losses and boxes are computed in."""
+    """Convert what autocast made bf16 to fp32, in which losses and boxes are computed."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN without masks: torchvision's heads on any backbone's pyramid.
+"""Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN without masks: torchvision's heads on any pyramid.
 
 Inside, class 0 is the background; what goes in and comes out counts classes from 0.
 
@@ -53,13 +53,13 @@ class MaskRCNN(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return the losses where there are ``targets``, else each image's boxes, scores, labels and masks [n, 1, 28, 28]."""
+        """Compute losses where there are ``targets``, else detect: boxes, scores, labels and masks [n, 1, 28, 28]."""
         groups = self.features(images, sizes)
         shifted = None if targets is None else [{**target, "labels": target["labels"] + 1} for target in targets]
         boxes, losses = self.proposals(groups, sizes=sizes, targets=shifted)
-        found, more = self.regions(groups, boxes, sizes, shifted)
+        detected, more = self.regions(groups, boxes, sizes, shifted)
         if targets is None:
-            return [{**detections, "labels": detections["labels"] - 1} for detections in found]
+            return [{**detections, "labels": detections["labels"] - 1} for detections in detected]
         return losses | {LOSS_NAMES[name]: value for name, value in more.items()}
 
 
@@ -67,7 +67,7 @@ class BoxPredictor(FastRCNNPredictor):
     """torchvision's class logits and boxes, in fp32 at least."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both, one row a region."""
+        """Predict both, one row a region."""
         logits, deltas = super().forward(x)
         return in_full(logits), in_full(deltas)
 
@@ -76,12 +76,12 @@ class MaskPredictor(MaskRCNNPredictor):
     """torchvision's mask logits, in fp32 at least."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """Return one map a class and region."""
+        """Predict one map a class and region."""
         return in_full(super().forward(input))
 
 
 def mask_parts(width: int, *, num_classes: int) -> dict[str, Any]:
-    """Return what torchvision's RoI heads need to find masks."""
+    """Make what torchvision's RoI heads need to find masks."""
     return {
         "mask_roi_pool": RegionPool(MASK_SIDE),
         "mask_head": MaskRCNNHeads(width, (width,) * MASK_LAYERS, 1),

@@ -42,7 +42,7 @@ class Proposals(nn.Module):
     def forward(
         self, groups: list[MapGroup], *, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return each image's boxes [<= proposals, 4] and, in training, the losses."""
+        """Propose each image's boxes [<= proposals, 4]; in training also return the losses."""
         num_images = len(sizes)
         boxes: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
@@ -55,8 +55,8 @@ class Proposals(nn.Module):
             grid = torch.cat(anchors_on(group.maps, self.rpn.anchor_generator, strides=self.strides))
             decoded = self.rpn.box_coder.decode(offsets.detach(), [grid] * len(group.rows)).view(len(group.rows), -1, 4)
             true = [sizes[row] for row in group.rows]
-            found, _ = self.rpn.filter_proposals(decoded, flat, true, per_level)
-            boxes |= dict(zip(group.rows, found, strict=True))
+            best_boxes, _ = self.rpn.filter_proposals(decoded, flat, true, per_level)
+            boxes |= dict(zip(group.rows, best_boxes, strict=True))
             scores |= dict(zip(group.rows, flat.view(len(group.rows), -1), strict=True))
             deltas |= dict(zip(group.rows, offsets.view(len(group.rows), -1, 4), strict=True))
             anchors |= dict.fromkeys(group.rows, grid)
@@ -70,8 +70,8 @@ class Proposals(nn.Module):
         self, anchors: list[Tensor], scores: Tensor, deltas: Tensor, *, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
-        wanted = self.rpn.box_coder.encode(matched, anchors)
-        objectness, regression = self.rpn.compute_loss(scores[:, None], deltas, labels, list(wanted))
+        true_deltas = self.rpn.box_coder.encode(matched, anchors)
+        objectness, regression = self.rpn.compute_loss(scores[:, None], deltas, labels, list(true_deltas))
         return {"proposal_class": objectness, "proposal_box": regression}
 
 

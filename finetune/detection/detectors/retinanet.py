@@ -42,14 +42,14 @@ class RetinaNet(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return the losses where there are ``targets``, else each image's boxes, scores and labels."""
+        """Compute losses where there are ``targets``, else detect: each image's boxes, scores and labels."""
         logits: dict[int, Tensor] = {}
         deltas: dict[int, Tensor] = {}
         anchors: dict[int, list[Tensor]] = {}
         for group in self.features(images, sizes):
-            found = self.head(group.maps)
-            logits |= dict(zip(group.rows, in_full(found["cls_logits"]), strict=True))
-            deltas |= dict(zip(group.rows, in_full(found["bbox_regression"]), strict=True))
+            outputs_of_group = self.head(group.maps)
+            logits |= dict(zip(group.rows, in_full(outputs_of_group["cls_logits"]), strict=True))
+            deltas |= dict(zip(group.rows, in_full(outputs_of_group["bbox_regression"]), strict=True))
             grid = anchors_on(group.maps, self.anchors, strides=self.features.strides)
             anchors |= dict.fromkeys(group.rows, grid)
         rows = range(len(images))

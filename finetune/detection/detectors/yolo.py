@@ -60,7 +60,7 @@ class Yolo(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[Size], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Return the losses where there are ``targets``, else each image's boxes, scores and labels.
+        """Compute losses where there are ``targets``, else detect: each image's boxes, scores and labels.
 
         ``sizes`` are all that of the canvas.
         """
@@ -75,26 +75,26 @@ class Yolo(nn.Module):
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor, list[Size]]:
-        """Return the logits [b, a, 5 + k] and boxes [b, a, 4] of all anchors, and the maps' rows and columns."""
+        """Logits [b, a, 5 + k] and boxes [b, a, 4] of all anchors, and the maps' rows and columns."""
         raw = self.raw(images)
         maps = [(x.shape[2], x.shape[3]) for x in raw]
         flat = torch.cat([_by_anchor(x, self.num_classes) for x in raw], dim=1)
         return flat, _decode(flat, self._cells(maps, like=flat)), maps
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Return the predictors' maps [b, s * (5 + k), h w], finest first; the images' sides are multiples of 32."""
+        """Compute the predictors' maps [b, s * (5 + k), h w], finest first; the images' sides are multiples of 32."""
         maps = self.pyramid(images)[::-1]
         x = self.blocks[0](maps[0])
-        found = [x]
+        features = [x]
         for link, block, finer in zip(self.links, list(self.blocks)[1:], maps[1:], strict=True):
             up = F.interpolate(link(x), size=finer.shape[-2:], mode="nearest")
             x = block(torch.cat([up, finer], dim=1))
-            found.append(x)
-        heads = zip(self.predictors, self.bridges, reversed(found), strict=True)
+            features.append(x)
+        heads = zip(self.predictors, self.bridges, reversed(features), strict=True)
         return [in_full(predict(bridge(x))) for predict, bridge, x in heads]
 
     def _cells(self, maps: Sequence[Size], *, like: Tensor) -> Tensor:
-        """Return each anchor's [a, 5]: column and row of its cell, stride, width and height in pixels."""
+        """List for each anchor [a, 5] column and row of its cell, stride, width and height in pixels."""
         rows: list[Tensor] = []
         for level, (height, width) in enumerate(maps):
             y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -108,18 +108,18 @@ class Yolo(nn.Module):
     def _losses(
         self, x: Tensor, boxes: Tensor, cells: Tensor, *, target: dict[str, Tensor], maps: Sequence[Size]
     ) -> dict[str, Tensor]:
-        """Return one image's sums: offsets and classes of the positives, objectness of all that are not ignored."""
+        """Sum one image's losses: offsets and classes of the positives, objectness of all that are not ignored."""
         truth, labels = target["boxes"].to(x), target["labels"]
-        chosen = self._positives(truth, maps=maps)
-        chosen, first = _unique(chosen)
+        anchors = self._positives(truth, maps=maps)
+        anchors, first = _unique(anchors)
         truth_of, label_of = truth[first], labels[first]
-        wanted = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        wanted[chosen] = 1
+        objectness = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        objectness[anchors] = 1
         counted = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if len(truth):
             counted = box_iou(boxes, truth).amax(1) <= IGNORE_IOU
-        counted[chosen] = True
-        at, place = x[chosen], cells[chosen]
+        counted[anchors] = True
+        at, place = x[anchors], cells[anchors]
         centre, sides = box_convert(truth_of, "xyxy", "cxcywh").split(2, dim=1)
         inside = (centre / place[:, 2:3] - place[:, :2]).clamp(0, 1)
         classes = F.one_hot(label_of, self.num_classes).to(x)
@@ -128,12 +128,12 @@ class Yolo(nn.Module):
         return {
             "offset": OFFSET_WEIGHT * bce(at[:, :2], inside, reduction="sum"),
             "side": OFFSET_WEIGHT * F.mse_loss(at[:, 2:4], logs, reduction="sum"),
-            "object": bce(x[counted, 4], wanted[counted], reduction="sum"),
+            "object": bce(x[counted, 4], objectness[counted], reduction="sum"),
             "class": bce(at[:, 5:], classes, reduction="sum"),
         }
 
     def _positives(self, truth: Tensor, *, maps: Sequence[Size]) -> Tensor:
-        """Return the number of each object's anchor, of all of the image's."""
+        """Number each object's anchor among all of the image's."""
         sides = truth[:, 2:] - truth[:, :2]
         anchors = self.anchor_sides.to(truth)
         shared = torch.minimum(sides[:, None], anchors).prod(2)
@@ -148,13 +148,13 @@ class Yolo(nn.Module):
 
     def _detect(self, x: Tensor, boxes: Tensor, *, size: Size) -> dict[str, Tensor]:
         scores = (x[:, 4:5].sigmoid() * x[:, 5:].sigmoid()).flatten()
-        kept = torch.where(scores > self.score_threshold)[0]
-        top = scores[kept].topk(min(len(kept), CANDIDATES)).indices
-        kept = kept[top]
-        labels = kept % self.num_classes
-        inside = clip_boxes_to_image(boxes[kept // self.num_classes], size)
-        best = batched_nms(inside, scores[kept], labels, self.nms_iou)[: self.max_detections]
-        return {"boxes": inside[best], "scores": scores[kept][best], "labels": labels[best]}
+        candidates = torch.where(scores > self.score_threshold)[0]
+        top = scores[candidates].topk(min(len(candidates), CANDIDATES)).indices
+        candidates = candidates[top]
+        labels = candidates % self.num_classes
+        inside = clip_boxes_to_image(boxes[candidates // self.num_classes], size)
+        best = batched_nms(inside, scores[candidates], labels, self.nms_iou)[: self.max_detections]
+        return {"boxes": inside[best], "scores": scores[candidates][best], "labels": labels[best]}
 
 
 def _by_anchor(x: Tensor, num_classes: int) -> Tensor:
@@ -164,17 +164,17 @@ def _by_anchor(x: Tensor, num_classes: int) -> Tensor:
 
 
 def _decode(x: Tensor, cells: Tensor) -> Tensor:
-    """Return boxes [b, a, 4] as left, top, right, bottom in pixels."""
+    """Decode boxes [b, a, 4] as left, top, right, bottom in pixels."""
     centre = (x[..., :2].sigmoid() + cells[:, :2]) * cells[:, 2:3]
     sides = x[..., 2:4].clamp(max=MAX_LOG_SIDE).exp() * cells[:, 3:]
     return torch.cat([centre - sides / 2, centre + sides / 2], dim=-1)
 
 
-def _unique(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct anchors and, for each, the first object that chose it."""
-    distinct, inverse = chosen.unique(return_inverse=True)
-    numbers = torch.arange(len(chosen), device=chosen.device)
-    first = torch.full_like(distinct, len(chosen)).scatter_reduce(0, inverse, numbers, "amin")
+def _unique(anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct anchors and, for each, the first object that chose it."""
+    distinct, inverse = anchors.unique(return_inverse=True)
+    numbers = torch.arange(len(anchors), device=anchors.device)
+    first = torch.full_like(distinct, len(anchors)).scatter_reduce(0, inverse, numbers, "amin")
     return distinct, first
 
 

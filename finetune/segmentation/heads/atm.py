@@ -1,7 +1,7 @@
-"""Attention to mask: class queries whose similarities with the places of a map are the masks (SegViT, arXiv 2210.05844).
+"""Attention to mask: class queries whose similarities with a map's places are the masks (SegViT, arXiv 2210.05844).
 
-A decoder layer is post-norm: self-attention over the queries, attention to the map, an MLP. Where it attends to the map its
-similarities before the softmax, averaged over the heads, are the logits of each query's mask.
+A decoder layer is post-norm: self-attention over the queries, attention to the map, an MLP. Where it attends to the map
+its similarities before the softmax, averaged over the heads, are the logits of each query's mask.
 
 Legend: b images, q queries, l places of a map, d channels, n heads, e channels of a head.
 """
@@ -19,7 +19,7 @@ MLP_RATIO = 4
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one packed projection, as torch's own has it, in plain products that can be counted and exported."""
+    """Multi-head attention with torch's packed projection, in plain products, which are counted and exported."""
 
     def __init__(self, dim: int, *, num_heads: int) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Float[Tensor, "b q d"], memory: Float[Tensor, "b l d"]) -> Float[Tensor, "b q d"]:
-        """Return what each query gathers from ``memory``."""
+        """Gather what each query attends to in ``memory``."""
         dim = queries.shape[-1]
         weights, biases = self.in_proj.weight.split((dim, 2 * dim)), self.in_proj.bias.split((dim, 2 * dim))
         keys, values = F.linear(memory, weights[1], biases[1]).chunk(2, dim=-1)
-        asked = F.linear(queries, weights[0], biases[0])
-        split = [rearrange(x, "b t (n e) -> b n t e", n=self.num_heads) for x in (asked, keys, values)]
+        projected = F.linear(queries, weights[0], biases[0])
+        split = [rearrange(x, "b t (n e) -> b n t e", n=self.num_heads) for x in (projected, keys, values)]
         gathered = F.scaled_dot_product_attention(*split, dropout_p=DROPOUT if self.training else 0.0)
         return self.out_proj(rearrange(gathered, "b n q e -> b q (n e)"))
 
@@ -49,10 +49,10 @@ class MaskAttention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "b q d"], memory: Float[Tensor, "b l d"]
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q l"]]:
-        """Return what the queries gather, and their similarities before the softmax, averaged over the heads."""
+        """Gather what the queries attend to; also return the similarities before the softmax, averaged over heads."""
         projected = (self.q(queries), self.k(memory), self.v(memory))
-        asked, keys, values = (rearrange(x, "b t (n e) -> b n t e", n=self.num_heads) for x in projected)
-        similarities = (asked * asked.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        projected_queries, keys, values = (rearrange(x, "b t (n e) -> b n t e", n=self.num_heads) for x in projected)
+        similarities = (projected_queries * projected_queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         shares = F.dropout(similarities.softmax(dim=-1), DROPOUT, self.training)
         gathered = self.proj(rearrange(shares @ values, "b n q e -> b q (n e)"))
         return gathered, similarities.mean(dim=1)
@@ -73,10 +73,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self, queries: Float[Tensor, "b q d"], memory: Float[Tensor, "b l d"]
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q l"] | None]:
-        """Return the new queries, and the logits of their masks where the attention to the map has some."""
+        """Update the queries; also return the logits of their masks where the attention to the map has some."""
         queries = self.norm1(queries + self._dropped(self.self_attention(queries, queries)))
-        found = self.cross_attention(queries, memory)
-        gathered, masks = found if isinstance(found, tuple) else (found, None)
+        output = self.cross_attention(queries, memory)
+        gathered, masks = output if isinstance(output, tuple) else (output, None)
         queries = self.norm2(queries + self._dropped(gathered))
         return self.norm3(queries + self._dropped(self.mlp(queries))), masks
 
@@ -96,12 +96,12 @@ class AtmStage(nn.Module):
     def forward(
         self, queries: Float[Tensor, "b q d"], memory: Float[Tensor, "b l d"]
     ) -> list[tuple[Float[Tensor, "b q d"], Float[Tensor, "b q l"]]]:
-        """Return each layer's queries and mask logits."""
-        found: list[tuple[Tensor, Tensor]] = []
+        """Queries and mask logits after each layer."""
+        outputs: list[tuple[Tensor, Tensor]] = []
         for layer in self.layers:
             queries, masks = layer(queries, memory)
-            found.append((queries, masks))
-        return found
+            outputs.append((queries, masks))
+        return outputs
 
 
 class PlainDecoder(nn.Module):
@@ -112,7 +112,7 @@ class PlainDecoder(nn.Module):
         self.layers = _copies(DecoderLayer(dim, Attention(dim, num_heads=num_heads), num_heads=num_heads), count=depth)
 
     def forward(self, queries: Float[Tensor, "b q d"], memory: Float[Tensor, "b l d"]) -> Float[Tensor, "b q d"]:
-        """Return the queries after all layers."""
+        """Update the queries by all layers."""
         for layer in self.layers:
             queries, _ = layer(queries, memory)
         return queries
@@ -127,13 +127,13 @@ class Projection(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
-        """Return the tokens in raster order."""
+        """Make tokens in raster order."""
         return self.norm(self.linear(rearrange(features, "b c h w -> b (h w) c")))
 
 
 @torch.no_grad()
 def init_decoder(module: nn.Module) -> None:
-    """Draw a head's first weights: linear layers trunc_normal(0.02) with zero bias, packed attention projections Xavier-uniform.
+    """Draw a head's first weights: linear layers trunc_normal(0.02) with zero bias, packed projections Xavier-uniform.
 
     Copied layers start with one and the same packed projection, as in the published code.
     """

@@ -1,7 +1,8 @@
 """SegViT's loss (arXiv 2210.05844, section 3.2): no matching, since query i is class i.
 
-Every query is classified, those of absent classes as "no object"; the masks of the classes present are compared with their
-pixels by focal and dice loss. Ignored pixels are left out of all of it: the published code counts them as background.
+Every query is classified, those of absent classes as "no object"; the masks of the classes present are compared with
+their pixels by focal and dice loss. Ignored pixels are left out of all of it: the published code counts them as
+background.
 
 Legend: b images, q queries and classes, m masks of present classes, p pixels, h w height and width of the label map.
 """
@@ -34,13 +35,13 @@ class Masks:
 def atm_losses(
     stages: Sequence[Masks], label_maps: Int[Tensor, "b h w"], shown: Int[Tensor, "m 2"]
 ) -> dict[str, Tensor]:
-    """Return ``loss``, the weighted sum over all stages, and its parts of the last: ``class_loss``, ``focal_loss``, ``dice_loss``.
+    """Compute ``loss``, the weighted sum over all stages, and its parts of the last: ``class_loss`` and others.
 
-    Focal and dice losses are means over the masks of this micro-batch; the published code divides by the mean number of masks
-    over the devices, so that pictures with many classes weigh more.
+    Focal and dice losses are means over the masks of this micro-batch; the published code divides by the mean number of
+    masks over the devices, so that images with many classes weigh more.
 
-    ``shown`` are the (image, class) pairs that the label maps show, found where they were read: finding them here would wait
-    for the device.
+    ``shown`` are the (image, class) pairs that the label maps show, listed where they were read: listing them here
+    would wait for the device.
     """
     parts = [_stage_losses(stage, label_maps, shown) for stage in stages]
     weights = {"class_loss": CLASS_WEIGHT, "focal_loss": FOCAL_WEIGHT, "dice_loss": DICE_WEIGHT}
@@ -63,7 +64,7 @@ def _stage_losses(stage: Masks, label_maps: Int[Tensor, "b h w"], shown: Int[Ten
 
 
 def class_loss(logits: Float[Tensor, "b q q_plus_1"], shown: Int[Tensor, "m 2"]) -> Float[Tensor, ""]:
-    """Return the cross-entropy of all queries, "no object" weighing a tenth, as a weighted mean."""
+    """Average the cross-entropy of all queries, "no object" weighing a tenth."""
     num_images, num_classes = logits.shape[:2]
     targets = torch.full((num_images, num_classes), num_classes, device=logits.device)
     targets[shown[:, 0], shown[:, 1]] = shown[:, 1].long()
@@ -75,23 +76,23 @@ def class_loss(logits: Float[Tensor, "b q q_plus_1"], shown: Int[Tensor, "m 2"])
 def focal_losses(
     logits: Float[Tensor, "m p"], targets: Bool[Tensor, "m p"], valid: Bool[Tensor, "m p"]
 ) -> Float[Tensor, " m"]:
-    """Return each mask's focal loss (arXiv 1708.02002), the mean over its valid pixels."""
-    wanted = targets.to(logits.dtype)
+    """Focal loss of each mask (arXiv 1708.02002), the mean over its valid pixels."""
+    truth = targets.to(logits.dtype)
     shares = logits.sigmoid()
-    wrong = shares * (1 - wanted) + (1 - shares) * wanted
-    alpha = FOCAL_ALPHA * wanted + (1 - FOCAL_ALPHA) * (1 - wanted)
-    losses = alpha * wrong**FOCAL_GAMMA * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    wrong = shares * (1 - truth) + (1 - shares) * truth
+    alpha = FOCAL_ALPHA * truth + (1 - FOCAL_ALPHA) * (1 - truth)
+    losses = alpha * wrong**FOCAL_GAMMA * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     return (losses * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
 def dice_losses(
     logits: Float[Tensor, "m p"], targets: Bool[Tensor, "m p"], valid: Bool[Tensor, "m p"]
 ) -> Float[Tensor, " m"]:
-    """Return each mask's 1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over its valid pixels."""
-    shares, wanted = logits.sigmoid() * valid, (targets & valid).to(logits.dtype)
-    return 1 - (2 * (shares * wanted).sum(1) + 1) / (shares.sum(1) + wanted.sum(1) + 1)
+    """Dice loss of each mask, 1 - (2 sum(p t) + 1) / (sum p + sum t + 1) over its valid pixels."""
+    shares, truth = logits.sigmoid() * valid, (targets & valid).to(logits.dtype)
+    return 1 - (2 * (shares * truth).sum(1) + 1) / (shares.sum(1) + truth.sum(1) + 1)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Return ``x`` in at least single precision, whatever autocast made of it."""
+    """Convert to at least single precision, whatever autocast made of ``x``."""
     return x if x.dtype == torch.float64 else x.float()

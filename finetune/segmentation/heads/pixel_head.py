@@ -1,9 +1,9 @@
 """Heads that give every pixel a logit for each class: trained with cross-entropy, scored with softmax.
 
-UPerNet (arXiv 1807.10221) and SegFormer's all-MLP decoder (arXiv 2105.15203) are transformers' own modules; UPerNet has its
-auxiliary head on the third map. Semantic FPN is in ``semantic_fpn.py``.
+UPerNet (arXiv 1807.10221) and SegFormer's all-MLP decoder (arXiv 2105.15203) are transformers' own modules; UPerNet has
+its auxiliary head on the third map. Semantic FPN is in ``semantic_fpn.py``.
 
-Legend: b images, c classes, h w height and width asked for.
+Legend: b images, c classes, h w height and width of the scores.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class PixelHead(nn.Module):
     def loss(
         self, features: Sequence[Tensor], label_maps: Int[Tensor, "b h w"], shown: Int[Tensor, "m 2"]
     ) -> dict[str, Tensor]:
-        """Return ``loss``, the cross-entropy over valid pixels plus 0.4 of the auxiliary head's; ``shown`` changes nothing."""
+        """Compute ``loss``: cross-entropy over valid pixels, plus 0.4 of the auxiliary head's; ``shown`` is unused."""
         loss = pixel_cross_entropy(self.decoder(list(features)), label_maps)
         if self.auxiliary is None:
             return {"loss": loss}
@@ -40,13 +40,13 @@ class PixelHead(nn.Module):
         return {"loss": loss + AUXILIARY_WEIGHT * auxiliary, "auxiliary_loss": auxiliary.detach()}
 
     def scores(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b c h w"]:
-        """Return each class's probability at each pixel of an image of ``size``."""
+        """Compute each class's probability at each pixel of an image of ``size``."""
         logits = full_precision(self.decoder(list(features)))
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(dim=1)
 
 
 def uper_net(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead:
-    """Return UPerNet of ``dim`` channels (published: 512) with its auxiliary head of half as many.
+    """Make UPerNet of ``dim`` channels (published: 512) with its auxiliary head of half as many.
 
     Pyramid pooling to one place normalises over the micro-batch: it needs at least two images.
     """
@@ -60,7 +60,7 @@ def uper_net(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHea
 
 
 def all_mlp(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead:
-    """Return SegFormer's decoder of ``dim`` channels (published: 256 for B0 and B1, else 768)."""
+    """Make SegFormer's decoder of ``dim`` channels (published: 256 for B0 and B1, else 768)."""
     from transformers import SegformerConfig  # noqa: PLC0415  (importing it takes seconds)
     from transformers.models.segformer.modeling_segformer import SegformerDecodeHead  # noqa: PLC0415
 
@@ -76,12 +76,12 @@ def all_mlp(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead
 
 
 def semantic_fpn(channels: Sequence[int], *, dim: int, num_classes: int) -> PixelHead:
-    """Return Semantic FPN with an FPN of ``dim`` channels (published: 256) and branches of half as many."""
+    """Make Semantic FPN with an FPN of ``dim`` channels (published: 256) and branches of half as many."""
     return PixelHead(SemanticFpn(channels, dim=dim, num_classes=num_classes))
 
 
 def pixel_cross_entropy(logits: Float[Tensor, "b c rows cols"], label_maps: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Average over all valid pixels of the micro-batch, 0 where there is none; ``logits`` are resized to the label maps."""
+    """Average over all valid pixels, 0 where there is none; ``logits`` are resized to the label maps."""
     resized = F.interpolate(full_precision(logits), label_maps.shape[1:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(resized, label_maps.long(), ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (label_maps != IGNORE_INDEX).sum().clamp(min=1)

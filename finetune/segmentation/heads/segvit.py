@@ -1,11 +1,11 @@
-"""SegViT's heads (NeurIPS 2022, arXiv 2210.05844): the cascade of attention-to-mask stages, and Shrunk's upsampling one.
+"""SegViT's heads (NeurIPS 2022, arXiv 2210.05844): a cascade of attention-to-mask stages, and Shrunk's upsampling.
 
-Cascade: one stage for each map, the deepest first; each map's own projection, the queries handed on from stage to stage,
-the mask logits summed up. Shrunk: learned queries, one for each place of a map of stride 16, gather from the maps in the
-order taken, and one stage attends to what they became. Differences from the published code, on purpose: ignored pixels are
-ignored (``atm_loss.py``), and masks take the size of the label map or of the image, whatever it is.
+Cascade: one stage for each map, the deepest first; each map's own projection, the queries handed on from stage to
+stage, the mask logits summed up. Shrunk: learned queries, one for each place of a map of stride 16, gather from the
+maps in the order taken, and one stage attends to what they became. Differences from the published code, on purpose:
+ignored pixels are ignored (``atm_loss.py``), and masks take the size of the label map or of the image, whatever it is.
 
-Legend: b images, q queries and classes, l places of a map, d channels of the head, h w height and width asked for.
+Legend: b images, q queries and classes, l places of a map, d channels of the head, h w height and width of the scores.
 """
 
 from collections.abc import Sequence
@@ -44,13 +44,13 @@ class AtmHead(nn.Module):
         self.loss_name, self.score_stride = loss, score_stride
 
     def stages(self, features: Sequence[Tensor]) -> list[Masks]:
-        """Return what each stage (or layer) that has a loss predicts, the output last."""
+        """Predict after each stage (or layer) that has a loss, the output last."""
         raise NotImplementedError
 
     def loss(
         self, features: Sequence[Tensor], label_maps: Int[Tensor, "b h w"], shown: Int[Tensor, "m 2"]
     ) -> dict[str, Tensor]:
-        """Return ``loss`` and its parts for label maps that show the (image, class) pairs ``shown``."""
+        """Compute ``loss`` and its parts for label maps that show the (image, class) pairs ``shown``."""
         stages = self.stages(features)
         if self.loss_name == "atm":
             return atm_losses(stages, label_maps, shown)
@@ -58,15 +58,15 @@ class AtmHead(nn.Module):
         return {"loss": pixel_cross_entropy(combined(last.classes, last.logits.sigmoid()), label_maps)}
 
     def scores(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b q h w"]:
-        """Return each class's score at each pixel of an image of ``size``, the sum over queries of class and mask shares."""
+        """Score each class at each pixel of an image of ``size``: the sum over queries of class and mask shares."""
         last = self.stages(features)[-1]
         grid = [-(-side // self.score_stride) for side in size]
         masks = F.interpolate(full_precision(last.logits), grid, mode="bilinear", align_corners=False)
-        found = combined(full_precision(last.classes), masks.sigmoid())
-        return found if self.score_stride == 1 else F.interpolate(found, size, mode="bilinear", align_corners=False)
+        scores = combined(full_precision(last.classes), masks.sigmoid())
+        return scores if self.score_stride == 1 else F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
     def masks(self, features: Sequence[Tensor], size: Size) -> Float[Tensor, "b q h w"]:
-        """Return each query's mask in [0, 1] at each pixel of an image of ``size``: its similarity with the places."""
+        """Compute each query's mask in [0, 1] at each pixel of an image of ``size``: its similarity with the places."""
         logits = full_precision(self.stages(features)[-1].logits)
         return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
 
@@ -96,15 +96,15 @@ class SegViTHead(AtmHead):
         init_decoder(self)
 
     def stages(self, features: Sequence[Tensor]) -> list[Masks]:
-        """Return the class logits of each stage and the sum of its mask logits and those before, at the finer resolution."""
+        """Class logits of each stage, and the sum of its mask logits and those before, at the finer resolution."""
         queries, summed = self._first_queries(features), None
-        found: list[Masks] = []
+        predictions: list[Masks] = []
         for features_here, project, stage in zip(features[::-1], self.projections, self.cascade, strict=True):
             queries, similarities = stage(queries, project(features_here))[-1]
             logits = similarities.unflatten(-1, features_here.shape[2:])
             summed = logits if summed is None else logits + _resized(summed, logits)
-            found.append(Masks(classes=self.classes(queries), logits=summed))
-        return found
+            predictions.append(Masks(classes=self.classes(queries), logits=summed))
+        return predictions
 
 
 class ShrunkHead(AtmHead):
@@ -141,7 +141,7 @@ class ShrunkHead(AtmHead):
         init_decoder(self)
 
     def stages(self, features: Sequence[Tensor]) -> list[Masks]:
-        """Return the class and mask logits of every layer of the stage; nothing is summed."""
+        """Class and mask logits of every layer of the stage; nothing is summed."""
         grid = (features[0].shape[2], features[0].shape[3])
         tokens = self._places(grid).expand(features[0].shape[0], -1, -1)
         for features_here, project, decoder in zip(features, self.projections, self.upsampling, strict=True):
@@ -153,7 +153,7 @@ class ShrunkHead(AtmHead):
         ]
 
     def _places(self, grid: Size) -> Float[Tensor, "1 l d"]:
-        """Return the learned queries for a map of ``grid``, resized where it is not the one they were made for."""
+        """Fit the learned queries to a map of ``grid``, where it is not the one they were made for."""
         places = rearrange(self.places.weight, "(r c) d -> 1 d r c", r=self.grid[0])
         if grid != self.grid:
             places = F.interpolate(places, grid, mode="bicubic", align_corners=False)
@@ -161,7 +161,7 @@ class ShrunkHead(AtmHead):
 
 
 def combined(classes: Float[Tensor, "b q q_plus_1"], masks: Float[Tensor, "b q h w"]) -> Float[Tensor, "b c h w"]:
-    """Return each real class's score: the sum over queries of its share in the query times the query's mask."""
+    """Score each real class: the sum over queries of its share in the query times the query's mask."""
     shares = classes.softmax(dim=-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", shares, masks)
 

@@ -1,7 +1,7 @@
 """Semantic FPN's decoder (Panoptic Feature Pyramid Networks, arXiv 1901.02446, section 3.2).
 
-Each level of an FPN goes through 3x3 convolutions, GroupNorm, ReLU and twofold bilinear enlargements up to the finest level's
-size, at least one convolution each; their sum is classified.
+Each level of an FPN goes through 3x3 convolutions, GroupNorm, ReLU and twofold bilinear enlargements up to the finest
+level's size, at least one convolution each; their sum is classified.
 
 Legend: b images, c channels or classes, h w rows and columns of the finest map.
 """
@@ -29,7 +29,7 @@ class SemanticFpn(nn.Module):
         self.classifier = nn.Conv2d(dim // 2, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Float[Tensor, "b c h w"]:
-        """Return the logits."""
+        """Compute the logits."""
         levels: Any = self.fpn(OrderedDict((str(number), level) for number, level in enumerate(features)))
         size = features[0].shape[2:]
         branches = [branch(level) for branch, level in zip(self.branches, levels.values(), strict=True)]

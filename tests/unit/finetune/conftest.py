@@ -19,7 +19,7 @@ def write_scenes(out, *, first, count, classes=CLASSES, broken=(), per_shard=20)
     for number in range(first, first + count):
         _, members = scene_members(0, number=number, size=64)
         if number in broken:
-            members["jpg"] = b"\xff\xd8\xff no picture"
+            members["jpg"] = b"\xff\xd8\xff no image"
         label = None if classes is None else number % len(classes)
         samples.append(NewSample(source=f"scene {number}", members=members, label=label))
     write_shards(samples, out=out, classes=classes, limits=ShardLimits(samples=per_shard))

@@ -1,4 +1,4 @@
-"""The same key gives the same picture, another key another one, and the global generators stay where they were."""
+"""The same key gives the same image, another key another one, and the global generators stay where they were."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a trained classifier says about pictures, as files; unreadable pictures are named."""
+"""What a trained classifier says about images, as files; unreadable images are named."""
 
 import json
 import shutil
@@ -18,23 +18,23 @@ from finetune.train import train
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def image_folder(tmp_path):
+    folder = tmp_path / "images"
     (folder / "inner").mkdir(parents=True)
     for name, number in (("b.jpg", 1), ("a.jpg", 2), ("inner/b.jpg", 3)):
         (folder / name).write_bytes(scene_members(0, number=number, size=64)[1]["jpg"])
-    (folder / "a.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not a picture either")
+    (folder / "a.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("not an image either")
     return folder
 
 
-def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(micro, pictures, tmp_path):
+def test_a_folder_is_answered_in_the_order_of_names_and_bad_images_are_named(micro, image_folder, tmp_path):
     config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"every_steps": 1})
     train(config)
     for run in (config.run.folder, config.run.folder / "checkpoints" / "step-000000001"):
-        predict(PredictOptions(run=run, images=pictures, out=tmp_path / "out"))
+        predict(PredictOptions(run=run, images=image_folder, out=tmp_path / "out"))
         records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-        assert [record["file"].removeprefix(f"{pictures}/") for record in records] == [
+        assert [record["file"].removeprefix(f"{image_folder}/") for record in records] == [
             "a.jpg",
             "a.png",
             "b.jpg",
@@ -49,7 +49,7 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
         assert names == {"a.overlay.png", "b.overlay.png", "inner_b.overlay.png"}
         with Image.open(tmp_path / "out" / "a.overlay.png") as overlay:
             assert overlay.size == (64, 64)
-    best = PredictOptions(run=config.run.folder, images=pictures, out=tmp_path / "best", weights="best-raw")
+    best = PredictOptions(run=config.run.folder, images=image_folder, out=tmp_path / "best", weights="best-raw")
     predict(best)
     assert json.loads((tmp_path / "best" / "predictions.json").read_text()) == records
     best_weights = config.run.folder / "best" / "raw-step-000000001"
@@ -64,12 +64,12 @@ def test_a_folder_is_answered_in_the_order_of_names_and_bad_pictures_are_named(m
         predict(replace(best, weights="ema"))
 
 
-def test_names_never_collide(pictures):
-    assert list(find_images(pictures)) == ["a", "a_png", "b", "inner_b"]
-    assert list(find_images(pictures / "b.jpg")) == ["b"]
+def test_names_never_collide(image_folder):
+    assert list(find_images(image_folder)) == ["a", "a_png", "b", "inner_b"]
+    assert list(find_images(image_folder / "b.jpg")) == ["b"]
 
 
-def test_names_that_fold_alike_keep_every_picture(tmp_path):
+def test_names_that_fold_alike_keep_every_image(tmp_path):
     for name in ("a/b_c.jpg", "a_b/c.jpg", "a_b_c.jpg", "a_b_c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -84,7 +84,7 @@ def test_label_maps_of_many_classes_do_not_wrap(tmp_path, num_classes, written):
         assert np.array(read).tolist() == [written]
 
 
-def test_pictures_are_cropped_as_the_run_measured(micro, pictures, tmp_path, monkeypatch):
+def test_images_are_cropped_as_the_run_measured(micro, image_folder, tmp_path, monkeypatch):
     config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None}, evaluation={"crop_ratio": 1.0})
     train(config)
     ratios = []
@@ -96,11 +96,11 @@ def test_pictures_are_cropped_as_the_run_measured(micro, pictures, tmp_path, mon
 
     monkeypatch.setattr(predict_classes, "resize_center_crop", note)
     for run in (config.run.folder, config.run.folder / "backbone"):
-        predict(PredictOptions(run=run, images=pictures / "b.jpg", out=tmp_path / "out"))
+        predict(PredictOptions(run=run, images=image_folder / "b.jpg", out=tmp_path / "out"))
     assert ratios == [1.0, 1.0]
 
 
-def test_no_run_and_no_pictures_are_one_line(tmp_path):
+def test_no_run_and_no_images_are_one_line(tmp_path):
     options = PredictOptions(run=Path("missing"), images=tmp_path, out=tmp_path / "out")
     with pytest.raises(ValueError, match=r"missing is no folder; give that of a run"):
         predict(options)

@@ -9,8 +9,8 @@ from data.config import DataConfig
 from data.sources.scenes import CLASSES, scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.config import StartConfig
-from finetune.detection.config import DetectConfig, DetectEvaluationConfig, DetectorConfig, ResizeConfig
+from finetune.config import EvaluationConfig, StartConfig
+from finetune.detection.config import DetectConfig, DetectorConfig, ResizeConfig
 
 KINDS = ("retinanet", "mask_rcnn", "cascade", "yolo")
 SWIN = StartConfig(
@@ -53,7 +53,7 @@ def base(tmp_path_factory):
         backbone=SWIN,
         detector=small_detector("mask_rcnn"),
         resize=small_resize("mask_rcnn"),
-        evaluation=DetectEvaluationConfig(every_steps=2, micro_batch_size=2),
+        evaluation=EvaluationConfig(every_steps=2, micro_batch_size=2),
         optimizer=OptimizerConfig(
             base_lr=1e-3, lr_batch_size=4, steps=4, warmup_steps=1, decay="steps", clip_grad_norm=1.0, layer_decay=0.8
         ),

@@ -1,4 +1,4 @@
-"""Micro-batches of annotated images: a pure function of their key, boxes and masks where the objects are, in every mode."""
+"""Micro-batches of annotated images: functions of their key, boxes and masks where the objects are, in every mode."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def test_the_key_alone_says_what_is_drawn(mode):
     assert one["images"].shape != other["images"].shape or not torch.equal(one["images"], other["images"])
 
 
-def test_crowds_are_not_learnt_and_pictures_without_objects_are_kept():
+def test_crowds_are_not_learnt_and_images_without_objects_are_kept():
     objects = json.loads(samples(1)[0].members["json"])["objects"]
     crowd = [{**item, "iscrowd": 1} for item in objects]
     for changed in ({"objects": crowd}, {"objects": []}):
@@ -88,9 +88,9 @@ def test_a_class_beyond_the_last_or_a_missing_mask_replaces_the_sample():
     assert boxes_only["targets"].masks is None
 
 
-def test_an_unreadable_picture_keeps_its_place_in_evaluations():
+def test_an_unreadable_image_keeps_its_place_in_evaluations():
     broken = samples(2)
-    broken[0] = Sample(id=0, key="0", image=b"\xff\xd8\xff no picture", label=None)
+    broken[0] = Sample(id=0, key="0", image=b"\xff\xd8\xff no image", label=None)
     batch = EvaluationBuilder(resize=MODES["short_side"])(broken, step=0, micro_batch=0)
     assert batch["ids"].tolist() == [0, 1]
     assert [number for number, _, _ in batch["bad"]] == [0]
@@ -100,7 +100,7 @@ def test_an_unreadable_picture_keeps_its_place_in_evaluations():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (3, 9000)])
-def test_a_very_elongated_picture_keeps_a_pixel_in_each_direction(mode, size):
+def test_a_very_elongated_image_keeps_a_pixel_in_each_direction(mode, size):
     content = io.BytesIO()
     Image.new("RGB", size[::-1]).save(content, "JPEG")
     tree = {"height": size[0], "width": size[1], "objects": []}
@@ -145,7 +145,7 @@ def test_batch_norm_is_frozen_below_eight_images_unless_asked_for(micro):
     config: DetectConfig = micro()
     assert norm_is_frozen(config)
     full = {"batch_size": 16, "micro_batch_size": 8}
-    assert norm_is_frozen(micro(data=full)), "pictures of several sizes are normalised apart"
+    assert norm_is_frozen(micro(data=full)), "images of several sizes are normalised apart"
     assert not norm_is_frozen(micro(data=full, resize={"mode": "letterbox"}))
     assert not norm_is_frozen(micro(detector={"frozen_norm": False}))
     assert largest_size(config.resize) == (128, 128)

@@ -72,7 +72,7 @@ def test_an_object_that_cannot_be_used_is_named_and_left_out(write, tmp_path, na
     assert said in fault.reason
 
 
-def test_a_polygon_over_the_whole_picture_is_a_mask_though_its_corners_lie_outside(write, tmp_path):
+def test_a_polygon_over_the_whole_image_is_a_mask_though_its_corners_lie_outside(write, tmp_path):
     around = [[-9.0, -9.0, 99.0, -9.0, 99.0, 99.0, -9.0, 99.0]]
     assert truth_of(write, tmp_path / "x", lambda _: [{**GOOD, "segmentation": around}]).faults == []
 
@@ -116,7 +116,7 @@ def test_two_classes_with_one_category_id_are_refused(write, tmp_path):
         truth_of(write, tmp_path / "x", lambda number: [GOOD, other])
 
 
-def test_category_ids_of_training_hold_where_the_evaluated_pictures_have_no_such_class(write, micro, tmp_path):
+def test_category_ids_of_training_hold_where_the_evaluated_images_have_no_such_class(write, micro, tmp_path):
     one = {**GOOD, "category": 3, "category_id": 9}
     write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda _: [GOOD]))
     write(tmp_path / "y", first=0, count=4, change=annotated_with(lambda _: [one]))
@@ -174,7 +174,7 @@ def test_shards_without_annotations_or_objects_are_refused(write, micro, tmp_pat
         train(refused(micro, tmp_path / "other"))
 
 
-def test_one_bad_object_costs_its_picture_neither_its_other_objects_nor_its_place_in_training(write, micro, tmp_path):
+def test_one_bad_object_costs_its_image_neither_its_other_objects_nor_its_place_in_training(write, micro, tmp_path):
     wrong = {**GOOD, "segmentation": {"size": [32, 64], "counts": [32 * 64]}}
     write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda number: [wrong, GOOD][number == 3 :]))
     config = refused(micro, tmp_path / "x", kind="retinanet", optimizer={"steps": 2, "warmup_steps": 0})

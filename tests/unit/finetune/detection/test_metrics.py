@@ -1,4 +1,4 @@
-"""COCO's figures, equal to pycocotools on the same predictions: crowds, gaps in ids, pictures without objects, all sizes."""
+"""COCO's figures, equal to pycocotools on the same predictions: crowds, gaps in ids, empty images, all sizes."""
 
 import contextlib
 import copy

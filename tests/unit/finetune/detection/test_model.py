@@ -30,7 +30,7 @@ def test_losses_are_finite_and_every_trained_parameter_gets_a_gradient(micro, sc
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_that_is_not_a_number_gives_a_loss_for_the_engine_to_refuse_and_no_box(micro, scene_batch, kind):
+def test_an_image_that_is_not_a_number_gives_a_loss_for_the_engine_to_refuse_and_no_box(micro, scene_batch, kind):
     detector, (images, _, targets) = detector_of(micro(kind)), scene_batch
     nothing, sizes = images[:1] * torch.nan, [(96, 96)]
     set_training_mode(detector)

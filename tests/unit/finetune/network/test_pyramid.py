@@ -1,4 +1,4 @@
-"""The maps of a picture do not depend on what it is batched with, for any backbone."""
+"""The maps of an image do not depend on what it is batched with, for any backbone."""
 
 import pytest
 import torch
@@ -37,9 +37,9 @@ def canvas(sizes, *, filling):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_maps_of_a_picture_in_a_batch_equal_those_of_it_alone(name):
+def test_maps_of_an_image_in_a_batch_equal_those_of_it_alone(name):
     pyramid = build_pyramid(start_of(name), largest=(96, 96)).eval()
-    images = canvas(SIZES, filling=7.0)  # what lies beyond a picture must not matter
+    images = canvas(SIZES, filling=7.0)  # what lies beyond an image must not matter
     with torch.no_grad():
         together = pyramid(images, SIZES)
         for row, (height, width) in enumerate(SIZES):
@@ -70,7 +70,7 @@ def test_every_trained_parameter_gets_a_gradient_and_names_stay_the_networks_own
     assert all((p.grad is not None) == p.requires_grad for p in pyramid.parameters())
 
 
-def test_batch_norm_has_one_record_of_a_micro_batch_over_the_pictures_of_all_sizes():
+def test_batch_norm_has_one_record_of_a_micro_batch_over_the_images_of_all_sizes():
     pyramid = step_batch_norm(build_pyramid(start_of("xformer"), strides=(8, 16, 32))).train()
     norms = [layer for layer in pyramid.modules() if isinstance(layer, StepStatistics)]
     seen = []

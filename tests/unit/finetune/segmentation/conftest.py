@@ -10,14 +10,13 @@ from PIL import Image
 from data.config import DataConfig
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
-from finetune.config import StartConfig
+from finetune.config import EvaluationConfig, StartConfig
 from finetune.segmentation.config import (
     InferenceConfig,
     LabelConfig,
     SegmentAugmentConfig,
     SegmentConfig,
     SegmenterConfig,
-    SegmentEvaluationConfig,
 )
 
 CLASSES = ("sky", "wall", "road")
@@ -99,7 +98,7 @@ def base(train_shards, val_shards):
         labels=LabelConfig(void=(VOID_VALUE,)),
         augment=SegmentAugmentConfig(crop=(32, 32), short_side=40),
         inference=InferenceConfig(short_side=40),
-        evaluation=SegmentEvaluationConfig(every_steps=2, micro_batch_size=3),
+        evaluation=EvaluationConfig(every_steps=2, micro_batch_size=3),
         optimizer=OptimizerConfig(
             base_lr=1e-2, lr_batch_size=4, head_lr_scale=2.0, decay="poly", steps=4, warmup_steps=1, ema_decay=0.5
         ),

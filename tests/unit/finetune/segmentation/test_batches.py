@@ -1,4 +1,4 @@
-"""Micro-batches are functions of their key; what cannot be used is replaced in training and counts nothing in evaluation."""
+"""Micro-batches are functions of their key; what cannot be used is replaced in training and not measured."""
 
 import numpy as np
 import pytest

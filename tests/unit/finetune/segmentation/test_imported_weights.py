@@ -1,4 +1,4 @@
-"""A ViT's weights in a local file, as timm hands out AugReg's, become a segmenter's backbone: statistics, positions, tokens."""
+"""A ViT's weights in a local file, as of AugReg, become a segmenter's backbone: statistics, positions, tokens."""
 
 import timm
 import torch

@@ -53,11 +53,11 @@ def test_training_is_refused_where_label_maps_hold_more_classes(write, make_scen
 def test_training_is_refused_without_label_maps(write, tmp_path):
     from data.writing.writer import NewSample, ShardLimits, write_shards
 
-    picture = (tmp_path / "p.png",)
+    image = (tmp_path / "p.png",)
     from PIL import Image
 
-    Image.new("RGB", (32, 32)).save(picture[0])
-    sample = NewSample(source="p", members={"png": picture[0].read_bytes()})
+    Image.new("RGB", (32, 32)).save(image[0])
+    sample = NewSample(source="p", members={"png": image[0].read_bytes()})
     write_shards([sample], out=tmp_path / "s", classes=None, limits=ShardLimits(samples=5))
     with pytest.raises(ValueError, match=r"it has no label map \(\.seg\.png\)"):
         check_label_maps(open_shards(tmp_path / "s"), labels=LabelConfig(), num_classes=3, option="val-shards")

@@ -68,7 +68,7 @@ def test_losses_equal_the_definition_summed_over_stages(label_maps):
 
 
 def test_ignored_pixels_have_no_gradient():
-    """Unlike the published code, where they are background. At the map's own resolution no void pixel is a neighbour."""
+    """Unlike the published code, where they are background. At the map's resolution no ignored pixel is a neighbour."""
     torch.manual_seed(0)
     maps = torch.zeros(1, SIDE, SIDE, dtype=torch.int16)
     maps[:, :, 3:] = IGNORE_INDEX

@@ -1,4 +1,4 @@
-"""SegViT's heads: the cascade sums masks, Shrunk's layers do not, any size works, and scores are what they are said to be."""
+"""SegViT's heads: the cascade sums masks, Shrunk's layers do not, any size works, scores are as defined."""
 
 import pytest
 import torch

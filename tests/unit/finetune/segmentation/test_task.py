@@ -1,4 +1,4 @@
-"""Whole runs in one process: resumed equals uninterrupted, every head learns, what is measured can be measured again."""
+"""Whole runs in one process: resumed equals uninterrupted, every head learns, figures are found again."""
 
 import json
 import shutil
@@ -189,7 +189,7 @@ def test_the_loss_of_every_head_falls(micro, name):
 
 
 def test_statistics_of_the_weights_are_what_pixels_are_normalised_by(micro):
-    """Swapping mean and std changes what the backbone sees as it should: the images that cancel the change score alike."""
+    """Swapping mean and std changes what the backbone sees as it should: images that cancel it score alike."""
     plain = micro(backbone={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     swapped = micro(backbone={"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
     networks = [build_model(c, start=resolve_start(c.backbone), num_classes=3).eval() for c in (plain, swapped)]
