@@ -1,1 +1,1 @@
-"""What every program needs: recipes, run folders, processes, checkpoints, reports. Imports none of our other folders."""
+"""What every program needs: recipes, run folders, processes, checkpoints, reports. Imports no other folder of ours."""

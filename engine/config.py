@@ -8,7 +8,7 @@ from engine.errors import UserError
 
 
 def may_change(default: Any = MISSING) -> Any:
-    """Return a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule.
+    """Mark a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule.
 
     Without a default it must be given.
     """
@@ -17,24 +17,24 @@ def may_change(default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run lives and what it keeps."""
+    """The folder of the run, its seed, and when it saves."""
 
     folder: Path = may_change(Path("runs/unnamed"))
-    """Run folder; a run found there is resumed."""
+    """Folder that the run writes; a run that is there already goes on."""
     seed: int = 0
-    """Seed of everything random: samples, crops, masks, initial weights."""
+    """Seed of everything random: order of samples, crops, masks, first weights."""
     save_every_steps: int = may_change(1000)
-    """Steps between checkpoints; one is always written at the end."""
+    """Steps between checkpoints, at least 1; one is always written at the end."""
     keep_last: int = may_change(2)
-    """Checkpoints kept besides those of `keep_every_steps`; at least 1, and with 1 there is none before it if a disk damages it."""
+    """Newest checkpoints to keep, at least 1; 2 leave one to go back to where a disk damages the last."""
     keep_every_steps: int | None = may_change(None)
-    """Also keep every checkpoint whose step is a multiple of this."""
+    """Also keep the checkpoints whose step is a multiple of this, at least 1; None keeps no others."""
     branch_from: Path | None = may_change(None)
-    """Checkpoint folder of another run to start this new run from."""
+    """Checkpoint folder of another run that this new run starts from."""
     max_rewinds: int = may_change(5)
-    """How often the run may go back to its last checkpoint to leave out a micro-batch that is not finite; then it stops."""
+    """Times that a run may go back to leave out micro-batches that are not finite, at least 0; then it stops."""
     stall_timeout_s: float | None = may_change(600.0)
-    """Seconds without progress in a step after which the run dumps its stacks and ends; 6 times that outside; None: never."""
+    """Seconds without progress after which a run that hangs ends, above 0; 6 times that outside steps; None: never."""
 
     def __post_init__(self) -> None:
         if self.max_rewinds < 0:
@@ -51,16 +51,16 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What a run says about itself."""
+    """What a run writes about its progress."""
 
     every_steps: int = may_change(10)
-    """Steps between reports; the device is synchronised only then."""
+    """Steps between reports, at least 1; the host waits for the device only then."""
     tensorboard: bool = may_change(True)
     """Also write TensorBoard event files."""
     wandb_project: str | None = may_change(None)
-    """Also log to this Weights & Biases project (needs the `wandb` extra)."""
+    """Also log to this Weights & Biases project; needs the `wandb` extra."""
     samples: bool = may_change(False)
-    """Also write the sample ids, crops and mask of every micro-batch, one file per process, for audits."""
+    """Also write the ids, crops and mask of every micro-batch, one file per process, for audits."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -69,20 +69,20 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How processes share the work; none of it changes samples or masks."""
+    """Precision, and how processes share the work; none of it changes samples or masks."""
 
-    engine: Literal["auto", "deepspeed", "ddp", "single"] = may_change("auto")
-    """auto: what the launcher asked for (DeepSpeed under `accelerate launch --use_deepspeed`), else DDP, else one process."""
-    zero_stage: Literal[0, 1, 2, 3] = may_change(1)
-    """DeepSpeed ZeRO stage."""
     precision: Literal["bf16", "fp32", "fp64"] = "bf16"
-    """Autocast type; weights, gradient sums and optimizer stay fp32 (all fp64 with fp64, for proofs)."""
-    fp8: bool = may_change(False)
-    """Multiply in fp8 in the linear layers of transformer blocks, under precision bf16; needs an Ada or Hopper GPU and the `fp8` extra."""
+    """Type of the forward pass; weights, gradient sums and optimizer stay fp32 (fp64 with fp64, for proofs)."""
+    engine: Literal["auto", "deepspeed", "ddp", "single"] = may_change("auto")
+    """What joins the processes; auto: DeepSpeed under `accelerate launch --use_deepspeed`, else DDP, or one process."""
+    zero_stage: Literal[0, 1, 2, 3] = may_change(1)
+    """What DeepSpeed shards; 1: moments, 2: gradients too, 3: weights too, 0: nothing."""
     compile: bool = may_change(False)
-    """torch.compile the model."""
+    """Compile the model with torch.compile."""
     deterministic: bool = may_change(False)
-    """Deterministic GPU kernels: slower, bit-identical resume. CPU runs always are."""
+    """Use deterministic GPU kernels: slower, but resuming gives the same bits; on CPUs they always are."""
+    fp8: bool = may_change(False)
+    """Multiply in fp8 in transformer blocks' linear layers, under bf16; needs an Ada or Hopper GPU, the `fp8` extra."""
 
     def __post_init__(self) -> None:
         if self.fp8 and self.precision != "bf16":
@@ -91,46 +91,46 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and half-cosine, polynomial or stepwise decay, stepped every iteration."""
+    """Length of the run, learning rate and AdamW."""
 
+    epochs: float = 800.0
+    """Length of the run in passes over the samples, mixed ones counted together; `steps` overrides it."""
     base_lr: float = 1.5e-4
-    """Learning rate for a batch of `lr_batch_size`; the peak is base_lr * batch_size / lr_batch_size."""
+    """Learning rate per `lr_batch_size` images, above 0; the peak is base_lr * batch_size / lr_batch_size."""
+    warmup_epochs: float = 40.0
+    """Linear warm-up in passes over the samples; `warmup_steps` overrides it."""
+    steps: int | None = None
+    """Length of the run in optimizer steps, at least 1; None follows `epochs`."""
+    warmup_steps: int | None = None
+    """Linear warm-up in optimizer steps; None follows `warmup_epochs`."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, at least 0; none for 1-D tensors, bias tables, LayerScale and tokens."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from one layer group to the one below, in (0, 1]; 1 is off."""
+    clip_grad_norm: float | None = None
+    """Bound on the global gradient norm, above 0; None is none."""
+    ema_decay: float | None = None
+    """Decay per step of an average of the weights, in (0, 1), such as 0.9999; None keeps no average."""
+    decay: Literal["cosine", "poly", "steps"] = "cosine"
+    """Fall of the rate: half a cosine, (1 - progress) ** `poly_power`, or by `decay_factor` at each of `decay_at`."""
     lr_batch_size: int = 256
-    """Images that `base_lr`, `warmup_lr` and `min_lr` are given for."""
+    """Images that `base_lr`, `warmup_lr` and `min_lr` are given for, at least 1."""
     warmup_lr: float = 0.0
     """Learning rate at step 0, scaled like `base_lr`."""
     min_lr: float = 0.0
     """Learning rate at the end, scaled like `base_lr`."""
-    epochs: float = 800.0
-    """Length of the run in passes over the samples, mixed ones counted together; `steps` overrides it."""
-    warmup_epochs: float = 40.0
-    """Linear warm-up in passes over the samples; `warmup_steps` overrides it."""
-    steps: int | None = None
-    """Length of the run in optimizer steps."""
-    warmup_steps: int | None = None
-    """Linear warm-up in optimizer steps."""
-    decay: Literal["cosine", "poly", "steps"] = "cosine"
-    """How the rate falls after the warm-up: half a cosine, (1 - progress) ** `poly_power`, or by `decay_factor` at each of `decay_at`."""
-    poly_power: float = 1.0
-    """Exponent of the polynomial decay; 1 is a straight line."""
-    decay_at: tuple[float, ...] = (8 / 12, 11 / 12)
-    """Shares of the run after which `steps` decays: COCO's epochs 8 and 11 of 12."""
-    decay_factor: float = 0.1
-    """What `steps` multiplies the rate by, each time."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW moment decay rates."""
-    eps: float = 1e-8
-    """AdamW denominator term."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay; none for 1-D tensors, bias tables, LayerScale and tokens."""
-    layer_decay: float = 1.0
-    """Factor on the learning rate from one layer group to the one below; 1 is off."""
     head_lr_scale: float = 1.0
-    """Factor on the learning rate of what lies outside the backbone, such as a detector or segmentation head."""
-    clip_grad_norm: float | None = None
-    """Clip the global gradient norm at this."""
-    ema_decay: float | None = None
-    """Keep an exponential moving average of the weights with this decay per step; None keeps none."""
+    """Factor on the learning rate outside the backbone, such as that of a detector's head, above 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments, in [0, 1)."""
+    eps: float = 1e-8
+    """Term in AdamW's denominator, above 0."""
+    poly_power: float = 1.0
+    """Exponent of the polynomial decay, above 0; 1 is a straight line."""
+    decay_at: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Rising shares of the run, in (0, 1], at which `steps` decays: COCO's epochs 8 and 11 of 12."""
+    decay_factor: float = 0.1
+    """Factor on the rate at each of `decay_at`, in (0, 1]."""
 
     def __post_init__(self) -> None:
         self._check_decay()
@@ -167,7 +167,7 @@ class OptimizerConfig:
 
 
 def micro_batches_of(rank: int, *, world_size: int, batch_size: int, micro_batch_size: int) -> range:
-    """Return the micro-batch numbers that process ``rank`` of ``world_size`` computes in every step.
+    """Divide a step's micro-batches among the processes; give the numbers of those of process ``rank``.
 
     Raises:
         UserError: the micro-batches do not divide among the processes; the message lists the counts that do.

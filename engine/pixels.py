@@ -22,5 +22,5 @@ class Pixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-        """Return the images minus mean over standard deviation."""
+        """Subtract the mean and divide by the standard deviation."""
         return (images.to(self.mean.dtype) - self.mean) / self.std

@@ -18,7 +18,7 @@ from engine.errors import UserError
 def extract_features(
     forward: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str
 ) -> tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]:
-    """Return float32 features and labels on the CPU; ``forward`` takes a batch's uint8 images on ``device``."""
+    """Collect float32 features and labels on the CPU; ``forward`` takes a batch's uint8 images on ``device``."""
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in batches:
@@ -30,10 +30,10 @@ def extract_features(
 
 
 def pixel_features(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 192"]:
-    """Return 8x8 pixels per image, standardised per image: what a probe reaches without any network.
+    """Shrink images to 8x8 pixels, standardised per image: the floor that a probe reaches without any network.
 
-    Of four ways to scale them this gave the highest kNN on Imagenette at 128 px, 37.9 % (per feature 37.7, by fixed mean
-    and deviation 36.5, raw 32.1): a floor should be the hardest one.
+    Of four ways to scale them this gave the highest kNN on Imagenette at 128 px, 37.9 % (per feature 37.7, by fixed
+    mean and deviation 36.5, raw 32.1): a floor should be the hardest one.
     """
     small = F.interpolate(images.float(), size=(8, 8), mode="area").flatten(1)
     return (small - small.mean(1, keepdim=True)) / (small.std(1, keepdim=True) + 1e-6)
@@ -51,7 +51,7 @@ def knn_accuracy(
     num_classes: int,
     chunk_size: int = 1024,
 ) -> float:
-    """Return the share of test samples whose k nearest neighbours vote for their class.
+    """Measure the share of test samples whose k nearest neighbours vote for their class.
 
     Neighbours are nearest by cosine similarity s and vote with weight exp(s / temperature). Fewer than k training
     samples all vote.
@@ -80,7 +80,7 @@ def linear_probe_accuracy(
     weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> float:
-    """Return the test accuracy of BatchNorm (no affine) and one linear layer trained on fixed features.
+    """Train BatchNorm (no affine) and one linear layer on fixed features, and measure the test accuracy.
 
     AdamW with a cosine from ``lr`` to 0. The same arguments give the same figure; the global random state is
     neither read nor moved.

@@ -17,33 +17,33 @@ class MimConfig:
     """Masked image modelling: what is hidden, who predicts it, and how."""
 
     mask_ratio: float = 0.75
-    """Share of mask units hidden, in [0, 1); floor(units * (1 - ratio)) stay visible, at least 1. 0 predicts all units."""
-    encoder: Literal["visible", "dense"] = "visible"
-    """visible: GreenMIM, visible tokens only; dense: all tokens with mask tokens and a linear head (SimMIM-like)."""
-    decoder_depth: int = 1
-    """Transformer blocks in the decoder."""
-    decoder_dim: int = 512
-    """Width of the decoder."""
-    decoder_heads: int = 16
-    """Attention heads in the decoder."""
+    """Share of an image's units that are hidden, in [0, 1); at least one stays visible. 0 predicts all units."""
     target: str = PIXELS
     """What the decoder predicts of a hidden unit: pixels, or what a file of `--extension` registers."""
     normalise_targets: bool = True
     """Normalise each unit's target values by their own mean and variance before the loss."""
-    feature_positions: Literal["own", "permuted"] = "own"
-    """Where the decoder puts visible features. permuted repeats the misplacement of older code, for comparison only."""
-    grouping: Literal["optimal", "greedy", "largest_window", "tiles"] = "optimal"
-    """How windows are packed into groups. tiles: for the fused attention kernel, which such plans are computed with on
-    GPUs; greedy and largest_window are older rules, for comparison."""
-    micro_batches_per_forward: int = may_change(1)
-    """Micro-batches of a process that go through a Swin or Swin V2 at once, each with its mask: for GPUs that small ones do not fill."""
+    decoder_dim: int = 512
+    """Width of the decoder, a multiple of 4 and of `decoder_heads`."""
+    decoder_depth: int = 1
+    """Transformer blocks in the decoder, at least 1."""
+    decoder_heads: int = 16
+    """Attention heads in the decoder, at least 1."""
     activation_gib: float | None = may_change(None)
-    """GiB that a process may keep for the backward pass, above 0: blocks are recomputed until it fits, at the least cost. None: all it takes."""
+    """GiB of activations that a process may keep, above 0: blocks are recomputed until they fit; None keeps all."""
+    micro_batches_per_forward: int = may_change(1)
+    """Micro-batches in one pass of a Swin or Swin V2, at least 1, each with its mask: for GPUs that one leaves idle."""
+    grouping: Literal["optimal", "greedy", "largest_window", "tiles"] = "optimal"
+    """How windows are packed into groups; tiles: for the fused attention kernel on GPUs, the others: for comparison."""
+    encoder: Literal["visible", "dense"] = "visible"
+    """What the encoder sees; visible: visible tokens (GreenMIM), dense: mask tokens too, and a linear head (SimMIM)."""
+    feature_positions: Literal["own", "permuted"] = "own"
+    """Where the decoder puts visible features; permuted misplaces them as older code did, for comparison only."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_ratio < 1:
             raise UserError(
-                f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; 0.75 is usual"
+                f"mim.mask-ratio must lie in [0, 1) so that something stays visible, got {self.mask_ratio}; "
+                "0.75 is usual"
             )
         if min(self.decoder_heads, self.decoder_dim) < 1:
             raise UserError(
@@ -58,8 +58,8 @@ class MimConfig:
             raise UserError(f"mim.decoder-depth must be at least 1, got {self.decoder_depth}")
         if self.target not in TARGETS:
             raise UserError(
-                f"mim.target must be one of {', '.join(TARGETS)}, got {self.target!r}; where a file brings it, name the "
-                "file with --extension"
+                f"mim.target must be one of {', '.join(TARGETS)}, got {self.target!r}; where a file brings it, name "
+                "the file with --extension"
             )
         if self.micro_batches_per_forward < 1:
             raise UserError(f"mim.micro-batches-per-forward must be at least 1, got {self.micro_batches_per_forward}")
@@ -76,18 +76,18 @@ class MimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random resized crop and flip, and the statistics that pixels are normalised with."""
+    """Random crops and flips, and the statistics that pixels are normalised with."""
 
     scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area in a crop."""
+    """Smallest and largest share of the image's area in a crop, in (0, 1]."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Narrowest and widest aspect ratio of a crop."""
+    """Narrowest and widest ratio of a crop's width to its height, above 0."""
     flip: float = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip, in [0, 1]."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means of the pixels in [0, 1]."""
+    """Channel means of pixels that lie in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Channel standard deviations of the pixels in [0, 1]."""
+    """Channel standard deviations of pixels that lie in [0, 1], above 0."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -102,23 +102,24 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Online evaluation of the encoder on labelled shards."""
+    """Evaluation of the encoder on labelled shards while it trains."""
 
     every_steps: int | None = may_change(None)
-    """Steps between probes; None never probes. Also runs at step 0 and at the end."""
+    """Steps between probes, at least 1, one at step 0 and one at the end; None never probes."""
     train_shards: Path | None = may_change(None)
     """Labelled shards that the probes learn from."""
     val_shards: Path | None = may_change(None)
     """Labelled shards that the probes are measured on."""
     max_samples: int = may_change(5000)
-    """Samples used of each, from the start of their shards."""
+    """Samples used of each, at least 1, from the start of their shards."""
     linear: bool = may_change(True)
     """Also train a linear probe beside kNN."""
 
     def __post_init__(self) -> None:
         if (self.every_steps is not None and self.every_steps < 1) or self.max_samples < 1:
             raise UserError(
-                f"probe.every-steps and probe.max-samples must be at least 1, got {self.every_steps} and {self.max_samples}"
+                f"probe.every-steps and probe.max-samples must be at least 1, got {self.every_steps} and "
+                f"{self.max_samples}"
             )
         if self.every_steps is not None and (self.train_shards is None or self.val_shards is None):
             raise UserError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
@@ -129,13 +130,13 @@ class PretrainConfig:
     """Pretrain a vision backbone on unlabelled images by masked image modelling."""
 
     data: DataConfig
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    mim: MimConfig = field(default_factory=MimConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mim: MimConfig = field(default_factory=MimConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
@@ -145,15 +146,19 @@ class PretrainConfig:
             )
         if self.mim.activation_gib is not None and self.distributed.fp8:
             raise UserError(
-                "mim.activation-gib is planned from what bf16 keeps, and distributed.fp8 keeps less: leave one of them out"
+                "mim.activation-gib is planned from what bf16 keeps, and distributed.fp8 keeps less: leave one of them "
+                "out"
             )
         if self.mim.micro_batches_per_forward > 1 and self.backbone.drop_path > 0:
             raise UserError(
-                f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since what is "
-                f"dropped is drawn for each micro-batch, got {self.backbone.drop_path}"
+                f"mim.micro-batches-per-forward {self.mim.micro_batches_per_forward} needs backbone.drop-path 0, since "
+                f"what is dropped is drawn for each micro-batch, got {self.backbone.drop_path}"
             )
 
 
 def num_visible(num_units: int, mask_ratio: float) -> int:
-    """Return K = floor(L * (1 - ratio)), at least 1, in exact arithmetic on the ratio as written (0.9 of 100 leaves 10)."""
+    """Count the visible units, floor(units * (1 - ratio)) and at least 1.
+
+    The arithmetic is exact, on the ratio as it is written: 0.9 of 100 leaves 10.
+    """
     return max(1, int(num_units * (1 - Decimal(str(mask_ratio)))))

@@ -28,7 +28,7 @@ SHOWN_BEFORE = 6
 
 
 def replay(path: Path) -> Group:
-    """Return tables that show how the micro-batch of a record runs through the network, in the run's precision and in fp32.
+    """Show how the micro-batch of a record runs through the network, in the run's precision and in fp32.
 
     Needs no shards: pixels and mask are in the record, and the mask's layout follows from the recipe.
 
@@ -67,7 +67,7 @@ class _Passage:
         self._seen: list[_Seen] = []
 
     def run(self, config: PretrainConfig, record: NonFiniteRecord, batch: dict[str, Tensor]) -> Table:
-        """Return what was seen, up to the first output that is not finite."""
+        """Show the outputs up to the first that is not finite."""
         handles = [module.register_forward_hook(self._hook(name)) for name, module in self._model.named_modules()]
         try:
             with NonFiniteSearch(self._model) as search:
@@ -105,7 +105,7 @@ class _Passage:
 def _loss(
     model: Any, config: PretrainConfig, record: NonFiniteRecord, batch: dict[str, Tensor], *, precision: str
 ) -> Tensor:
-    """Return the loss of the micro-batch, with the dropout that it had in the run."""
+    """Compute the loss of the micro-batch, with the dropout that it had in the run."""
     assert isinstance(model, GreenMIM)
     spec = layout_spec(model.encoder)
     key = {"step": record.step, "micro_batch": record.micro_batch}
@@ -126,7 +126,7 @@ def _run_folder(path: Path) -> Path:
 
 
 def _weights(path: Path, *, run_folder: Path, step: int) -> tuple[Checkpoint, str]:
-    """Return the weights that the micro-batch met, or where they are not there the run's newest, and say which."""
+    """Find the weights that the micro-batch met, or where they are not there the run's newest, and say which."""
     kept = step_folder(path.parent / "weights", step)
     if kept.exists():
         return open_checkpoint(kept), f"with the weights that it met, after step {step}"

@@ -220,7 +220,7 @@ class CheckpointStore:
         return checkpoint
 
     def go_on_from(self, step: int | None) -> None:
-        """Count the checkpoint of ``step`` as the newest: later ones, which process 0 found damaged, are written again."""
+        """Take the checkpoint of ``step`` for the newest: later ones, which are damaged, are written again."""
         self._newest = step
 
     def save(self, step: int, slices: Iterable[TensorSlice], state: dict[str, Any]) -> None:

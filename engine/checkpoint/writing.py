@@ -150,8 +150,8 @@ class Write:
         intact = f"{step_folder(self.folder.parent, steps[-1])} is intact" if steps else "there is no earlier one"
         advice = "free some space or lower run.keep-last" if error.errno in NO_SPACE else "check the folder"
         return CheckpointError(
-            f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs {needed_bytes} "
-            f"bytes there ({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
+            f"cannot save checkpoint {self.folder}: {error.strerror or error}; process {self.rank} needs "
+            f"{needed_bytes} bytes there ({needed_bytes / 1e6:.1f} MB); {intact}; {advice}, then start again"
         )
 
     @property

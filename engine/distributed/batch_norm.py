@@ -1,8 +1,8 @@
 """BatchNorm whose running statistics do not depend on the number of processes.
 
 A forward pass in training normalises by the statistics of its own micro-batch, as always. The running statistics move
-once per optimizer step, by the mean over all micro-batches of all processes in their global order, so a run on 1, 2 or 8
-processes keeps the same buffers.
+once per optimizer step, by the mean over all micro-batches of all processes in their global order, so a run on 1, 2 or
+8 processes keeps the same buffers.
 
 Legend: c channels.
 """
@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class StepStatistics(nn.Module):
-    """Mixed into a BatchNorm class: a training forward records its statistics and leaves the running ones alone."""
+    """A mixin for BatchNorm classes: a training forward records its statistics and leaves the running ones alone."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -34,15 +34,15 @@ class StepStatistics(nn.Module):
         """Normalise; in training, with the micro-batch's own statistics, which are recorded."""
         if not self.training:
             return super().forward(*args, **kwargs)
-        kept = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
-        self.running_mean, self.running_var = torch.zeros_like(kept[0]), torch.zeros_like(kept[1])
+        running = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+        self.running_mean, self.running_var = torch.zeros_like(running[0]), torch.zeros_like(running[1])
         self.num_batches_tracked, self.momentum = None, 1.0  # the scratch buffers take the batch statistics as they are
         try:
             normalised = super().forward(*args, **kwargs)
             self.step_records.append(torch.stack((self.running_mean, self.running_var)))
             self.step_counts.append(args[0].numel() // self.running_mean.numel())
         finally:
-            self.running_mean, self.running_var, self.num_batches_tracked, self.momentum = kept
+            self.running_mean, self.running_var, self.num_batches_tracked, self.momentum = running
         return normalised
 
 
@@ -57,7 +57,7 @@ def step_batch_norm(module: M) -> M:
 
 
 def join_records(module: nn.Module, *, last: int) -> None:
-    """Make one record of the ``last`` ones of every layer: that of a micro-batch whose images ran in so many groups.
+    """Join the ``last`` records of every layer into one: that of a micro-batch whose images ran in so many groups.
 
     It is the mean and the variance over the values of all groups. A step thus has as many records on every process.
     """
@@ -76,14 +76,15 @@ def commit_step_statistics(module: nn.Module, *, world_size: int, skipped: Seque
     layers = [layer for layer in module.modules() if isinstance(layer, StepStatistics) and layer.step_records]
     if not layers:
         return
+    # All layers' records travel as one row a process; the rows in order of rank are the micro-batches in global order.
     records = torch.cat([torch.stack(layer.step_records).flatten() for layer in layers])
-    everyone = torch.empty(world_size, records.numel(), dtype=records.dtype, device=records.device)
+    gathered = torch.empty(world_size, records.numel(), dtype=records.dtype, device=records.device)
     if world_size > 1:
-        dist.all_gather(list(everyone), records)
+        dist.all_gather(list(gathered), records)
     else:
-        everyone[0] = records
+        gathered[0] = records
     sizes = [len(layer.step_records) * 2 * layer.running_mean.numel() for layer in layers]
-    for layer, values in zip(layers, everyone.split(sizes, dim=1), strict=True):
+    for layer, values in zip(layers, gathered.split(sizes, dim=1), strict=True):
         records = values.reshape(-1, 2, layer.running_mean.numel())
         if skipped:
             counted = torch.ones(len(records), dtype=torch.bool)
@@ -97,7 +98,7 @@ def commit_step_statistics(module: nn.Module, *, world_size: int, skipped: Seque
 
 @torch.no_grad()
 def _joined(records: list[Float[Tensor, "2 c"]], counts: list[int]) -> tuple[Float[Tensor, "2 c"], int]:
-    """Return mean and (unbiased) variance over all values of groups, and their number."""
+    """Compute mean and (unbiased) variance over all values of groups, and their number."""
     total = sum(counts)
     mean = torch.stack([record[0] * (count / total) for record, count in zip(records, counts, strict=True)]).sum(0)
     squares = [

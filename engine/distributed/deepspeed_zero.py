@@ -52,7 +52,7 @@ def zero_config(*, stage: int, micro_batches: int, micro_batch_size: int, num_el
 def start_deepspeed(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, config: dict[str, Any], device: torch.device
 ) -> Any:
-    """Let accelerate make DeepSpeed's engine around ``module`` and ``optimizer``; the launcher's own stage is ignored."""
+    """Let accelerate put DeepSpeed's engine around ``module`` and ``optimizer``; the launcher's stage is ignored."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     for name in ("ACCELERATE_USE_CPU", "ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"):
         os.environ.pop(name, None)

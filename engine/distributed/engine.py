@@ -78,7 +78,7 @@ class Engine:
         return self._module
 
     def place(self, model: M) -> M:
-        """Move ``model`` to the device and its weights to the type they are trained in; call it before loading weights."""
+        """Move ``model`` to the device, in the type that its weights are trained in; call it before loading weights."""
         return model.to(self.device, torch.float64 if self._config.precision == "fp64" else torch.float32)
 
     def prepare(
@@ -139,7 +139,10 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.precision == "bf16")
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add a loss, of a micro-batch or the sum of several, to the step's mean gradient; ``last`` marks the step's last."""
+        """Add a loss, of one micro-batch or summed over several, to the step's mean gradient.
+
+        ``last`` marks the step's last one, after which processes sum their gradients.
+        """
         loss = loss / self._micro_batches
         if self.kind == "deepspeed":
             self._wrapped.set_gradient_accumulation_boundary(last)
@@ -150,7 +153,7 @@ class Engine:
     def step(self, lrs: Sequence[float], *, skipped: Sequence[int] = ()) -> Tensor:
         """Clip, update with one learning rate per param group, forget the gradients; return their norm, a 0-d tensor.
 
-        ``skipped`` are the numbers of the step's micro-batches, over all processes, whose BatchNorm statistics do not count.
+        ``skipped`` are the numbers of the micro-batches, over all processes, whose BatchNorm statistics do not count.
         """
         for group, lr in zip(self._groups, lrs, strict=True):
             group["lr"] = lr
@@ -217,7 +220,7 @@ class Engine:
 
     @torch.no_grad()
     def full_state_dict(self) -> dict[str, Tensor]:
-        """Copy all weights and buffers to rank 0's CPU, gathering one at a time; other ranks get nothing (collective)."""
+        """Copy all weights and buffers to rank 0's CPU, gathering one at a time; others get nothing (collective)."""
         weights: dict[str, Tensor] = {}
         for name, parameter in self._module.named_parameters():
             with self._sharding.gathered(parameter):
@@ -232,7 +235,7 @@ class Engine:
         return self.collect(values, own=0.0)[0] if values else {}
 
     def collect(self, values: Mapping[str, Tensor | float], *, own: float) -> tuple[dict[str, float], list[float]]:
-        """Average each value over the processes, and list every process's ``own`` (one collective; waits for the device)."""
+        """Average values over the processes, and list every process's ``own`` (collective; waits for the device)."""
         numbers = [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values.values()]
         each = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
         each[self.rank] = own

@@ -66,8 +66,8 @@ def join_processes(device: torch.device) -> None:
             )
         except (ValueError, dist.DistError) as error:
             raise UserError(
-                f"the processes cannot meet: {error}; start them with `accelerate launch` or `torchrun`, which set RANK, "
-                "WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+                f"the processes cannot meet: {error}; start them with `accelerate launch` or `torchrun`, which set "
+                "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
             ) from error
 
 

@@ -1,6 +1,6 @@
-"""Where a number stops being finite: hooks on every module and parameter, for as long as somebody looks for the place.
+"""The search for where a number stops being finite: hooks on every module and parameter while it goes on.
 
-Looking costs a look at every output and gradient, and waits for the device once a micro-batch; in a healthy run nobody looks.
+It reads every output and gradient, and waits for the device once a micro-batch; in a healthy run there is no search.
 """
 
 import functools
@@ -54,13 +54,14 @@ class NonFiniteSearch:
         self._handles = []
 
     def take(self, loss: Tensor) -> Finding | None:
-        """Return what was not finite since the last time, None if all was; waits for the device."""
+        """Report what was not finite since the last time, None if all was; waits for the device."""
         outputs, self._outputs = self._outputs, []
         gradients, self._gradients = self._gradients, []
         flags = [flag for *_, flag in outputs] + [flag for _, flag in gradients]
         finite = torch.stack([flag.to(loss.device) for flag in [*flags, torch.isfinite(loss.detach())]]).tolist()
         if all(finite):
             return None
+        # A module comes before those that contain it, and the backward pass starts at the loss: the first one is it.
         modules = [(name, kind) for (name, kind, _), good in zip(outputs, finite, strict=False) if not good]
         parameters = [name for (name, _), good in zip(gradients, finite[len(outputs) :], strict=False) if not good]
         module, module_type = modules[0] if modules else (None, None)

@@ -1,4 +1,4 @@
-"""What is written down of a micro-batch that was not finite, so that it can be repeated: nothing in it is pickled.
+"""The record of a micro-batch that was not finite, from which it can be repeated; nothing in it is pickled.
 
 runs/x/non_finite/step-000000007/
 ├── micro-batch-00002.json           the record: samples, first bad module, the metrics before
@@ -69,7 +69,7 @@ class NonFiniteRecord:
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, dict[str, Tensor]]:
-        """Return a record and its tensors.
+        """Read a record and its tensors.
 
         Raises:
             UserError: it is none, or its tensors are missing.
@@ -98,12 +98,12 @@ class NonFiniteRecord:
 
 
 def record_folder(run_folder: Path, step: int) -> Path:
-    """Return where the records of a step lie."""
+    """Name the folder of a step's records."""
     return run_folder / FOLDER / f"step-{step:09d}"
 
 
 def recent_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the last lines of ``metrics.jsonl``."""
+    """Read the last lines of ``metrics.jsonl``."""
     if not path.exists():
         return []
     return json_lines(path.read_bytes())[-RECENT_LINES:]

@@ -118,7 +118,7 @@ class NonFiniteRecovery:
         self._doubtful = doubtful
 
     def begin(self, step: int) -> bool:
-        """Look closely at this step if it is in doubt; return whether all doubtful steps were repeated and were finite."""
+        """Search this step if it is in doubt; return whether all doubtful steps were repeated and were finite."""
         if step in self._doubtful and self._search is None:
             self._search = NonFiniteSearch(self.engine.module).__enter__()
         elif self._doubtful and step >= self._doubtful.stop:

@@ -1,14 +1,14 @@
-"""A run that hangs ends, and says who hung: every process watches its own progress from a thread.
+"""Ends a run that hangs, and says who hung: every process watches its own progress from a thread.
 
     runs/x/stalls/
     ├── heartbeats/rank-00000.json    what the process does and since when; written every few seconds
-    ├── call                          made by the first process that gives up: all others dump their stacks and end, too
+    ├── call                          made by the first process that gives up: all others dump their stacks and end
     ├── rank-00000.txt                stacks of all its threads
     └── report.json                   who is behind or gone, and where every process stood
 
-Processes that wait in a collective for one that hangs make no progress either, so any of them may be the first to give up:
-the one with the least progress, or without a heartbeat, is the one to blame. Files and no collective tell them, since those
-hang too.
+Processes that wait in a collective for one that hangs make no progress either, so any of them may be the first to give
+up: the one with the least progress, or without a heartbeat, is the one to blame. They agree through files, since
+collectives hang too.
 """
 
 import contextlib
@@ -188,7 +188,7 @@ class Watchdog:
         os._exit(EXIT_CODE)
 
     def _called(self) -> bool:
-        """Return whether a process of this start has given up."""
+        """Whether a process of this start has given up."""
         try:
             return self._call.stat().st_mtime_ns > self._started_ns
         except OSError:
@@ -234,7 +234,7 @@ class Watchdog:
             logger.debug("no heartbeat in %s: %s", path, error)
 
     def read_heartbeats(self) -> list[Heartbeat]:
-        """Return the last heartbeat of every process that has one."""
+        """Read the last heartbeat of every process that has one."""
         found: list[Heartbeat] = []
         for rank in range(self._world_size):
             with contextlib.suppress(OSError, UserError):
@@ -250,7 +250,7 @@ class Watchdog:
 
 
 def blame(beats: list[Heartbeat], *, world_size: int, now: float, stale_s: float) -> list[str]:
-    """Return in words who holds the others up: processes without a fresh heartbeat, else those with the least progress."""
+    """Say who holds the others up: processes without a fresh heartbeat, else those with the least progress."""
     seen = {beat.rank: beat for beat in beats}
     gone = [f"process {rank} has left no heartbeat" for rank in range(world_size) if rank not in seen]
     gone += [

@@ -57,7 +57,7 @@ class CudaSideStream:
             return Copy(batch=to_device(batch, self._device), done=self._stream.record_event())
 
     def hand_over(self, copy: Copy) -> dict[str, Any]:
-        """Let the current stream wait for a copy, whose memory is used again only when that stream is past its last use."""
+        """Let the current stream wait for a copy, whose memory is reused only when that stream is past its last use."""
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(copy.done)
         for x in tensors_in(copy.batch):
@@ -87,7 +87,7 @@ class DeviceFeed:
         self._ahead = None
 
     def take(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey, timed: Timed) -> dict[str, Any]:
-        """Return the micro-batch ``key`` on the device (``MicroBatchFeed.take``); ``timed`` measures waiting and copying.
+        """Take the micro-batch ``key`` on the device (``MicroBatchFeed.take``); ``timed`` measures waiting and copying.
 
         An error of one that was read ahead is raised when its turn comes: the steps before it are still done and saved.
         """
@@ -96,10 +96,11 @@ class DeviceFeed:
                 batch = self._feed.take(batches, key=key)
             with timed("transfer"):
                 return to_device(batch, self._device)
-        (found, copy), self._ahead = self._ahead or self._start(self._stream, batches, key=key, timed=timed), None
-        assert found == key, f"micro-batch {key} was asked for, and {found} comes next"
+        (ahead, copy), self._ahead = self._ahead or self._start(self._stream, batches, key=key, timed=timed), None
+        assert ahead == key, f"micro-batch {key} was asked for, and {ahead} comes next"
         if isinstance(copy, Exception):
             raise copy
+        # The next copy starts before this micro-batch is computed on.
         following = self._following(key)
         if following is not None:
             self._ahead = self._start(self._stream, batches, key=following, timed=timed)
@@ -119,7 +120,7 @@ class DeviceFeed:
             return key, stream.copy(batch)
 
     def _following(self, key: MicroBatchKey) -> MicroBatchKey | None:
-        """Return the key after ``key``, None after the last one of the run."""
+        """Find the key after ``key``, None after the last one of the run."""
         step, number = key
         if number != self._micro_batches[-1]:
             return step, number + 1
@@ -127,17 +128,17 @@ class DeviceFeed:
 
 
 def side_stream(device: torch.device) -> SideStream | None:
-    """Return what copies beside the computing on ``device``, None where it is the CPU."""
+    """Make what copies beside the computing on ``device``, None where it is the CPU."""
     return CudaSideStream(device) if device.type == "cuda" else None
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a micro-batch with its tensors on ``device``, also those of dataclasses that know how to move."""
+    """Move a micro-batch's tensors to ``device``, also those of dataclasses that have a method for it."""
     return {name: _moved(value, device) for name, value in batch.items()}
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in dicts, lists, tuples and dataclasses."""
+    """List all tensors in dicts, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):

@@ -47,7 +47,7 @@ class SlicedEma:
 
     @contextlib.contextmanager
     def swap(self) -> Iterator[None]:
-        """Let all modules hold the averaged weights within the context, and exactly the former ones after it (collective)."""
+        """Let all modules hold the averaged weights within the context, the exact former ones after it (collective)."""
         former = [own.weight.detach().clone() for own in self._slices]
         self._set_weights(self._averages)
         try:

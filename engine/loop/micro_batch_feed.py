@@ -1,4 +1,4 @@
-"""The micro-batches of one process as its loop asks for them, through rewinds and with some of them left out."""
+"""The micro-batches of one process in the order of its loop, which may go back and leave some of them out."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +35,7 @@ class MicroBatchFeed:
         self._before, self._ahead = None, None
 
     def take(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey) -> dict[str, Any]:
-        """Return the micro-batch ``key`` = (step, micro_batch); ``batches`` yields those to come, without skipped ones.
+        """Take the micro-batch ``key`` = (step, micro_batch); ``batches`` yields those to come, without skipped ones.
 
         The dict is the caller's to change. One in place of a skipped micro-batch holds ``skipped``: True.
 
@@ -63,11 +63,11 @@ class MicroBatchFeed:
         return substitute
 
     def _earlier(self, batches: Iterator[dict[str, Any]], *, step: int) -> dict[str, Any]:
-        """Return a micro-batch of the last step before ``step`` that has one; ``batches`` are at their end."""
+        """Find a micro-batch of the last step before ``step`` that has one; ``batches`` are at their end."""
         assert isinstance(batches, Restartable)
         for first_step in reversed(range(step)):
             batches.restart(first_step=first_step, skip=self._skip)
-            found = next(batches, None)
-            if found is not None:
-                return found
+            batch = next(batches, None)
+            if batch is not None:
+                return batch
         raise UserError(f"every micro-batch of this process up to step {step} is left out")

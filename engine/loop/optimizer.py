@@ -26,31 +26,31 @@ _FINAL_NORM = re.compile(r"^norm\.")
 
 
 def decays(name: str, *, ndim: int) -> bool:
-    """Return whether weight decay applies: not to 1-D tensors, bias tables, LayerScale, tokens, position embeddings."""
+    """Whether weight decay applies: not to 1-D tensors, bias tables, LayerScale, tokens, position embeddings."""
     return ndim > 1 and not _NO_DECAY_LEAF.search(name.rpartition(".")[2])
 
 
 def find_backbone(model: nn.Module) -> str:
-    """Return the prefix ("" or "encoder.") of the outermost part of ``model`` that has timm's ``group_matcher``.
+    """Find the prefix ("" or "encoder.") of the outermost part of ``model`` that has timm's ``group_matcher``.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    found: list[str] = []
+    backbones: list[str] = []
     for name, module in model.named_modules():
-        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
-        if not inside and hasattr(module, "group_matcher"):
-            found.append(name)
-    if len(found) != 1:
+        is_inside = any(not outer or name.startswith(f"{outer}.") for outer in backbones)
+        if not is_inside and hasattr(module, "group_matcher"):
+            backbones.append(name)
+    if len(backbones) != 1:
         raise UserError(
             f"layer decay needs one backbone with timm's group_matcher inside {type(model).__name__}, "
-            f"found {found or 'none'}; set optimizer.layer-decay to 1 or name the backbone"
+            f"found {backbones or 'none'}; set optimizer.layer-decay to 1 or name the backbone"
         )
-    return f"{found[0]}." if found[0] else ""
+    return f"{backbones[0]}." if backbones[0] else ""
 
 
 def layer_ids(backbone: nn.Module) -> dict[str, int]:
-    """Return each parameter's layer id: 0 for the stem, j+1 for block j, one more for the final norm and the head.
+    """Number the layers of all parameters: 0 for the stem, j+1 for block j, one more for the final norm and the head.
 
     timm's own ids differ in two places. Its Swin merges at the start of a stage, so the merge shares the id of the
     block after it: here it takes the id of the block before it, as in SimMIM's code (where it ends a stage). And
@@ -79,13 +79,13 @@ def param_groups(
     head_lr_scale: float = 1.0,
     backbone_prefix: str | None = None,
 ) -> list[Group]:
-    """Return AdamW's groups, lowest layer first: ``params``, ``names``, ``weight_decay``, ``lr_scale``, ``name``.
+    """Make AdamW's groups, lowest layer first: ``params``, ``names``, ``weight_decay``, ``lr_scale``, ``name``.
 
     ``lr_scale`` is ``layer_decay ** (highest layer id - layer id)``; what lies outside the backbone (a decoder, a
     head) gets ``head_lr_scale``. Frozen parameters are left out.
 
     Raises:
-        UserError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is no one backbone with something outside it.
+        UserError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is not one backbone with a head outside it.
     """
     scales, own_rule = _scales(
         model, layer_decay=layer_decay, head_lr_scale=head_lr_scale, backbone_prefix=backbone_prefix
@@ -118,7 +118,7 @@ _OUTSIDE = 1_000_000
 def _scales(
     model: nn.Module, *, layer_decay: float, head_lr_scale: float, backbone_prefix: str | None
 ) -> tuple[dict[str, tuple[int, float]], set[str]]:
-    """Return (layer id, scale) by parameter name, and the names that the backbone itself excludes from decay."""
+    """Find (layer id, scale) by parameter name, and the names that the backbone itself excludes from decay."""
     as_one = layer_decay == head_lr_scale == 1
     if backbone_prefix is None and as_one and not any(hasattr(m, "group_matcher") for m in model.modules()):
         return {}, set()
@@ -129,8 +129,8 @@ def _scales(
         return {}, own_rule
     if head_lr_scale != 1 and not prefix:
         raise UserError(
-            f"optimizer.head-lr-scale {head_lr_scale:g} is for heads outside the backbone, and {type(model).__name__} has "
-            "none; set it to 1"
+            f"optimizer.head-lr-scale {head_lr_scale:g} is for heads outside the backbone, and {type(model).__name__} "
+            "has none; set it to 1"
         )
     ids = layer_ids(backbone)
     top = max(ids.values())
@@ -138,7 +138,7 @@ def _scales(
 
 
 def describe(groups: Sequence[Group]) -> list[tuple[str, int, int, float, float, str]]:
-    """Return one row a group: name, tensors, elements, weight decay, learning-rate scale, first parameter."""
+    """Make one row a group: name, tensors, elements, weight decay, learning-rate scale, first parameter."""
     return [
         (
             group["name"],
@@ -155,7 +155,7 @@ def describe(groups: Sequence[Group]) -> list[tuple[str, int, int, float, float,
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, batch_size: int, backbone_prefix: str | None = None
 ) -> torch.optim.AdamW:
-    """Return AdamW (fused) over ``param_groups``; its first ``lr`` is the peak times each group's ``lr_scale``."""
+    """Make AdamW (fused) over ``param_groups``; its first ``lr`` is the peak times each group's ``lr_scale``."""
     peak_lr = config.base_lr * batch_size / config.lr_batch_size
     groups = param_groups(
         model,
@@ -185,8 +185,9 @@ class Schedule:
             raise UserError(f"the run has no steps: optimizer.epochs {config.epochs} of {steps_per_epoch} steps each")
         if not 0 <= self.warmup_steps <= self.total_steps:
             raise UserError(
-                f"the warm-up of {self.warmup_steps} steps (optimizer.warmup-epochs {config.warmup_epochs}, {steps_per_epoch} "
-                f"steps each) does not fit in the run of {self.total_steps} steps; set optimizer.warmup-steps"
+                f"the warm-up of {self.warmup_steps} steps (optimizer.warmup-epochs {config.warmup_epochs}, "
+                f"{steps_per_epoch} steps each) does not fit in the run of {self.total_steps} steps; set "
+                "optimizer.warmup-steps"
             )
 
     @property
@@ -202,7 +203,7 @@ class Schedule:
         return round(self.config.warmup_epochs * self.steps_per_epoch)
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of step ``step`` for a group whose ``lr_scale`` is 1."""
+        """Compute the learning rate of step ``step`` for a group whose ``lr_scale`` is 1."""
         factor = self.batch_size / self.config.lr_batch_size
         first, peak, last = (factor * x for x in (self.config.warmup_lr, self.config.base_lr, self.config.min_lr))
         if step < self.warmup_steps:
@@ -217,6 +218,6 @@ class Schedule:
         return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def lrs(self, optimizer: torch.optim.Optimizer, step: int) -> list[float]:
-        """Return each group's learning rate at ``step``."""
+        """Compute each group's learning rate at ``step``."""
         lr = self.lr(step)
         return [lr * group["lr_scale"] for group in optimizer.param_groups]

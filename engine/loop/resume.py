@@ -1,4 +1,4 @@
-"""What a run goes on from, or back to: the newest whole checkpoint of its folder, one of another run, its first weights."""
+"""What a run goes on from or back to: its newest whole checkpoint, one of another run, or its first weights."""
 
 from collections.abc import Mapping
 from pathlib import Path

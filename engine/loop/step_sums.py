@@ -32,9 +32,9 @@ class StepSums:
         self._norms = self._norms + norm
 
     def means(self, engine: Engine, *, own: float = 0.0) -> tuple[dict[str, float], list[float]]:
-        """Average the figures over all processes, and list every process's ``own`` (one collective; waits for the device).
+        """Average the figures over all processes, and list every process's ``own`` (collective; waits for the device).
 
-        Beside the figures: ``COUNT``, micro-batches that counted per process, and ``NORMS``, the sum of the steps' norms.
+        Beside the figures: ``COUNT``, micro-batches that counted per process; ``NORMS``, the sum of the steps' norms.
         """
         sums, owns = engine.collect({**self._sums, COUNT: self._count, NORMS: self._norms}, own=own)
         counted = max(sums[COUNT], 1e-9)

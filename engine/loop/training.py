@@ -1,7 +1,7 @@
 """Everything around a training loop: resume, move, accumulate, update, report, save, stop.
 
-The loop itself stays with the program that owns it (``pretrain/trainer.py``, for one), where it reads like the algorithm.
-A step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the averaged
+The loop itself stays with the program that owns it (``pretrain/trainer.py``), where it reads like the algorithm. A
+step is a pure function of its number, so the whole state is the weights, the optimizer's moments, the averaged
 weights, one integer, and the list of micro-batches that are left out (``engine/faults/non_finite_recovery.py``). The
 numbers of the steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
@@ -44,7 +44,7 @@ class Training:
         folder: the run folder, already locked.
         model: the network with its first weights; a checkpoint found in the run folder replaces them.
         steps_per_epoch: optimizer steps in one pass over the samples.
-        metadata: JSON values to keep in every checkpoint, such as the architecture; those of its data must stay the same.
+        metadata: JSON values kept in every checkpoint, such as the architecture; those of its data must not change.
         shard_of: names the shard of a sample id, for the record of bad samples.
         per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
     """
@@ -115,7 +115,7 @@ class Training:
         checkpoint = self._find_checkpoint()
         # The type comes first: fp64 weights must not pass through fp32.
         self.engine.place(model)
-        # Weights go into the whole model, before ZeRO cuts it into parts; moments into the parts, which exist only then.
+        # Weights go into the whole model, before ZeRO cuts it into parts, and moments into the parts.
         if checkpoint is not None:
             checkpoint.load_weights(model)
         self.engine.prepare(
@@ -300,7 +300,7 @@ class Training:
         self._must_go_back = self.recovery.has_culprits
 
     def report(self) -> None:
-        """Write one line of metrics if it is due; between reports, saves and stop checks nothing waits for the device."""
+        """Write a line of metrics if it is due; between reports, saves and stop checks nothing waits for the device."""
         is_due = self.step % self._config.report.every_steps == 0 or self.step == self.last_step
         if is_due and not self._must_go_back:
             self._watch("report")
@@ -308,7 +308,7 @@ class Training:
         self.watchdog.note("between steps", step=self.step, outside=True)
 
     def _report(self) -> None:
-        """Join the processes' sums in one collective, and write their means unless something in them is not finite."""
+        """Join the processes' sums in one collective and write their means, unless something is not finite."""
         metrics, busy_s = self._sums.means(self.engine, own=self.reporter.busy_s)
         count, norms = metrics.pop(COUNT), metrics.pop(NORMS)
         if not self._is_finite(metrics["loss"], norms):
@@ -371,7 +371,7 @@ class Training:
         return False
 
     def note_progress(self, phase: str) -> None:
-        """Tell the watchdog that work outside of steps, such as an evaluation, goes on; once per batch is often enough."""
+        """Tell the watchdog that work outside steps, such as an evaluation, goes on; once a batch is often enough."""
         self.watchdog.note(phase, step=self.step, outside=True)
 
     def _watch(self, phase: str) -> None:

@@ -34,7 +34,7 @@ class EnergyMeter:
         return self._handle is not None
 
     def joules(self) -> float:
-        """Return the energy used since the last call, in joules."""
+        """Measure the energy used since the last call, in joules."""
         now_mj: int = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         used_mj, self._last_mj = now_mj - self._last_mj, now_mj
         return used_mj / 1000

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", 
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return a JSON object that says with what this process runs."""
+    """Describe, as a JSON object, what this process runs with."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code, with ``-dirty`` where files differ from it; None outside a git checkout."""
+    """Name the commit of this code, with ``-dirty`` where files differ from it; None outside a git checkout."""
     if not (ROOT / ".git").exists():
         return None
     commit = _run("git", "-C", str(ROOT), "rev-parse", "HEAD")

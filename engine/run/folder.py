@@ -60,10 +60,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, config: Any, rank: int = 0) -> "RunFolder":
-        """Return the folder, made if need be; process 0 locks it and writes config and environment.
+        """Open the folder, made if need be; process 0 locks it and writes config and environment.
 
-        ``config`` is a config dataclass. Where checkpoints exist already, only its ``may_change`` fields may differ from
-        those that made them.
+        ``config`` is a config dataclass. Where checkpoints exist already, only its ``may_change`` fields may differ
+        from those that made them.
 
         Raises:
             UserError: another run holds the folder, or the config differs; the message says who, or which values.
@@ -87,7 +87,7 @@ class RunFolder:
         return run
 
     def __enter__(self) -> "RunFolder":
-        """Return the folder, which ``open`` has locked."""
+        """Enter with the lock that ``open`` has taken."""
         return self
 
     def __exit__(
@@ -110,7 +110,7 @@ class RunFolder:
             self._lock = None
 
     def stop_requested(self) -> bool:
-        """Return whether the user asks for the end (the STOP file); it is removed when the folder is closed.
+        """Whether the user asks for the end (the STOP file), which is removed when the folder is closed.
 
         Raises:
             UserError: another process has taken this folder over.
@@ -149,9 +149,9 @@ class RunFolder:
             changes = changed_fields(config, stored=read_recipe(self.config))
             if changes:
                 raise UserError(
-                    f"{self.config} made the checkpoints in this folder and differs from what is asked: {'; '.join(changes)}. "
-                    f"Use the stored values, another --run.folder, or start a new run from a checkpoint of this one with "
-                    f"--run.branch-from"
+                    f"{self.config} made the checkpoints in this folder and differs from what is asked: "
+                    f"{'; '.join(changes)}. Use the stored values, another --run.folder, or start a new run from a "
+                    "checkpoint of this one with --run.branch-from"
                 )
         write_durably(self.config, text.encode())
         starts: list[Any] = []
@@ -183,7 +183,7 @@ def make_private(path: Path, *, mode: int = PRIVATE) -> None:
 
 
 def changed_fields(config: Any, *, stored: dict[str, Any]) -> list[str]:
-    """Return "name: stored X, asked Y" for each field that differs and may not; both in their plain YAML form.
+    """List "name: stored X, asked Y" for each field that differs and may not; both in their plain YAML form.
 
     A field that the stored config does not know yet counts as its default.
     """
@@ -230,7 +230,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def is_until(line: bytes, step: int) -> bool:
-    """Return whether a line of JSON is whole and of a step up to ``step``."""
+    """Whether a line of JSON is whole and of a step up to ``step``."""
     try:
         return line.endswith(b"\n") and json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

@@ -115,7 +115,7 @@ class RunLock:
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
-    """Return what the lock file says, None if there is none; an unreadable one is a holder without particulars."""
+    """Read what the lock file says, None if there is none; an unreadable one is a holder without particulars."""
     try:
         holder = parse_json(path.read_bytes())
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def read_holder(path: Path) -> dict[str, Any] | None:
 
 
 def find_holder(folder: Path) -> dict[str, Any] | None:
-    """Return who runs in ``folder`` now, None if nobody does; looks only, and takes no lock."""
+    """Find who runs in ``folder`` now, None if nobody does; looks only, and takes no lock."""
     path = folder / LOCK
     holder = read_holder(path)
     if holder is None:
@@ -139,7 +139,7 @@ def find_holder(folder: Path) -> dict[str, Any] | None:
 
 
 def is_alive(holder: dict[str, Any], *, heartbeat_age_s: float) -> bool:
-    """Return whether the holder still runs: on this machine by its process, elsewhere by its heartbeat."""
+    """Whether the holder still runs: on this machine by its process, elsewhere by its heartbeat."""
     if _same_machine(holder) and isinstance(holder.get("pid"), int):
         started = _pid_started(holder["pid"])
         return started is not None and started == holder.get("pid_started", started)
@@ -147,7 +147,7 @@ def is_alive(holder: dict[str, Any], *, heartbeat_age_s: float) -> bool:
 
 
 def _is_earlier_start_of_this_job(holder: dict[str, Any]) -> bool:
-    """Return whether Slurm has started the holder's job again, as this process: it does so when what the job ran is gone."""
+    """Whether Slurm has started the holder's job again, as this process: then what the job ran before is gone."""
     job, restart = (os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     return job is not None and holder.get("job_id") == job and holder.get("job_restart") != restart
 
@@ -176,7 +176,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _pid_started(pid: int) -> str | None:
-    """Return a mark that no later process with the same number shares; None if there is no such process."""
+    """Make a mark that no later process with the same number shares; None if there is no such process."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]

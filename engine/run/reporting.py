@@ -3,9 +3,9 @@
 A line of ``metrics.jsonl`` has ``step`` (steps done), ``total_steps``, ``time`` (Unix seconds), ``images_per_s``,
 ``peak_memory_bytes``, ``energy_j`` (main process's GPU; absent without one), ``seconds`` since the line before,
 ``seconds_data``, ``seconds_transfer``, ``seconds_compute``, ``seconds_communication`` of them (of the main process, as
-its host sees it: nothing synchronises the device to measure), and the trainer's own metrics. With several processes also
-``seconds_busy_median`` and ``seconds_busy_max``, the processes' seconds without communication, and ``slowest_process``
-with ``slowest_process_ratio``, its seconds over the median. What is not finite is null.
+its host sees it: nothing synchronises the device to measure), and the trainer's own metrics. With several processes
+also ``seconds_busy_median`` and ``seconds_busy_max``, the processes' seconds without communication, and
+``slowest_process`` with ``slowest_process_ratio``, its seconds over the median. What is not finite is null.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 Phase = Literal["data", "transfer", "compute", "communication"]
 PHASES: tuple[Phase, ...] = ("data", "transfer", "compute", "communication")
 STRAGGLES = 1.5
-"""Past this multiple of the median a process's time is worth a word."""
+"""A process whose time exceeds this multiple of the median is named."""
 
 
 class Reporter:
@@ -95,7 +95,7 @@ class Reporter:
             self._seconds[phase] += time.perf_counter() - start
 
     def report(self, step: int, metrics: Mapping[str, float], *, num_images: int) -> None:
-        """Write one report after ``step`` steps; ``num_images`` were trained on since the one before, over all processes."""
+        """Write one report after ``step`` steps; all processes trained on ``num_images`` since the one before."""
         now = time.monotonic()
         elapsed, steps = max(now - self._last_time, 1e-9), max(step - self._last_step, 1)
         line = {
@@ -142,7 +142,7 @@ class Reporter:
             self._wandb.finish()
 
     def __enter__(self) -> "Reporter":
-        """Return the reporter."""
+        """Report within the context."""
         return self
 
     def __exit__(
@@ -196,7 +196,7 @@ class Reporter:
 
 
 def straggler_metrics(busy_s: Sequence[float]) -> dict[str, float]:
-    """Return who takes longest for its own work, and how much longer than the median; nothing for one process.
+    """Find who takes longest for its own work, and how much longer than the median; nothing for one process.
 
     ``busy_s`` are the processes' seconds between two reports without what they waited for others.
     """
@@ -212,7 +212,7 @@ def straggler_metrics(busy_s: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory_bytes(device: torch.device | None) -> int:
-    """Return the most memory held so far: by tensors on a GPU, else by this process."""
+    """Measure the most memory held so far: by tensors on a GPU, else by this process."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit_bytes = 1 if sys.platform == "darwin" else 1024

@@ -1,8 +1,8 @@
-"""A record of what every micro-batch was made of, for audits: ids, crops and what else a program names, one JSON line each.
+"""A record of what every micro-batch was made of, for audits: ids, crops and other tensors, one JSON line each.
 
-Written as ``samples-00000.jsonl``, one file per process, appended to over restarts. Steps that were done, lost and done
-again appear twice, with the same words. A micro-batch that was left out since it was not finite has "skipped" instead; before
-that line stand those of the steps up to where it was found.
+Written as ``samples-00000.jsonl``, one file per process, appended to over restarts. Steps that were done, lost and
+done again appear twice, with the same content. A micro-batch that was left out since it was not finite has "skipped"
+instead; before that line stand those of the steps up to where it was found.
 """
 
 import json
@@ -36,12 +36,12 @@ class SampleLog:
         """Write down one micro-batch."""
         if self._file is None:
             return
-        words = {"step": step, "micro_batch": micro_batch}
+        key = {"step": step, "micro_batch": micro_batch}
         if batch.get("skipped"):
-            self._file.write(json.dumps({**words, "skipped": True}) + "\n")
+            self._file.write(json.dumps({**key, "skipped": True}) + "\n")
             return
         arrays = {name: batch[name].tolist() for name in self._names}
-        self._file.write(json.dumps({**words, **arrays, "bad": batch["bad"]}) + "\n")
+        self._file.write(json.dumps({**key, **arrays, "bad": batch["bad"]}) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +60,7 @@ def _ends_whole(path: Path) -> bool:
 
 
 def read_sample_logs(run_folder: Path) -> dict[MicroBatchKey, str]:
-    """Return the words of each (step, micro_batch) that the processes of a run noted; of one left out, its last.
+    """Read the line of each (step, micro_batch) that the processes of a run noted; of one left out, its last.
 
     Raises:
         UserError: one that was done twice was made of other samples the second time.

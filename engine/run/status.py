@@ -42,7 +42,7 @@ class RunStatus:
 
 
 def read_status(run_folder: Path) -> RunStatus:
-    """Return how the run in ``run_folder`` stands.
+    """Read how the run in ``run_folder`` stands.
 
     Raises:
         UserError: it is no run folder.
@@ -91,7 +91,7 @@ def status(run_folder: Path) -> Table:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as 1 d 02 h, 3 h 04 min, 5 min 06 s or 7 s."""
+    """Write a duration as 1 d 02 h, 3 h 04 min, 5 min 06 s or 7 s."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -107,7 +107,7 @@ def _state(run: RunStatus) -> str:
 
 
 def _last_lines(metrics: Path) -> list[dict[str, Any]]:
-    """Return the newest whole lines, oldest first; those that are no reports are left out."""
+    """Read the newest whole lines, oldest first; those that are no reports are left out."""
     if not metrics.exists():
         return []
     with metrics.open("rb") as file:
@@ -121,7 +121,7 @@ def is_report(line: dict[str, Any]) -> bool:
 
 
 def _seconds_per_step(lines: list[dict[str, Any]]) -> float:
-    """Return the mean time per step over the last reports' own intervals, so that pauses between runs do not count."""
+    """Average the time per step over the last reports' own intervals, so that pauses between runs do not count."""
     recent = lines[-10:]
     pairs = zip(lines[-11:-1], recent[-len(lines[-11:-1]) :], strict=True) if len(lines) > 1 else ()
     timed = [(b["step"] - a["step"], b["seconds"]) for a, b in pairs if b["step"] > a["step"]]

@@ -33,7 +33,7 @@ class UnitMask:
 
 
 def unit_mask(grid: Size, *, mask_ratio: float, seed: int, step: int, micro_batch: int) -> UnitMask:
-    """Return the mask that belongs to ``(seed, step, micro_batch)`` on a grid of ``(rows, cols)`` units."""
+    """Draw the mask that belongs to ``(seed, step, micro_batch)`` on a grid of ``(rows, cols)`` units."""
     num_units = grid[0] * grid[1]
     order = stream(seed, "mask", step, micro_batch).permutation(num_units)
     visible = np.zeros(num_units, dtype=bool)

@@ -31,7 +31,7 @@ class PretrainBuilder:
     decode: DecodeMode = "exact"
 
     def __call__(self, samples: list[Sample], *, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
+        """Make uint8 images and the mask's visible layout, with the ids, crops and flips for audits."""
         decoded = replace_bad(samples, lambda some: self._crops(some, step, micro_batch))
         return {
             "images": torch.from_numpy(np.stack([pixels for pixels, _ in decoded.values])),
@@ -43,7 +43,7 @@ class PretrainBuilder:
         }
 
     def of_mask(self, step: int, micro_batch: int) -> dict[str, Any]:
-        """Return what the mask of one micro-batch means for the network."""
+        """Make what the mask of one micro-batch means for the network."""
         mask = self.mask(step, micro_batch)
         return mask_inputs(self.spec, mask, self._feature_units(mask, step, micro_batch), rule=self.mim.grouping)
 
@@ -59,12 +59,12 @@ class PretrainBuilder:
         return crop_batch(samples, draw, size=size, decode=self.decode, max_pixels=self.max_pixels)
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
-        """Return the mask of one micro-batch."""
+        """Draw the mask of one micro-batch."""
         key = {"step": step, "micro_batch": micro_batch}
         return unit_mask(self.spec.units, mask_ratio=self.mim.mask_ratio, seed=self.seed, **key)
 
     def _feature_units(self, mask: UnitMask, step: int, micro_batch: int) -> np.ndarray:
-        """Return the unit of each encoded feature: its own, or permuted as in older code."""
+        """Name the unit of each encoded feature: its own, or permuted as in older code."""
         units = mask.visible_units
         if self.mim.feature_positions == "own":
             return units

@@ -70,10 +70,10 @@ class Probe:
         encoder = plain_encoder(self._config, model_args=model_args, state=state).to(engine.device)
         train, val = self._features(encoder, self._train), self._features(encoder, self._val)
         num_classes = int(max(train[1].max(), val[1].max())) + 1
-        found = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=num_classes)}
+        accuracies = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=num_classes)}
         if self._config.probe.linear:
-            found["linear_accuracy"] = linear_probe_accuracy(*train, *val, num_classes=num_classes)
-        return found
+            accuracies["linear_accuracy"] = linear_probe_accuracy(*train, *val, num_classes=num_classes)
+        return accuracies
 
     def _pixel_floor(self) -> dict[str, float]:
         train, val = self._features(pixel_features, self._train), self._features(pixel_features, self._val)
@@ -91,7 +91,7 @@ class Probe:
         return self._config.probe.val_shards
 
     def _features(self, forward: Any, shards: Path) -> tuple[Tensor, Tensor]:
-        """Return features and labels of the samples, from all processes."""
+        """Collect features and labels of the samples, from all processes."""
         engine, config = self._training.engine, self._config
         labelled = open_shards(shards, cache=config.data.cache)
         batches = evaluation_batches(
@@ -112,7 +112,7 @@ class Probe:
 
 
 def plain_encoder(config: PretrainConfig, *, model_args: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    """Return pixels-to-pooled-features: the dense encoder in evaluation mode with the weights of ``state``."""
+    """Build the dense encoder in evaluation mode with the weights of ``state``: pixels to pooled features."""
     encoder = bare_encoder(config, model_args)
     prefix = "encoder."
     encoder.load_state_dict({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})

@@ -1,8 +1,8 @@
 """Images of what a model predicts: original, visible units, and two ways to show the prediction.
 
-With normalised targets a model says nothing about a unit's mean and contrast. An image that takes them from the original
-flatters the model: here that column is named so, and beside it stands the prediction alone. Only targets that are pixels
-can be drawn.
+With normalised targets a model says nothing about a unit's mean and contrast. An image that takes them from the
+original flatters the model: here that column is named so, and beside it stands the prediction alone. Only targets that
+are pixels can be drawn.
 """
 
 from pathlib import Path

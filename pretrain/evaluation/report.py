@@ -134,8 +134,8 @@ def _probes(probes: list[dict[str, Any]]) -> str:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     note = (
-        "The floors are what needs no pretraining: the network before its first step, and raw pixels. kNN may stay below "
-        "them early on."
+        "The floors are what needs no pretraining: the network before its first step, and raw pixels. kNN may stay "
+        "below them early on."
     )
     return f'<p class="note">{note}</p>' + _figure(figure, "probe accuracy over steps")
 

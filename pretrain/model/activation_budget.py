@@ -1,8 +1,8 @@
 """Recomputes as many blocks as a budget for activations asks for, chosen from what they are measured to cost here.
 
-Bytes and operations are a constant and a part per image, so two passes of a few images tell those of a micro-batch. They
-also differ by some percent from mask to mask, with the groups of windows. So those masks of many are measured that have the
-largest groups in a stage, the largest numbers of all count, and a part of the budget is not planned with.
+Bytes and operations are a constant and a part per image, so two passes of a few images give those of a micro-batch.
+They also differ by some percent from mask to mask, with the groups of windows. So the masks that have the largest
+groups in a stage are measured, the largest numbers of all count, and a part of the budget is not planned with.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class BudgetError(UserError):
 
 
 def keep_to_budget(config: PretrainConfig, model: GreenMIM, *, engine: Engine) -> None:
-    """Have blocks of ``model`` recomputed as the recipe asks, the same on every process, and say what it costs (collective).
+    """Recompute blocks of ``model`` as the recipe asks, the same on every process, and log the cost (collective).
 
     Raises:
         BudgetError: the budget is too small.
@@ -55,11 +55,11 @@ def keep_to_budget(config: PretrainConfig, model: GreenMIM, *, engine: Engine) -
     cost = forward_cost(config, engine.place(model), precision=engine.autocast)
     choice = engine.broadcast_object(choose_blocks(config, cost))
     recompute_blocks(model, choice.recomputed)
-    logger.info("%s", _words(config, cost, choice))
+    logger.info("%s", _summary(config, cost, choice))
 
 
 def forward_cost(config: PretrainConfig, model: GreenMIM, *, precision: Precision) -> ForwardCost:
-    """Return the cost of one forward pass of the recipe's micro-batches, in training."""
+    """Measure one forward pass of the recipe's micro-batches, in training."""
     images = config.data.micro_batch_size
 
     def measured(mask: int, size: int) -> ForwardCost:
@@ -78,7 +78,7 @@ def forward_cost(config: PretrainConfig, model: GreenMIM, *, precision: Precisio
 
 
 def _largest_masks(config: PretrainConfig, model: GreenMIM) -> list[int]:
-    """Return the numbers of the masks, of the first ``MASKS``, that have the largest layout of some stage."""
+    """Find the masks, of the first ``MASKS``, that have the largest layout of some stage."""
     spec, mim = layout_spec(model.encoder), config.mim
     masks = [unit_mask(spec.units, mask_ratio=mim.mask_ratio, seed=0, step=0, micro_batch=i) for i in range(MASKS)]
     rule = usable_rule(mim.grouping, next(model.parameters()).device)
@@ -101,7 +101,7 @@ def _as_it_was(model: GreenMIM) -> Iterator[None]:
 
 
 def choose_blocks(config: PretrainConfig, cost: ForwardCost) -> Choice:
-    """Return what to recompute.
+    """Choose what to recompute.
 
     Raises:
         BudgetError: the budget is too small.
@@ -110,17 +110,19 @@ def choose_blocks(config: PretrainConfig, cost: ForwardCost) -> Choice:
     choice = choose(cost, budget=int(config.mim.activation_gib * GIB * (1 - MARGIN)))
     if choice is None:
         raise BudgetError(
-            f"mim.activation-gib must be at least {_rounded_up(least_budget(cost) / (1 - MARGIN))} for {_forward_pass(config)}, "
-            f"which keeps so much however many blocks are recomputed, got {config.mim.activation_gib}; allow more, or make "
-            "data.micro-batch-size or mim.micro-batches-per-forward smaller"
+            f"mim.activation-gib must be at least {_rounded_up(least_budget(cost) / (1 - MARGIN))} for "
+            f"{_forward_pass(config)}, which keeps so much however many blocks are recomputed, got "
+            f"{config.mim.activation_gib}; allow more, or make data.micro-batch-size or mim.micro-batches-per-forward "
+            "smaller"
         )
     return choice
 
 
-def _words(config: PretrainConfig, cost: ForwardCost, choice: Choice) -> str:
+def _summary(config: PretrainConfig, cost: ForwardCost, choice: Choice) -> str:
     return (
-        f"activations: {_forward_pass(config)} keeps {choice.kept / GIB:.3g} GiB instead of {cost.bytes / GIB:.3g}, and at "
-        f"most {choice.peak / GIB:.3g} with a block that is recomputed (mim.activation-gib {config.mim.activation_gib:g}); "
+        f"activations: {_forward_pass(config)} keeps {choice.kept / GIB:.3g} GiB instead of {cost.bytes / GIB:.3g}, "
+        f"and at most {choice.peak / GIB:.3g} with a block that is recomputed (mim.activation-gib "
+        f"{config.mim.activation_gib:g}); "
         f"{len(choice.recomputed)} of {len(cost.blocks)} blocks are recomputed, "
         f"{choice.flops / max(cost.flops, 1):.1%} of its operations"
     )
@@ -132,5 +134,5 @@ def _forward_pass(config: PretrainConfig) -> str:
 
 
 def _rounded_up(size: float) -> str:
-    """Return bytes as GiB with four digits after the point, not less."""
+    """Write bytes as GiB with four digits after the point, rounded up."""
     return f"{math.ceil(size / GIB * 10_000) / 10_000:g}"

@@ -1,6 +1,6 @@
-"""The light decoder: visible features and mask tokens at their own units, a ViT block or more, pixels out.
+"""The light decoder: visible features and mask tokens at their own units, a ViT block or more, the target's values.
 
-Legend: b images, s micro-batches of a stack, k visible units, l units, p predicted units, c encoder width, d pixels of a unit.
+Legend: b images, s micro-batches of a stack, k visible units, l units, p predicted units, c width, d values of a unit.
 Source: GreenMIM section 3.1 (the decoder of MAE), methods of MAE for the fixed sine-cosine embedding.
 """
 
@@ -20,7 +20,7 @@ LAYER_NORM_EPS = 1e-6
 
 
 class Decoder(nn.Module):
-    """Predict the pixels of some units from the features of the visible ones."""
+    """Predict the target's values of some units from the features of the visible ones."""
 
     position: Tensor
 
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         visible_units: Int[Tensor, "*s k"],
         predicted_units: Int[Tensor, "*s p"],
     ) -> Float[Tensor, "*s b p d"]:
-        """Return the predicted units; feature j belongs to unit ``visible_units[j]``."""
+        """Predict units; feature j belongs to unit ``visible_units[j]``."""
         x = place_features(
             self.embed(self.norm_input(features)), self.mask_token, visible_units, self.position.shape[1]
         )
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
 
 def block_at(block: Any, x: Float[Tensor, "*s b l c"], units: Int[Tensor, "*s p"]) -> Float[Tensor, "*s b p c"]:
-    """Return what timm's block gives at some units, where nobody reads the others: its MLP, two thirds of it, sees no more."""
+    """Run timm's block for some units only, where the others are not read: its MLP, two thirds of it, sees no more."""
     images = x.flatten(0, -3)
     x = x + block.drop_path1(block.ls1(block.attn(block.norm1(images)))).view(x.shape)
     x = at_units(x, units)
@@ -87,7 +87,7 @@ def place_features(
 
 
 def at_units(x: Float[Tensor, "*s b l c"], units: Int[Tensor, "*s p"]) -> Float[Tensor, "*s b p c"]:
-    """Return what is at these units, of each micro-batch at its own."""
+    """Select units, of each micro-batch its own."""
     if units.ndim == 1:
         return x.index_select(1, units)
     return torch.stack([own.index_select(1, chosen) for own, chosen in zip(x, units, strict=True)])

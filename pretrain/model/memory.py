@@ -39,11 +39,12 @@ def explain_out_of_memory(config: PretrainConfig) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak {peak_bytes() / 2**30:.2f} GiB; "
-            "try a smaller data.micro-batch-size (pretrain/main.py probe-memory finds those that fit) or "
+            f"out of memory with data.micro-batch-size {config.data.micro_batch_size}, peak "
+            f"{peak_bytes() / 2**30:.2f} GiB; try a smaller data.micro-batch-size (pretrain/main.py probe-memory "
+            "finds those that fit) or "
             f"mim.micro-batches-per-forward (it is {config.mim.micro_batches_per_forward}), mim.activation-gib, which "
-            f"recomputes blocks (it is {config.mim.activation_gib}), distributed.precision bf16, or distributed.zero-stage 2 "
-            "or 3"
+            f"recomputes blocks (it is {config.mim.activation_gib}), distributed.precision bf16, or "
+            "distributed.zero-stage 2 or 3"
         ) from error
 
 
@@ -72,7 +73,7 @@ def probe_memory(config: PretrainConfig) -> Table:
     )
     limit, peaks, size = _free_bytes(), [], 1
     while size <= LARGEST:
-        # Doubling the size doubles what grows with it: the last growth, twice.
+        # Twice the images need at least as much more as the last doubling did.
         expected = 2 * peaks[-1] - peaks[-2] if len(peaks) > 1 else 0
         try:
             peak = None if expected > HEADROOM * limit else _peak_of(config, size)

@@ -24,7 +24,7 @@ from pretrain.config import PretrainConfig
 from pretrain.verify_resume.launched_run import LaunchedRun, ProcessLayout, final_tensors, noted_micro_batches
 
 MOVED_BOUND = 1e-4
-"""Largest difference of a weight that another order of sums makes in so few steps; relative to weights that exceed 1."""
+"""Largest difference of a weight that another order of sums makes in so few steps; relative where weights exceed 1."""
 TIME_LIMIT_S = 3600.0
 
 
