@@ -30,6 +30,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
         UserError: timm has no such architecture, or ``config.init`` holds another one.
     """
     sizes = timm_arguments(config)
+    # the caller's arguments beat the config's
     model_args = {"num_classes": 0, "drop_path_rate": config.drop_path, **sizes, **kwargs}
     if config.init is None:
         _check_name(config.name)
@@ -41,6 +42,7 @@ def build(config: BackboneConfig, **kwargs: Any) -> nn.Module:
                 f"backbone.init {config.init} holds a {stored.architecture}, but backbone.name is {config.name}; "
                 f"set --backbone.name {stored.architecture}, or start from another folder"
             )
+        # a size that the config leaves open is that of the stored network
         sizes = {**stored.model_args, **sizes}
         model = load_backbone(config.init, **model_args)
     _check_heads(model)
@@ -168,7 +170,8 @@ def _check_heads(model: nn.Module) -> None:
         heads, qkv = getattr(attention, "num_heads", None), getattr(attention, "qkv", None)
         if isinstance(heads, int) and isinstance(qkv, nn.Linear) and qkv.out_features % (3 * heads):
             raise UserError(
-                f"backbone.num-heads: a layer with {qkv.in_features} channels cannot have {heads} heads of the same width"
+                f"backbone.num-heads: a layer with {qkv.in_features} channels cannot have {heads} heads of the same "
+                f"width"
             )
 
 

@@ -20,7 +20,7 @@ class SecConfig:
     """Options of the SEC backbones, for the papers' ablations; None keeps the architecture's own."""
 
     version: Literal[1, 2] | None = None
-    """SecViT only. 2: the published code; 1: the article's listing, without rotary positions and the MLP's convolution."""
+    """SecViT only. 2: published code; 1: the article's listing, without rotary positions and the MLP's convolution."""
     stem: Literal["conv", "patch"] | None = None
     """SecViT only. Four 3x3 convolutions, or one 4x4 patch embedding."""
     cpe: bool | None = None
@@ -30,7 +30,7 @@ class SecConfig:
     rope: bool | None = None
     """Rotary positions of queries and keys."""
     clusters: tuple[int, ...] | None = None
-    """Clusters of each of the four stages whatever the image; None is 32, 8, 2 and 1 at 224 px and follows the image's size."""
+    """Clusters of the four stages whatever the image; None is 32, 8, 2 and 1 at 224 px and follows the image's size."""
     global_token: Literal["k", "q"] | None = None
     """What tokens are compared with: the mean key or the mean query."""
     attention: Literal["sec", "window", "cswin"] | None = None
@@ -74,7 +74,8 @@ class BackboneConfig:
                 raise UserError(f"backbone.{name} must be at least 1, got {numbers}")
         if self.depths and self.num_heads and len(self.depths) != len(self.num_heads):
             raise UserError(
-                f"backbone.depths and backbone.num-heads take a number for each stage, got {self.depths} and {self.num_heads}"
+                f"backbone.depths and backbone.num-heads take a number for each stage, got {self.depths} and "
+                f"{self.num_heads}"
             )
         if min(self.img_size) < 1:
             raise UserError(f"backbone.img-size must be two positive numbers, got {self.img_size}")

@@ -1,4 +1,4 @@
-"""Exact windows for timm's dense Swin, Swin V2 and Twins: those of the true grid, without padding tokens or wrap-around.
+"""Exact windows for timm's dense Swin, Swin V2 and Twins: those of the true grid, without padding or wrap-around.
 
 timm attends to the tokens it pads with and, rolling before it pads, joins the last rows with the first wherever a
 grid is no multiple of its window. The blocks here pad first, roll the padded grid and let no token see padding or
@@ -44,7 +44,7 @@ class ExactLocallyGroupedAttn(twins.LocallyGroupedAttn):
     """timm's attention inside the windows of Twins, with exact windows."""
 
     def forward(self, x: Float[Tensor, "b n c"], size: Size) -> Float[Tensor, "b n c"]:
-        """Return what the tokens of a grid of ``size`` gather."""
+        """Let the tokens of a grid of ``size`` attend to those in their own exact window."""
         attn: Any = self
         grid, window = x.unflatten(1, size), (attn.ws, attn.ws)
         if _fits(grid, window):
@@ -67,7 +67,7 @@ EXACT_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_exact_windows(model: nn.Module) -> nn.Module:
-    """Give every Swin block and Twins window attention inside ``model`` exact windows, in place, and return the model."""
+    """Give every Swin block and Twins attention inside ``model`` exact windows, in place, and return the model."""
     for module in model.modules():
         module.__class__ = EXACT_BLOCKS.get(type(module), type(module))
     return model
@@ -92,7 +92,7 @@ def _exact_attention(
 
 
 def _mask(size: Size, *, window: Size, shift: tuple[int, int], like: Tensor) -> Float[Tensor, "w t t"]:
-    """Return 0 where a token (of the padded, rolled grid) sees another and minus infinity elsewhere."""
+    """Build the attention mask: 0 where a token (of the padded, rolled grid) sees another, minus infinity elsewhere."""
     row_region, row_real = _axis(size[0], window=window[0], shift=shift[0], device=like.device)
     col_region, col_real = _axis(size[1], window=window[1], shift=shift[1], device=like.device)
     region = _windows_of(row_region[:, None] * 2 + col_region, window)
@@ -103,7 +103,7 @@ def _mask(size: Size, *, window: Size, shift: tuple[int, int], like: Tensor) -> 
 
 
 def _axis(size: int, *, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return, per row of the padded and rolled grid, whether it wrapped around and whether it is not padding."""
+    """Tell, per row of the padded and rolled grid, whether it wrapped around and whether it is not padding."""
     total = size + -size % window
     rolled = torch.arange(total, device=device)
     original = (rolled + shift) % total

@@ -1,5 +1,7 @@
-"""timm's Mlp with less kept for the backward pass: a quarter of a transformer block's activations is the output of GELU,
-and computing it again from its input takes under 1 % of a step.
+"""timm's Mlp with less kept for the backward pass.
+
+A quarter of a transformer block's activations is the output of GELU, and computing it again from its input takes under
+1 % of a step.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 
 def lean_mlp(mlp: Mlp, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-    """Return ``mlp(x)``, keeping the input of its activation for the backward pass, but not the output, too.
+    """Compute ``mlp(x)`` in less memory: the backward pass has its activation's input, and computes the output again.
 
     torch.compile decides itself what to compute again, and dropout could not be: then it is a plain call.
     """

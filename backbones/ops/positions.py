@@ -11,7 +11,7 @@ from engine.terms import Size
 
 
 def sine_cosine_position(grid: Size, dim: int) -> Float[Tensor, "1 l c"]:
-    """Return the fixed 2-D embedding: the first half of the channels codes the column, the second the row."""
+    """Build the fixed 2-D position embedding: the first half of the channels codes the column, the second the row."""
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     rows, cols = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"

@@ -29,7 +29,7 @@ _FUSED_SIDES = (3, 5, 7)
 def depthwise(
     conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid, *, residual: bool = False
 ) -> Float[Tensor, "b n c"]:
-    """Return a depthwise convolution, of stride 1 and an odd square kernel, at every token; ``residual`` adds ``x``."""
+    """Run a depthwise convolution, of stride 1 and an odd square kernel, at every token; ``residual`` adds ``x``."""
     dtype = _compute_dtype(x)
     if _is_fused(conv, x, dtype):
         from backbones.kernels.depthwise import fused_depthwise  # noqa: PLC0415 - where there is no GPU, there may be no Triton
@@ -44,7 +44,7 @@ def depthwise(
 
 
 def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "bm d p q"]:
-    """Return an odd square convolution of the tokens, with its stride, as a map per tile."""
+    """Run an odd square convolution, with its stride, on the tokens; the result is a map per tile."""
     halo, padding = grid.halo(x, conv.kernel_size[0] // 2)
     stride: Any = conv.stride
     return F.conv2d(halo, conv.weight, conv.bias, stride=stride, padding=padding, groups=conv.groups)
@@ -53,7 +53,9 @@ def convolution(conv: nn.Conv2d, x: Float[Tensor, "b n c"], grid: TokenGrid) -> 
 def normed_convolution(
     conv: nn.Conv2d, norm: Any, x: Float[Tensor, "b n c"], grid: TokenGrid
 ) -> Float[Tensor, "bm d p q"]:
-    """Return :func:`convolution` and its BatchNorm, of any kind, over the places that there are; in evaluation as one convolution.
+    """Run :func:`convolution` and its BatchNorm, of any kind, over the places that there are.
+
+    In evaluation both are one convolution.
 
     Raises:
         UserError: in training there is one place only.
@@ -81,8 +83,8 @@ def check_places(norm: nn.Module, num_places: int) -> None:
     """
     if norm.training and num_places < 2:
         raise UserError(
-            "BatchNorm cannot be trained on one place: expected at least 2 visible units or images in a micro-batch, got 1 "
-            "visible unit of 1 image; lower the mask ratio or make micro-batches larger"
+            "BatchNorm cannot be trained on one place: expected at least 2 visible units or images in a micro-batch, "
+            "got 1 visible unit of 1 image; lower the mask ratio or make micro-batches larger"
         )
 
 
@@ -126,7 +128,7 @@ def _at_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, grid: TokenGrid) 
 
 
 def _with_identity(weight: Float[Tensor, "c 1 s s"]) -> Float[Tensor, "c 1 s s"]:
-    """Return the kernel of the convolution plus its input: one more in the middle, instead of a pass over the tokens."""
+    """Add the input to what a kernel computes: one more in the middle, instead of a pass over the tokens."""
     middle = weight.shape[-1] // 2
     weight = weight.clone()
     weight[:, :, middle, middle] += 1
@@ -136,7 +138,7 @@ def _with_identity(weight: Float[Tensor, "c 1 s s"]) -> Float[Tensor, "c 1 s s"]
 def _weight_gradient(
     read: Float[Tensor, "bm c p q"], maps: Float[Tensor, "bm c h w"], weight: Float[Tensor, "c 1 s s"], *, padding: int
 ) -> Float[Tensor, "c 1 s s"]:
-    """Return the gradient of the weight of a convolution of ``read`` whose result has the gradient ``maps``."""
+    """Find the gradient of the weight of a convolution of ``read`` whose result has the gradient ``maps``."""
     side = weight.shape[-1]
     if side <= _PIECE or read.is_cuda:
         return _plain_gradient(read, maps, weight, padding=(padding, padding))

@@ -1,7 +1,8 @@
 """How a block runs in training: it keeps what its backward pass needs, or its inputs only, and is computed again then.
 
-Every block that can be computed again runs through ``run_block``. Those with BatchNorm do not: their statistics would move
-twice. What is drawn in a block (dropout, drop path) is drawn again alike, so recomputing changes no bit of a gradient.
+Every block that can be computed again runs through ``run_block``. Those with BatchNorm do not: their statistics would
+move twice. What is drawn in a block (dropout, drop path) is drawn again alike, so recomputing changes no bit of a
+gradient.
 """
 
 from collections.abc import Callable, Collection
@@ -14,18 +15,21 @@ from torch.utils.checkpoint import checkpoint
 Forward = Callable[..., Tensor]
 """``(block, *args)`` -> the block's output."""
 Way = Callable[..., Tensor]
-"""``(block, *args, forward, lean)`` -> the block's output; a block's attribute ``way``, where it has one, is how it runs."""
+"""``(block, *args, forward, lean)`` -> the block's output.
+
+A block's attribute ``way``, where it has one, is how it runs.
+"""
 
 
 def call(block: nn.Module, *args: Any) -> Tensor:
-    """Return what the module itself gives."""
+    """Run a block as its own module does: the ``forward`` of blocks that need no other."""
     return block(*args)
 
 
 def run_block(
     block: nn.Module, *args: Any, forward: Forward = call, lean: Forward | None = None, recompute: bool = False
 ) -> Tensor:
-    """Return ``forward(block, *args)``, in the block's ``way`` if it has one, else recomputed if ``recompute``.
+    """Run ``forward(block, *args)`` in the block's ``way`` if it has one, else recomputed if ``recompute``.
 
     ``lean`` gives the same and keeps less, by means that do not go together with recomputing.
     """

@@ -52,7 +52,7 @@ class ForwardCost:
 
 
 def measure_blocks(model: nn.Module, forward: Callable[[], object]) -> ForwardCost:
-    """Return the cost of ``forward``, in which ``model`` runs once; every block runs twice here."""
+    """Measure what blocks keep and cost in ``forward``, in which ``model`` runs once; every block runs twice here."""
     meter = _Meter(model)
     for module in model.modules():
         set_way(module, meter.run)
@@ -66,7 +66,7 @@ def measure_blocks(model: nn.Module, forward: Callable[[], object]) -> ForwardCo
 
 
 def joined(costs: Sequence[ForwardCost], join: Callable[[list[int]], int]) -> ForwardCost:
-    """Return the cost whose numbers are ``join`` of the same numbers of ``costs``, which are of the same blocks."""
+    """Make one cost of several of the same blocks: ``join`` makes each number of the same numbers of ``costs``."""
     blocks = tuple(_joined(parts, join) for parts in zip(*(cost.blocks for cost in costs), strict=True))
     return dataclasses.replace(_joined([dataclasses.replace(cost, blocks=()) for cost in costs], join), blocks=blocks)
 
@@ -142,12 +142,13 @@ class _Meter:
             alive.clear()
 
     def cost(self) -> ForwardCost:
-        """Return what was seen."""
+        """Sum up what was seen: what each block alone keeps, and what stays whatever is chosen."""
         inputs = {address: size for call in self._calls for address, size in call.inputs.items()}
         own = [0] * len(self._calls)
         staying = []
         for address, storage in self._storages.items():
             (first, *others) = storage.savers
+            # recomputing a block frees only what nothing else saves, and it needs its inputs to run again
             if first is None or others or address in inputs:
                 staying.append(storage)
             else:

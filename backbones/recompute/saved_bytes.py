@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Return the bytes that autograd keeps: each storage once, parameters of ``model`` and their views left out."""
+    """Count the bytes that autograd keeps: each storage once, parameters of ``model`` and their views left out."""
     seen: dict[int, int] = {}
     with saved_storages(model, seen.__setitem__):
         forward()

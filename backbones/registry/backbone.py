@@ -1,7 +1,7 @@
 """What the programs know of the networks of one class: one value beside their code.
 
-Three functions on a network's own modules let it be pretrained by masked image modelling; the rest says how it takes the
-sizes of a config and how its maps serve detection and segmentation. ``backbones.registry.zoo`` lists their modules.
+Three functions on a network's own modules let it be pretrained by masked image modelling; the rest says how it takes
+the sizes of a config and how its maps serve detection and segmentation. ``backbones.registry.zoo`` lists their modules.
 
 Legend: b images, k visible units, l units, c channels of the last stage, e channels of the first tokens.
 """
@@ -25,7 +25,8 @@ class DenseForward:
     token_dim: Callable[[Any], int]
     """``model`` -> e, the width of the mask token."""
     forward: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-    """``(model, images [b 3 h w], visible units [rows cols], mask token [1 1 1 e])`` -> features [b l c] in raster order."""
+    """``(model, images [b 3 h w], visible units [rows cols], mask token [1 1 1 e])`` -> features [b l c] in raster
+    order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class Backbone:
     sec_options: frozenset[str] = frozenset()
     """The options of ``backbone.sec`` that the networks have."""
     maps: Maps = "sums"
-    """What a feature pyramid is made of: stages that end in a residual sum, and get norms of their own; stages that need
-    none; or, without stages, a single map."""
+    """What a feature pyramid is made of: stages that end in a residual sum, and get norms of their own; stages that
+    need none; or, without stages, a single map."""
     any_size: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Arguments with which timm makes a network for images of any size."""
     windows_follow_size: bool = False

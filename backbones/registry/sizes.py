@@ -51,8 +51,8 @@ def check_lengths(sizes: dict[str, Any], *, family: str) -> None:
     for key in ("depths", "num_heads"):
         if key in sizes and len(sizes[key]) != NUM_STAGES:
             raise UserError(
-                f"backbone.{key.replace('_', '-')}: {family} has {NUM_STAGES} stages, so {NUM_STAGES} numbers are expected, "
-                f"got {len(sizes[key])}: {sizes[key]}"
+                f"backbone.{key.replace('_', '-')}: {family} has {NUM_STAGES} stages, so {NUM_STAGES} numbers are "
+                f"expected, got {len(sizes[key])}: {sizes[key]}"
             )
 
 

@@ -50,7 +50,8 @@ class Entry:
     names: tuple[str, ...]
     """timm's names of those that ``backbones/main.py list`` shows unasked."""
     ours: Described | None = None
-    """Of networks that ``create(name, pretrained, **model_args)`` of the module makes; None where timm has entry points."""
+    """Of networks that ``create(name, pretrained, **model_args)`` of the module makes; None where timm has entry
+    points."""
 
 
 ZOO: dict[str, Entry] = {

@@ -1,7 +1,7 @@
 """timm's ConvNeXt (arXiv 2201.03545) and ConvNeXt V2 on visible tokens only: the same modules and parameters.
 
-The stem and the downsampling cut whole squares, which lie inside mask units. The 7x7 convolutions see a masked neighbour
-as zero, like the border of the image, and V2's response norm is over the visible tokens.
+The stem and the downsampling cut whole squares, which lie inside mask units. The 7x7 convolutions see a masked
+neighbour as zero, like the border of the image, and V2's response norm is over the visible tokens.
 
 Legend: b batch, n visible tokens, k visible units, l units, c channels.
 """
@@ -28,7 +28,7 @@ from engine.terms import Size
 def forward_visible_convnext(
     model: Any, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the features of the visible units, in raster order, by the norm that timm applies after pooling.
+    """Encode the visible units, in raster order, up to the norm that timm applies after pooling.
 
     There is no ``attention``.
     """
@@ -54,7 +54,7 @@ def _block(block: Any, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tens
 
 
 def _norms(model: Any) -> nn.Module:
-    """Return the norms before and after pooling, of which one does nothing."""
+    """Join the norms before and after pooling, of which one does nothing."""
     return nn.Sequential(model.norm_pre, getattr(model.head, "norm", nn.Identity()))
 
 
@@ -100,8 +100,8 @@ def _patch(model: Any) -> Size:
     stem = model.stem[0]
     if stem.kernel_size != stem.stride:
         raise UserError(
-            f"{type(model).__name__}'s stem overlaps its patches (kernel {stem.kernel_size}, stride {stem.stride}) and would "
-            f"see masked pixels; choose one whose stem cuts patches, such as convnext_tiny"
+            f"{type(model).__name__}'s stem overlaps its patches (kernel {stem.kernel_size}, stride {stem.stride}) and "
+            f"would see masked pixels; choose one whose stem cuts patches, such as convnext_tiny"
         )
     return stem.kernel_size
 

@@ -1,6 +1,7 @@
 """timm's Swin on visible tokens only: the same modules and parameters, with attention inside groups of windows.
 
-Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, l units, c channels, e channels of the first tokens.
+Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, l units,
+c channels, e channels of the first tokens.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from backbones.visible.window_layout import StageSpec, window_stages
 def forward_visible_swin(
     model: SwinTransformer, images: Float[Tensor, "*s b 3 h w"], layout: Layout, *, attention: Implementation
 ) -> Float[Tensor, "sb k c"]:
-    """Return the final norm's features of the visible units, in raster order."""
+    """Encode the visible units, in raster order, up to the final norm."""
     return run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
 
@@ -38,7 +39,7 @@ def run_stages(
     merge: Callable[[Any, Tensor], Tensor],
     block: Callable[..., Tensor],
 ) -> Float[Tensor, "sb k c"]:
-    """Embed the visible patches and run the stages of either version of Swin on them, with its ``merge`` and ``block``."""
+    """Embed the visible patches and run the stages of either version of Swin, with its ``merge`` and ``block``."""
     x = embed_visible(model.patch_embed, images, layout)
     forwards = {"forward": partial(block, mlp=Mlp.__call__), "lean": partial(block, mlp=lean_mlp)}
     for stage, stage_layout in zip(model.layers, layout.stages, strict=True):
@@ -79,7 +80,7 @@ def _merge(merging: PatchMerging, cells: Float[Tensor, "b n four_c"]) -> Float[T
 
 
 def swin_spec(model: Any) -> LayoutSpec:
-    """Return the sizes that the layouts of either version of Swin follow from."""
+    """Read off a model the sizes that the layouts of either version of Swin follow from."""
     embed, stages = model.patch_embed, list(model.layers)
     stride = 2 ** (len(stages) - 1)
     return LayoutSpec(

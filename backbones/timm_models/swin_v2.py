@@ -1,6 +1,7 @@
 """timm's Swin V2 on visible tokens only: cosine attention, a continuous position bias, norms after the branches.
 
-Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, c channels, t rows of a bias table, h heads, d channels per head.
+Legend: b batch (of all micro-batches), s micro-batches of a stack, n visible tokens, k visible units, c channels,
+t rows of a bias table, h heads, d channels per head.
 """
 
 import math
@@ -26,7 +27,7 @@ MAX_LOGIT_SCALE = math.log(1 / 0.01)
 def forward_visible_swin_v2(
     model: SwinTransformerV2, images: Float[Tensor, "*s b 3 h w"], layout: Layout, *, attention: Implementation
 ) -> Float[Tensor, "sb k c"]:
-    """Return the final norm's features of the visible units, in raster order."""
+    """Encode the visible units, in raster order, up to the final norm."""
     return swin.run_stages(model, images, layout, merge=_merge, block=partial(_block, attention=attention))
 
 
@@ -52,7 +53,7 @@ def _attention(
 
 
 def _cosine_qkv(attn: Any, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n 3 h d"]:
-    """Return queries of the length of the (clamped) logit scale, keys of length 1, and values."""
+    """Project to what cosine attention takes: queries as long as the clamped logit scale, keys of length 1, values."""
     bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     qkv = F.linear(x, attn.qkv.weight, bias).unflatten(-1, (3, attn.num_heads, -1))
     q, k, v = qkv.unbind(2)
@@ -61,7 +62,7 @@ def _cosine_qkv(attn: Any, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n 3 h 
 
 
 def _bias_table(attn: WindowAttention) -> Float[Tensor, "t h"]:
-    """Return the bias per relative position from its log-spaced coordinates."""
+    """Compute the bias per relative position from its log-spaced coordinates."""
     rows = attn.cpb_mlp(attn.relative_coords_table).view(-1, attn.num_heads)
     return 16 * rows.sigmoid()
 

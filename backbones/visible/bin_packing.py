@@ -1,10 +1,11 @@
 """Exact bin packing of small integers: can these sizes go into so many bins, and if not, a proof.
 
 A proof of "no" comes from dual feasible functions: a function ``f`` such that any sizes that fit one bin have
-``sum f(size) <= f(capacity)``; if the sum over all sizes exceeds ``num_bins * f(capacity)``, no packing exists. The family
-used here holds the volume bound, Martello and Toth's L2 (their L1 is its first row) and the rounding function of mixed-integer cuts, for every
-divisor, which sees that multiples of 7 never fill a bin of 52. Whatever these leave open is searched by bin completion:
-give the largest remaining size every non-dominated set of companions, fullest first, with the same bounds at each node.
+``sum f(size) <= f(capacity)``; if the sum over all sizes exceeds ``num_bins * f(capacity)``, no packing exists. The
+family used here holds the volume bound, Martello and Toth's L2 (their L1 is its first row) and the rounding function of
+mixed-integer cuts, for every divisor, which sees that multiples of 7 never fill a bin of 52. Whatever these leave open
+is searched by bin completion: give the largest remaining size every non-dominated set of companions, fullest first,
+with the same bounds at each node.
 Work is counted in nodes, never in seconds, so that the answer is the same on every machine.
 """
 
@@ -37,7 +38,7 @@ class Budget:
 
 
 def best_fit_decreasing(sizes: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Return a packing of ``sizes`` (sorted downwards): each goes to the fullest bin that still has room."""
+    """Pack ``sizes`` (sorted downwards) greedily: each goes to the fullest bin that still has room."""
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
     for size in sizes:
@@ -52,7 +53,7 @@ def best_fit_decreasing(sizes: Sequence[int], *, capacity: int) -> list[list[int
 
 
 def volume_needs(sizes: Sequence[int], *, capacity: int) -> int:
-    """Return a lower bound on the bins that ``sizes`` (sorted downwards) need: Martello and Toth's L2."""
+    """Bound from below the bins that ``sizes`` (sorted downwards) need: Martello and Toth's L2."""
     num_big = bisect_left(sizes, True, key=lambda size: 2 * size <= capacity)
     bound = max(num_big, -(-sum(sizes) // capacity))
     lone = num_big  # the first so many sizes leave no room for the small ones counted so far
@@ -69,7 +70,7 @@ def volume_needs(sizes: Sequence[int], *, capacity: int) -> int:
 
 
 def pack(sizes: Sequence[int], *, num_bins: int, capacity: int, budget: Budget) -> list[list[int]] | None:
-    """Return a packing of ``sizes`` (sorted downwards) into ``num_bins`` bins, or None if there is none.
+    """Pack ``sizes`` (sorted downwards) into ``num_bins`` bins; None proves that it cannot be done.
 
     Raises:
         BudgetExceededError: neither was found within the budget.
@@ -101,7 +102,7 @@ class _Bounds:
         self._rows, self._limits = np.ascontiguousarray(rows[:, :-1]), rows[:, -1]
 
     def refute(self, copies: Sequence[int], *, num_bins: int) -> bool:
-        """Return whether some function proves that ``num_bins`` bins are too few."""
+        """Tell whether some function proves that ``num_bins`` bins are too few."""
         return bool((self._rows @ np.array(copies, dtype=np.float64) > self._limits * num_bins).any())
 
 
@@ -156,7 +157,7 @@ class _Search:
                         yield companions, volume
 
     def _reachable_sums(self, copies: list[int], *, first: int, room: int) -> list[int]:
-        """Return per index the sums, as bits, that the sizes from there on can make within ``room``."""
+        """Find per index the sums, as bits, that the sizes from there on can make within ``room``."""
         within = (1 << (room + 1)) - 1
         reach = [1] * (len(copies) + 1)
         for k in range(len(copies) - 1, first - 1, -1):
@@ -184,7 +185,7 @@ class _Search:
                     yield [(k, count), *others] if count else others
 
     def _dominated(self, copies: list[int], companions: _Companions, *, first: int, slack: int) -> bool:
-        """Return whether a size left over would fit beside the set, or in the place of one of its smaller sizes.
+        """Tell whether a size left over would fit beside the set, or in the place of one of its smaller sizes.
 
         Whatever packs with such a set also packs with the fuller one, which has been tried before.
         """

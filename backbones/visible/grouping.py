@@ -1,8 +1,8 @@
 """Which windows share an attention group, so that windows with few visible tokens waste little of a dense batch.
 
 Attention over visible tokens puts whole windows into groups of equal capacity ``g`` and pads each group to it. A plan
-(capacity, groups) is a pure function of the window counts. The rule ``optimal`` finds the least cost over all capacities
-and all ways to pack, and proves it; the two older rules are kept for comparison.
+(capacity, groups) is a pure function of the window counts. The rule ``optimal`` finds the least cost over all
+capacities and all ways to pack, and proves it; the two older rules are kept for comparison.
 """
 
 from collections import defaultdict
@@ -59,12 +59,12 @@ class _Plan:
 def group_windows(
     counts: Sequence[int], *, rule: Rule = "optimal", cost: CostModel | None = None, max_nodes: int = 400
 ) -> Grouping:
-    """Return the groups of windows that hold ``counts`` visible tokens each.
+    """Choose which windows share a group, where they hold ``counts`` visible tokens each.
 
-    ``optimal`` minimises ``cost`` (default ``Core()``) over every capacity from the largest window to all tokens in one group and over every
-    packing; `proved` says whether the search ended within ``max_nodes`` nodes. ``greedy`` is the rule of GreenMIM's paper:
-    for each capacity take the fullest set of windows again and again, keep the cheapest capacity. ``largest_window`` is
-    the published code: the same, at the capacity of the largest window only.
+    ``optimal`` minimises ``cost`` (default ``Core()``) over every capacity from the largest window to all tokens in one
+    group and over every packing; `proved` says whether the search ended within ``max_nodes`` nodes. ``greedy`` is the
+    rule of GreenMIM's paper: for each capacity take the fullest set of windows again and again, keep the cheapest
+    capacity. ``largest_window`` is the published code: the same, at the capacity of the largest window only.
     """
     counts = tuple(map(int, counts))
     if not counts or min(counts) < 1:
@@ -72,9 +72,11 @@ def group_windows(
     model = Core() if cost is None else cost
     model.padded(max(counts))  # refuses a window that no group can hold
     if rule == "optimal":
+        # it plans for sizes alone, so that all masks with the same counts share one cached plan
         plan = _optimal(tuple(sorted(counts, reverse=True)), model, max_nodes)
         groups = _give_back(counts, plan.bins)
     elif rule in RULES:
+        # as published, its ties depend on the order of the windows
         plan = _greedy_plan(counts, model, rule == "greedy")
         groups = plan.bins
     else:
@@ -94,7 +96,7 @@ def clear_plans() -> None:
 
 
 def _give_back(counts: Sequence[int], bins: _Bins) -> _Bins:
-    """Return ``bins`` of sizes as bins of window indices."""
+    """Give the sizes in ``bins`` back to windows of that size: the same bins, of window indices."""
     windows: dict[int, list[int]] = defaultdict(list)
     for window in reversed(range(len(counts))):
         windows[counts[window]].append(window)
@@ -103,7 +105,7 @@ def _give_back(counts: Sequence[int], bins: _Bins) -> _Bins:
 
 @lru_cache(maxsize=_CACHED_PLANS)
 def _optimal(sizes: tuple[int, ...], model: CostModel, max_nodes: int) -> _Plan:
-    """Return the cheapest plan for ``sizes``, sorted downwards.
+    """Find the cheapest plan for ``sizes``, sorted downwards.
 
     The cost rises with the number of groups G and with the capacity g, so per G only the least capacity matters. Each G
     that could still win is asked at the largest capacity that would: "no packing" there settles all smaller ones too.
@@ -129,7 +131,7 @@ def _as_plan(bins: Sequence[Sequence[int]], model: CostModel) -> _Plan:
 
 
 def _candidates(sizes: tuple[int, ...], model: CostModel, best: _Plan) -> list[tuple[float, int, int]]:
-    """Return (least cost, G, least capacity) of each number of groups that could beat ``best``, cheapest first."""
+    """List each number of groups that could beat ``best``, cheapest first, as (least cost, G, least capacity)."""
     found: list[tuple[float, int, int]] = []
     total = sum(sizes)
     for num_groups in range(1, len(best.bins) + 1):
@@ -143,7 +145,7 @@ def _candidates(sizes: tuple[int, ...], model: CostModel, best: _Plan) -> list[t
 
 
 def _improve(sizes: tuple[int, ...], model: CostModel, best: _Plan, *, num_groups: int, smallest: int) -> _Plan:
-    """Return the plan of the smallest capacity at which best-fit decreasing needs ``num_groups``, if it beats ``best``."""
+    """Look for a plan better than ``best``: the least capacity at which best-fit decreasing needs ``num_groups``."""
     capacity = smallest
     while num_groups * model.per_group(capacity) < best.cost:
         bins = best_fit_decreasing(sizes, capacity=capacity)
@@ -156,7 +158,7 @@ def _improve(sizes: tuple[int, ...], model: CostModel, best: _Plan, *, num_group
 def _settle(
     sizes: tuple[int, ...], model: CostModel, best: _Plan, *, num_groups: int, smallest: int, budget: Budget
 ) -> _Plan:
-    """Return the cheapest of ``best`` and every plan of ``num_groups`` groups."""
+    """Settle one number of groups: what comes back is the cheapest of ``best`` and every plan of ``num_groups``."""
     while True:
         capacity = smallest
         while capacity < sum(sizes) and num_groups * model.per_group(capacity + 1) < best.cost:
@@ -171,7 +173,7 @@ def _settle(
 
 @lru_cache(maxsize=_CACHED_PLANS)
 def _greedy_plan(counts: tuple[int, ...], model: CostModel, search: bool) -> _Plan:
-    """Return the plan of the greedy subset sums, at the largest window's capacity or at the cheapest one."""
+    """Plan by greedy subset sums, at the largest window's capacity or at the cheapest one."""
     total, smallest = sum(counts), max(counts)
     best: _Plan | None = None
     bound = float("inf")
@@ -188,11 +190,11 @@ def _greedy_plan(counts: tuple[int, ...], model: CostModel, search: bool) -> _Pl
 
 
 def greedy_groups(counts: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Return window indices grouped by repeated 0-1 subset sums: take the fullest set that fits, then the next.
+    """Group window indices by repeated 0-1 subset sums: take the fullest set that fits, then the next.
 
     Ties fall as in GreenMIM's table ``K[i][c]`` with its back-trace from the last window: a window is left out whenever
-    the ones before it reach the same sum, so low indices are preferred. Here row ``i`` is one integer whose bits are the
-    reachable sums.
+    the ones before it reach the same sum, so low indices are preferred. Here row ``i`` is one integer whose bits are
+    the reachable sums.
     """
     remaining = list(range(len(counts)))
     groups: list[list[int]] = []

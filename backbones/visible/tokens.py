@@ -1,6 +1,7 @@
 """From images to the embedded patches of the visible units.
 
-Legend: b batch (images of each micro-batch), s micro-batches of a stack, k visible units, n tokens, p values of a patch, c channels.
+Legend: b batch (images of each micro-batch), s micro-batches of a stack, k visible units, n tokens,
+p values of a patch, c channels.
 """
 
 import torch
@@ -15,7 +16,7 @@ from engine.terms import Size
 
 
 def embed_visible(embed: PatchEmbed, images: Float[Tensor, "*s b 3 h w"], layout: Layout) -> Float[Tensor, "sb n c"]:
-    """Return the embedded patches of the visible units, in nested order: ``embed``'s convolution as a product."""
+    """Embed the patches of the visible units, in nested order: ``embed``'s convolution as a product."""
     if isinstance(layout, VisibleStack):
         patches = visible_patches(images, layout.unit_coords, layout.spec)
     else:
@@ -27,7 +28,7 @@ def embed_visible(embed: PatchEmbed, images: Float[Tensor, "*s b 3 h w"], layout
 def visible_patches(
     images: Float[Tensor, "s b 3 h w"], unit_coords: Int[Tensor, "s k 2"], spec: LayoutSpec
 ) -> Float[Tensor, "sb n p"]:
-    """Return the pixels of the patches of the visible units, each as (channel, row, column), in nested order."""
+    """Cut the patches of the visible units out of images, each as (channel, row, column), in nested order."""
     (rows, cols), (height, width), patch = spec.units, spec.unit, spec.patch
     levels = (height // patch[0]).bit_length() - 1
     units = images.unflatten(4, (cols, width)).unflatten(3, (rows, height))  # s b c rows height cols width
@@ -44,7 +45,7 @@ def visible_patches(
 
 
 def unit_maps(images: Float[Tensor, "b c h w"], layout: VisibleLayout) -> Float[Tensor, "bk c height width"]:
-    """Return the pixels of the visible units, image by image, as small images."""
+    """Cut the visible units out of images, image by image, as small images."""
     (rows, cols), (height, width) = layout.spec.units, layout.spec.unit
     units = images.unflatten(3, (cols, width)).unflatten(2, (rows, height))  # b c rows height cols width
     maps = units[:, :, layout.units // cols, :, layout.units % cols]  # -> k b c height width
@@ -52,6 +53,6 @@ def unit_maps(images: Float[Tensor, "b c h w"], layout: VisibleLayout) -> Float[
 
 
 def token_map(visible: Bool[Tensor, "rows cols"], grid: Size) -> Bool[Tensor, "height width"]:
-    """Return, for every token of a grid, whether its unit is visible."""
+    """Spread a mask of units over a grid of tokens: for every token, whether its unit is visible."""
     rows, cols = visible.shape
     return visible.repeat_interleave(grid[0] // rows, 0).repeat_interleave(grid[1] // cols, 1)

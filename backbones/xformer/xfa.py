@@ -1,13 +1,13 @@
 """Cross feature attention (XFA), the attention of XFormer (arXiv 2207.07268), as far as its formula can be recovered.
 
 No code was published and the formulas could not be found. What is known: queries and keys are normalised along the
-features; two scores are made of the keys, by one kernel along the tokens (context) and one along the features (feature);
-a learned temperature takes the place of the softmax; the map lies along the features, and the cost is linear in the
-tokens. ``R1`` fits all of that and is the default, ``R2`` and ``R3`` fit most of it; ``Softmax`` is ordinary attention
-between the same projections, to compare with. Nothing is claimed about which of them the authors used.
+features; two scores are made of the keys, by one kernel along the tokens (context) and one along the features
+(feature); a learned temperature takes the place of the softmax; the map lies along the features, and the cost is linear
+in the tokens. ``R1`` fits all of that and is the default, ``R2`` and ``R3`` fit most of it; ``Softmax`` is ordinary
+attention between the same projections, to compare with. Nothing is claimed about which of them the authors used.
 
-The sum over tokens grows with their number. Here it is scaled to ``reference_tokens`` (our addition): at that number the
-formulas are as written, and other image sizes keep the scale.
+The sum over tokens grows with their number. Here it is scaled to ``reference_tokens`` (our addition): at that number
+the formulas are as written, and other image sizes keep the scale.
 
 A token that is not ``real`` (padding of an odd grid, or masked) counts as zero to its neighbours and adds to no sum.
 
@@ -37,7 +37,7 @@ class R1(nn.Module):
         self.reference_tokens = reference_tokens
 
     def forward(self, q: Tokens, k: Tokens, v: Tokens, real: Real = None) -> Tokens:
-        """Return what each token gathers."""
+        """Mix the values by the context and feature scores of the keys, read out by each token's query."""
         q, k = F.normalize(q, dim=-1), _unit_keys(k, real)
         scores = self.context(k.mT) @ (self.feature(k) * v)  # s d d
         return q @ (scores * _scale(self, k, real))
@@ -54,7 +54,7 @@ class R2(nn.Module):
         self.reference_tokens = reference_tokens
 
     def forward(self, q: Tokens, k: Tokens, v: Tokens, real: Real = None) -> Tokens:
-        """Return what each token gathers."""
+        """Mix each token's own value along the features, by the scores of all keys."""
         k = _unit_keys(k, real)
         feature = self.feature(k.flatten(0, 1).unsqueeze(1)).view_as(k)
         scores = self.context(k.mT) @ feature  # s d d
@@ -72,7 +72,7 @@ class R3(nn.Module):
         self.reference_tokens = reference_tokens
 
     def forward(self, q: Tokens, k: Tokens, v: Tokens, real: Real = None) -> Tokens:
-        """Return what each token gathers."""
+        """Weigh each token's own value by its query against the context, and by its feature score."""
         q, k = F.normalize(q, dim=-1), _unit_keys(k, real)
         context = self.context(k).mT @ k  # s 1 d
         return q @ (context * _scale(self, k, real)).mT * self.feature(k) * v
@@ -85,7 +85,7 @@ class Softmax(nn.Module):
         super().__init__()
 
     def forward(self, q: Tokens, k: Tokens, v: Tokens, real: Real = None) -> Tokens:
-        """Return what each token gathers."""
+        """Attend to all real tokens, as ordinary attention does."""
         if real is None:
             return F.scaled_dot_product_attention(q, k, v)
         seen = real | ~real.any(-1, keepdim=True)  # a sequence without real tokens must stay finite
@@ -100,13 +100,13 @@ def _context_kernel(dim: int) -> nn.Conv1d:
 
 
 def _unit_keys(k: Tokens, real: Real) -> Tokens:
-    """Return the keys at length 1, and at 0 where a token is not real."""
+    """Normalise the keys: to length 1, and to 0 where a token is not real."""
     k = F.normalize(k, dim=-1)
     return k if real is None else k * real.unsqueeze(-1)
 
 
 def _scale(core: R1 | R2 | R3, k: Tokens, real: Real) -> Float[Tensor, "#s 1 1"]:
-    """Return the temperature, times how many tokens the formula was written for over how many there are."""
+    """Scale the temperature to the image: times the tokens that the formula was written for over those there are."""
     if real is None:
         return (core.temperature * core.reference_tokens / k.shape[1]).view(1, 1, 1)
     count = real.sum(-1).clamp(min=1)

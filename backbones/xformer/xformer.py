@@ -1,15 +1,16 @@
 """XFormer (Samsung, arXiv 2207.07268): a mobile hybrid of inverted residuals and attention that is linear in tokens.
 
-This is a RECONSTRUCTION. There is no official code, and the published text leaves out block counts, stage widths, kernel
-sizes and the attention's formula (see ``backbones.xformer.xfa``). The stated figures (embedding widths 144, 192, 240, patches of
-2x2, SiLU, 5.5 M parameters) are those of MobileViT-S; with this paper's blocks in its skeleton the network has 5.476 M
-parameters and 1.75 GMACs at 256 px, and fits the published size of a detector too. Other layouts come near, and the
-numbers cannot tell the attention formulas apart: weights and accuracies of the authors are not to be expected.
+This is a RECONSTRUCTION. There is no official code, and the published text leaves out block counts, stage widths,
+kernel sizes and the attention's formula (see ``backbones.xformer.xfa``). The stated figures (embedding widths 144, 192,
+240, patches of 2x2, SiLU, 5.5 M parameters) are those of MobileViT-S; with this paper's blocks in its skeleton the
+network has 5.476 M parameters and 1.75 GMACs at 256 px, and fits the published size of a detector too. Other layouts
+come near, and the numbers cannot tell the attention formulas apart: weights and accuracies of the authors are not to be
+expected.
 
 Any image size will do; one whose last grids are odd is padded inside, and padding counts as zero.
 
-Legend: b batch, c d channels, h w rows and columns of a grid (c2 h2 w2: those of what is returned), s sequences, n tokens
-of one.
+Legend: b batch, c d channels, h w rows and columns of a grid (c2 h2 w2: those of what is returned), s sequences,
+n tokens of one.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,11 +90,13 @@ class XFormer(nn.Module):
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = num_features
         self.stem = _conv(in_chans, stem_width, 3, stride=2)
+        # the rate of dropped branches rises over the attention layers of all stages, not within each
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         inputs = (stem_width, *widths)
         stages: list[nn.Module] = [_conv_stage(inputs[0], widths[0], stride=1, depth=1)]
         stages.append(_conv_stage(inputs[1], widths[1], stride=2, depth=3))
         for i, depth in enumerate(depths):
+            # a token attends to those at its own place in the 2x2 patches: as many as patches at stride 8, 16 or 32
             unit = XfUnit(
                 widths[2 + i],
                 embed_dims[i],
@@ -113,18 +116,18 @@ class XFormer(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, x: Map) -> Tensor:
-        """Return the logits, or pooled features without a classifier."""
+        """Classify images: logits, or pooled features where there is no classifier."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Map) -> NextMap:
-        """Return the map before pooling, at stride 32."""
+        """Encode images as one map, at stride 32, before pooling."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
         return self.final_conv(x)
 
     def forward_head(self, x: Map, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a map, or what the classifier would be given."""
+        """Pool a map and classify it; with ``pre_logits``, stop at what the classifier would be given."""
         return self.head(x, pre_logits=pre_logits)
 
     def forward_intermediates(
@@ -136,7 +139,7 @@ class XFormer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the maps after the stages ``indices``, and unless ``intermediates_only`` the last map before them.
+        """Collect the maps after the stages ``indices``, and unless ``intermediates_only`` the last map before them.
 
         Raises:
             UserError: ``output_fmt`` is not NCHW.
@@ -154,6 +157,7 @@ class XFormer(nn.Module):
                 found.append(x)
         if intermediates_only:
             return found
+        # the last convolution belongs to the last stage: there is nothing for it where the network ended early
         whole = not stop_early or last + 1 == len(self.stages)
         return self.final_conv(x) if whole else x, found
 
@@ -171,7 +175,7 @@ class XFormer(nn.Module):
         return take
 
     def get_classifier(self) -> nn.Module:
-        """Return the classification layer."""
+        """Find the classification layer, as timm asks for it."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -180,12 +184,12 @@ class XFormer(nn.Module):
         self.head.reset(num_classes, global_pool, in_features=self.num_features)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns of timm's layer groups."""
+        """Name the layer groups, in timm's patterns of parameter names."""
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final_conv", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of XFA's temperatures: scales, like those of norms."""
+        """Keep weight decay off XFA's temperatures, by name: they are scales, like those of norms."""
         return {name for name, _ in self.named_parameters() if name.endswith("temperature")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -211,7 +215,7 @@ class Mv3(nn.Module):
         self.residual = stride == 1 and in_chs == out_chs
 
     def forward(self, x: Map) -> NextMap:
-        """Return the block's map."""
+        """Run the block on a map; one of stride 2 halves its sides."""
         y = self.project(self.se(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
@@ -242,7 +246,7 @@ class XfUnit(nn.Module):
         self.fuse = _conv(2 * chs, chs, 3)
 
     def forward(self, x: Map) -> Map:
-        """Return the unit's map, of the shape of ``x``."""
+        """Let the places of a map attend to each other, keeping its shape."""
         y = self.embed(self.local(x))
         size = (y.shape[2], y.shape[3])
         tokens, real = unfold(y)
@@ -269,13 +273,13 @@ class XfLayer(nn.Module):
         self.recompute = False
 
     def forward(self, x: Float[Tensor, "s n d"], real: Bool[Tensor, "#s n"] | None = None) -> Float[Tensor, "s n d"]:
-        """Return the sequences after this layer; ``real`` is False at padding."""
+        """Run the layer on sequences; ``real`` is False at padding."""
         return self.with_core(x, lambda q, k, v: self.core(q, k, v, real))
 
     def with_core(
         self, x: Float[Tensor, "s n d"], core: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Float[Tensor, "s n d"]:
-        """Return the tokens after this layer with ``core`` between the projections."""
+        """Run the layer with another attention, ``core``, between the projections."""
         return run_block(self, x, core, forward=_with_core, recompute=self.recompute)
 
 
@@ -285,7 +289,7 @@ def _with_core(layer: Any, x: Tensor, core: Callable[[Tensor, Tensor, Tensor], T
 
 
 def unfold(x: Map) -> tuple[Float[Tensor, "s n c"], Bool[Tensor, "#s n"] | None]:
-    """Return one sequence per place in a 2x2 patch, and where an odd grid had to be padded which tokens are real."""
+    """Cut a map into one sequence per place in a 2x2 patch; where an odd grid was padded, say which tokens are real."""
     height, width = x.shape[2:]
     bottom, right = height % PATCH, width % PATCH
     tokens = _sequences(F.pad(x, (0, right, 0, bottom)))
@@ -296,7 +300,7 @@ def unfold(x: Map) -> tuple[Float[Tensor, "s n c"], Bool[Tensor, "#s n"] | None]
 
 
 def fold(tokens: Float[Tensor, "s n c"], size: Size) -> Map:
-    """Return the map of ``size`` that ``unfold`` made these sequences of."""
+    """Undo ``unfold``: put the sequences back into their map of ``size``."""
     rows, cols = -(-size[0] // PATCH), -(-size[1] // PATCH)
     x = tokens.unflatten(1, (rows, cols)).unflatten(0, (-1, PATCH, PATCH))  # b ph pw rows cols c
     x = x.permute(0, 5, 3, 1, 4, 2).flatten(4, 5).flatten(2, 3)  # -> b c (rows ph) (cols pw)
@@ -327,7 +331,7 @@ def _conv_stage(in_chs: int, out_chs: int, *, stride: int, depth: int) -> nn.Seq
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Convolutions by the outputs that a weight reaches, Linear normal 0.02; XFA's own kernels keep torch's defaults."""
+    """Draw convolutions by the outputs a weight reaches, Linear normal 0.02; XFA's kernels keep torch's defaults."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture
 def no_waiting():
-    """Return a context in which waiting for the device is an error."""
+    """A context for code that must not wait for the device: in it, waiting is an error."""
 
     @contextlib.contextmanager
     def forbidden():

@@ -6,7 +6,7 @@ import pytest
 
 
 def selected(*axes, quick):
-    """Return all combinations of the axes; those that ``quick(*values)`` refuses are marked slow."""
+    """Parametrise a test by all combinations of the axes; those that ``quick(*values)`` refuses are marked slow."""
     return [
         pytest.param(*values, marks=() if quick(*values) else pytest.mark.slow, id="-".join(map(str, values)))
         for values in product(*axes)

@@ -20,7 +20,7 @@ STEPS, IMAGES, WIDTH = 24, 64, 4096
 
 
 def micro_batches():
-    """Return page-locked micro-batches, each with other pixels and another layout."""
+    """Make page-locked micro-batches, each with other pixels and another layout."""
     spec = layout_spec(build(BackboneConfig(name="swin_tiny_patch4_window7_224")))
     rng = np.random.default_rng(0)
     made = []

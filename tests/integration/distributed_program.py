@@ -1,8 +1,9 @@
-"""What the launchers run in ``test_distributed.py``: train a tiny model in one mode after another, in one process start.
+"""What ``test_distributed.py`` launches: train a tiny model in one mode after another, in one process start.
 
-Each argument is one job, ``mode:first-last[:from=FOLDER]:to=FOLDER``, for example ``zero1-fp32:3-6:from=a:to=b``: load the
-state in folder a, run steps 3 to 5, write the state to folder b. A folder holds ``rank-N.pt`` (slices), ``weights.pt`` (all
-weights), ``averaged.pt`` and ``norms.json``. The slices are the whole state: a resuming job starts from other random weights.
+Each argument is one job, ``mode:first-last[:from=FOLDER]:to=FOLDER``, for example ``zero1-fp32:3-6:from=a:to=b``: load
+the state in folder a, run steps 3 to 5, write the state to folder b. A folder holds ``rank-N.pt`` (slices),
+``weights.pt`` (all weights), ``averaged.pt`` and ``norms.json``. The slices are the whole state: a resuming job starts
+from other random weights.
 """
 
 import json
@@ -102,6 +103,7 @@ def run_job(job: str) -> Engine:
     options = dict(option.split("=") for option in rest)
     first, last = map(int, steps.split("-"))
     engine = Engine(config_of(mode))
+    # a seed that differs where a job resumes, so that weights which were not loaded show
     model = engine.place(Tiny(seed=first + 1))
     state = State(Path(options["from"])) if "from" in options else None
     if state is not None:

@@ -44,18 +44,18 @@ def launch_well(program: str, *words: str, timeout_s: int = 170) -> None:
 
 
 def samples_of(folder: Path) -> list[dict]:
-    """Return what the processes of a run saw, in the order of steps and micro-batches."""
+    """Read what the processes of a run saw, in the order of steps and micro-batches."""
     lines = [json.loads(line) for path in folder.glob("samples-*.jsonl") for line in path.read_text().splitlines()]
     return sorted(lines, key=lambda line: (line["step"], line["micro_batch"]))
 
 
 def results_of(folder: Path) -> list[dict]:
-    """Return what a fine-tuning run measured."""
+    """Read what a fine-tuning run measured."""
     return json.loads((folder / "evaluation.json").read_text())["results"]
 
 
 def difference(one: Path, other: Path) -> float:
-    """Return the largest difference between the last weights, raw and averaged, of two runs."""
+    """Compare two runs: the largest difference between their last weights, raw and averaged."""
     ours, theirs = (newest_checkpoint(folder / "checkpoints") for folder in (one, other))
     return max(
         float((ours.read_full(kind, name) - theirs.read_full(kind, name)).abs().max())

@@ -1,8 +1,8 @@
 """The engine under the real launchers: every mode trains alike, and goes on from what any other mode saved.
 
-All modes run the same six steps of the same model (``distributed_program.py``: two param groups, accumulation, clipping,
-BatchNorm, a frozen parameter, an average of the weights). Bounds: FP32_BOUND for another order of fp32 sums, FP64_BOUND
-for another order of fp64 sums; the same layout is bit-identical.
+All modes run the same six steps of the same model (``distributed_program.py``: two param groups, accumulation,
+clipping, BatchNorm, a frozen parameter, an average of the weights). Bounds: FP32_BOUND for another order of fp32 sums,
+FP64_BOUND for another order of fp64 sums; the same layout is bit-identical.
 """
 
 import json
@@ -45,7 +45,7 @@ def launch(*jobs: str, processes: int = 2, timeout_s: int = 120) -> str:
 
 
 def difference(one: Path, other: Path) -> float:
-    """Return the largest difference of any weight, averaged weight or buffer, or relative difference of a gradient norm."""
+    """Compare two jobs: the largest difference of a weight, average or buffer, or relative one of a gradient norm."""
     worst = 0.0
     for file in ("weights.pt", "averaged.pt"):
         ours, theirs = (torch.load(folder / file, weights_only=True) for folder in (one, other))
@@ -56,7 +56,7 @@ def difference(one: Path, other: Path) -> float:
 
 
 def jobs_of(folder: Path, *modes: str) -> list[str]:
-    """Return the jobs that run each mode uninterrupted, and interrupted after three steps."""
+    """Write the jobs that run each mode uninterrupted, and interrupted after three steps."""
     jobs: list[str] = []
     for mode in modes:
         path = folder / mode

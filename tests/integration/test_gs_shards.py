@@ -17,7 +17,7 @@ pytest.importorskip("gcp_storage_emulator", reason="the emulator of the tests is
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    """Return what puts a folder into a bucket and gives its URL."""
+    """A bucket to train from: a function that puts a folder into it and gives its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

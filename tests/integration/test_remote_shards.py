@@ -49,7 +49,7 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server, monkeypatch, tmp_path):
-    """Return the name of a bucket of its own, and what puts a folder there."""
+    """A bucket for one test alone: its name, and a function that puts a folder there."""
     _, url = s3_server
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")

@@ -1,4 +1,4 @@
-"""SecViT on photographs, under the real launcher: two processes learn, and equal one."""
+"""SecViT on images, under the real launcher: two processes learn, and equal one."""
 
 import json
 import sys

@@ -7,7 +7,7 @@ from timm.models.swin_transformer import SwinTransformer
 
 
 def forward_reference(model, images, visible):
-    """Return features [b, units, c] where only tokens of ``visible`` units [rows, cols] are seen by others."""
+    """Encode images as [b, units, c], where only tokens of ``visible`` units [rows, cols] are seen by others."""
     x = model.patch_embed(images)
     for stage in model.layers:
         x = stage.downsample(x)
@@ -57,7 +57,7 @@ def _block_v2(block, x, seen):
 
 
 def _attend(x, seen, block, v, scores):
-    """Return what each seen token gathers from the seen tokens of its window."""
+    """Let each seen token attend to the seen tokens of its window."""
     height, width = x.shape[1:3]
     windows = {}
     for row in range(height):

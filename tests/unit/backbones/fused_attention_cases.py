@@ -13,7 +13,8 @@ CASES = {
         "grid": (8, 8), **W7, "share": 0.5, "rule": "tiles", "dim": 16, "heads": 1, "batch": 5, "programs": 10,
     },
     "images_in_uneven_shares_of_several_tiles": {
-        "grid": (12, 6), "window": (12, 6), "share": 1, "rule": "tiles", "dim": 16, "heads": 1, "batch": 5, "programs": 8,
+        "grid": (12, 6), "window": (12, 6), "share": 1, "rule": "tiles",
+        "dim": 16, "heads": 1, "batch": 5, "programs": 8,
     },
     "cut_windows": {"grid": (8, 8), **W7, "shift": (3, 3), "share": 0.5, "rule": "optimal", "dim": 16, "batch": 3},
     "oblong": {"grid": (10, 13), "window": (7, 5), "shift": (3, 2), "share": 0.6, "rule": "tiles", "dim": 64},
@@ -37,7 +38,7 @@ CASES = {
 
 
 def plan_for(*, grid, window, shift, share, rule, seed=0, device="cpu"):
-    """Return the plan for a random ``share`` of the tokens of ``grid``, in an order of no meaning."""
+    """Plan the attention of a random ``share`` of the tokens of ``grid``, in an order of no meaning."""
     generator = np.random.default_rng(seed)
     coords = np.argwhere(generator.random(grid) < share)
     if not len(coords):

@@ -19,13 +19,13 @@ from tests.unit.backbones.fused_attention_cases import plan_for
 
 
 def relative_error(got, expected):
-    """Return the largest difference over the largest value, or over 0.1 where all are smaller: a gradient may be zero."""
+    """The largest difference over the largest value, or over 0.1 where all are smaller: a gradient may be zero."""
     assert got.isfinite().all()
     return ((got.detach() - expected.detach()).abs().max() / expected.detach().abs().max().clamp(min=0.1)).item()
 
 
 def results(attend, qkv, table, weight):
-    """Return the output and the gradients of ``qkv`` and ``table``."""
+    """Run an attention forwards and backwards: its output and the gradients of ``qkv`` and ``table``."""
     out = attend(qkv, table)
     return [out, *torch.autograd.grad((out * weight).sum(), (qkv, table))]
 
@@ -33,7 +33,7 @@ def results(attend, qkv, table, weight):
 def errors(
     *, grid, window, shift=(0, 0), share, rule, dim, heads=2, batch=1, dtype=torch.float32, programs=None, device="cpu"
 ):
-    """Return the relative errors of output and gradients against the reference in float64, and the plan's groups and slots."""
+    """Compare output and gradients with the reference in float64: relative errors, and the plan's groups and slots."""
     plan = plan_for(grid=grid, window=window, shift=shift, share=share, rule=rule, device=device)
     other = plan_for(grid=grid, window=window, shift=shift, share=share, rule="largest_window", device=device)
     n, generator = len(plan.slot), torch.Generator(device).manual_seed(0)
@@ -53,7 +53,7 @@ def errors(
 
 
 def half_errors(**case):
-    """Return `errors` in bf16."""
+    """Measure `errors` in bf16."""
     with products_of_bf16():
         return errors(dtype=torch.bfloat16, **case)
 
@@ -79,7 +79,7 @@ def _from_bf16(bits):
 
 
 def strided_error():
-    """Return the errors for a ``qkv`` that is a piece of a larger tensor, parts outermost, and for a transposed gradient."""
+    """Try a ``qkv`` that is a piece of a larger tensor, parts outermost, and a transposed gradient: the errors."""
     plan = plan_for(grid=(9, 9), window=(4, 4), shift=(1, 1), share=0.5, rule="optimal")
     n = len(plan.slot)
     large = torch.randn(3, 4, n, 2, 16, requires_grad=True)
@@ -93,7 +93,7 @@ def strided_error():
 
 
 def repeated():
-    """Return whether two runs give the same bits, for groups of one tile and of several, with several shares of the images."""
+    """Tell whether two runs give the same bits, for groups of one tile and of several, with shares of images."""
     found = []
     for window, share in (((6, 6), 0.5), ((12, 6), 1)):
         plan = plan_for(grid=(12, 6), window=window, shift=(0, 0), share=share, rule="tiles")
@@ -109,7 +109,7 @@ def repeated():
 
 
 def model_errors(*, architecture, img_size, rule, **sizes):
-    """Return the relative errors of a whole model's features and of the gradient of each parameter."""
+    """Compare a whole model with the reference: relative errors of its features and of each parameter's gradient."""
     torch.manual_seed(0)
     model = build(BackboneConfig(name=architecture, img_size=img_size, **sizes))
     with torch.no_grad():
@@ -129,7 +129,7 @@ def model_errors(*, architecture, img_size, rule, **sizes):
 
 
 def stack_errors(*, window):
-    """Return the relative errors of a stack of three masks against the reference one by one, and the tiles that a tile meets."""
+    """Compare a stack of three masks with the reference one by one: relative errors, and the tiles a tile meets."""
     spec = LayoutSpec(img_size=(18, 18), patch=(1, 1), unit=(2, 2), stages=(stage_of(window),), build=window_stages)
     generator = np.random.default_rng(0)
     masks = [(generator.permutation(81) < 40).reshape(9, 9) for _ in range(3)]
@@ -152,7 +152,7 @@ def stage_of(window):
 
 
 def refusals():
-    """Return what is said about a dtype that the kernel does not compute in."""
+    """Provoke what is said about a dtype that the kernel does not compute in."""
     plan = plan_for(grid=(4, 4), window=(2, 2), shift=(0, 0), share=1, rule="tiles")
     try:
         fused.fused_attention(torch.zeros(1, 16, 3, 1, 8, dtype=torch.float64), torch.zeros(9, 1), plan, 1.0)

@@ -1,4 +1,4 @@
-"""What the tests of the fused attention in clusters run in a process of their own, where Triton interprets its kernels."""
+"""What the tests of the fused attention in clusters run in their own process, where Triton interprets its kernels."""
 
 from functools import partial
 from unittest.mock import patch
@@ -32,13 +32,14 @@ def errors(
     dtype=torch.float32,
     device="cpu",
 ):
-    """Return, by part, the relative errors against the plain way in float64, with the order of the fused one."""
+    """Compare each part with the plain way in float64, with the order of the fused one: relative errors by part."""
     draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
     qkv = draw(images, tokens, 3, heads, dim).to(dtype).requires_grad_()
     weights = draw(2, images, tokens, heads, dim).to(dtype)
     weights = [None if only_beside else weights[0], weights[1] if beside else None]
     coords = torch.randint(14, (tokens, 2), generator=torch.Generator().manual_seed(0)).to(device)
     positions = rotation(coords, dim, dtype=torch.float32) if turn else None
+    # few parts per read make the kernel read in several rounds, which small cases would not need
     with patch.object(fused, "PARTS_PER_READ", parts_per_read):
         likeness = fused.fused_similarity(qkv, positions, mean_of_keys=mean_of_keys)
     order = likeness.argsort(dim=-1, stable=True)
@@ -46,6 +47,7 @@ def errors(
     assert (likeness.dtype, out.dtype, values.dtype) == (torch.float32, dtype, dtype)
     got = [likeness, out, values, _gradient([out, values], qkv, weights)]
 
+    # by the order found above: rounding may sort near-ties otherwise, and would hide the errors of the rest
     exact = qkv.detach().double().requires_grad_()
     q, k, v = exact.unbind(2) if positions is None else turned(exact, positions.double())
     likeness = similarity(q, k, global_token="k" if mean_of_keys else "q")
@@ -61,13 +63,13 @@ def _gradient(outs, qkv, weights):
 
 
 def half_errors(**case):
-    """Return `errors` in bf16."""
+    """Measure `errors` in bf16."""
     with products_of_bf16():
         return errors(dtype=torch.bfloat16, **case)
 
 
 def strided_error():
-    """Return the error for a ``qkv`` that is a piece of a larger tensor, parts outermost, and for transposed gradients."""
+    """Try a ``qkv`` that is a piece of a larger tensor, parts outermost, and transposed gradients: the error."""
     tokens, clusters = 21, 3
     large = torch.randn(3, 4, tokens, 2, 16, requires_grad=True)
     weights = torch.randn(2, 2, 16, tokens, 2).permute(0, 4, 3, 1, 2).unbind(0)
@@ -82,7 +84,7 @@ def strided_error():
 
 
 def repeated():
-    """Return the bits' equality in two runs, for clusters of one tile and of several."""
+    """Tell whether two runs give the same bits, for clusters of one tile and of several."""
     return [_same_twice(tokens=tokens, clusters=2) for tokens in (48, 140)]
 
 
@@ -97,7 +99,7 @@ def _same_twice(*, tokens, clusters):
 
 
 def equal_tokens_error():
-    """Return the error where all keys of a head are alike: clusters are then tokens in their order."""
+    """Measure the error where all keys of a head are alike: clusters are then tokens in their order."""
     qkv = torch.randn(1, 40, 3, 2, 16)
     qkv[:, :, 1] = qkv[:, :1, 1]
     out, _ = fused.fused_cluster_attention(qkv, None, num_clusters=2)
@@ -106,7 +108,10 @@ def equal_tokens_error():
 
 
 def model_errors(*, architecture, visible=None, convolutions=False, **options):
-    """Return by name the relative errors of a whole model's features and of the gradient of each parameter, by kernels of attention and perhaps of convolutions."""
+    """Compare a whole model by kernels, of attention and perhaps of convolutions, with the plain one.
+
+    The errors are relative, and by name: of its features and of the gradient of each parameter.
+    """
     model = small(architecture, img_size=(64, 96), **options).float()
     x = random_images(64, 96).float()
     forward = lambda: model.forward_features(x)  # noqa: E731
@@ -128,7 +133,7 @@ def model_errors(*, architecture, visible=None, convolutions=False, **options):
 
 
 def refusals():
-    """Return what is said about a dtype that the kernels do not compute in."""
+    """Provoke what is said about a dtype that the kernels do not compute in."""
     try:
         fused.fused_cluster_attention(torch.zeros(1, 4, 3, 1, 8, dtype=torch.float64), None, num_clusters=2)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Run the fused depthwise convolution beside the plain one and print, per case, how far apart they are, as JSON.
 
-A program of its own, started with TRITON_INTERPRET=1: Triton asks for its interpreter when a kernel is defined, and in a
-process of many tests somebody else may have imported it before.
+A program of its own, started with TRITON_INTERPRET=1: Triton asks for its interpreter when a kernel is defined, and in
+a process of many tests somebody else may have imported it before.
 """
 
 import json
@@ -44,7 +44,10 @@ PARTS = ("output", "gradient of x", "gradient of the weight", "gradient of the b
 
 
 def distances(*, grid, side, channels, residual=True, bias=True, dtype=torch.float32, runs=1, wider=1):
-    """Return the largest relative difference of each part from the plain convolution in float64, and whether all runs agree in every bit."""
+    """Compare the fused convolution with the plain one in float64, and its runs with each other.
+
+    Gives the largest relative difference of each part, and whether all runs agree in every bit.
+    """
     torch.manual_seed(0)
     grid = GRIDS[grid]()
     conv = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels, bias=bias)

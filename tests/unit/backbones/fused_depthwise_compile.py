@@ -19,7 +19,7 @@ NUMBERS = {"rows": "i32", "channels": "i32", "windows": "*i64"} | dict.fromkeys(
 
 
 def compiled(kernel, capability, types, **constants):
-    """Return the target that a kernel's assembly names."""
+    """Compile a kernel for GPUs of a ``capability`` and read the target that its assembly names."""
     source = ASTSource(fn=kernel, signature={**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
     found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
     assert found.asm["cubin"]

@@ -1,4 +1,7 @@
-"""A process in which Triton interprets kernels: they are bound to the interpreter or the compiler when they are imported."""
+"""A process in which Triton interprets kernels.
+
+They are bound to the interpreter or the compiler when they are imported.
+"""
 
 import importlib
 from concurrent.futures import ProcessPoolExecutor

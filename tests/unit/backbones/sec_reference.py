@@ -1,4 +1,7 @@
-"""The SEC backbones on whole maps in the plainest way, with zeros where nothing is visible: what visible tokens must equal."""
+"""The SEC backbones on whole maps in the plainest way, with zeros where nothing is visible.
+
+What runs on visible tokens must equal it.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,10 @@ from backbones.sec.stage import ConvDownsample, ConvStem
 
 
 def dense_reference(model, x, visible, *, run_block=None):
-    """The visible units of the last map; ``run_block`` (block, map, which places are seen) runs blocks of other networks."""
+    """Encode the visible units: their places in the last map.
+
+    ``run_block`` (block, map, which places are seen) runs blocks of other networks.
+    """
     x = _stem(model.patch_embed, x * _seen(x, visible), visible)
     for stage in model.layers:
         if stage.downsample is not None:

@@ -1,4 +1,7 @@
-"""torch.compile takes the visible forward and exact windows whole (in a process without the shape checks, which break it)."""
+"""torch.compile takes the visible forward and exact windows whole.
+
+It does so in a process without the shape checks, which break it.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"""SecViT in and out of files: a backbone folder loads after `import backbones`, published checkpoints of both versions import."""
+"""SecViT in and out of files.
+
+A backbone folder loads after `import backbones`, and published checkpoints of both versions import.
+"""
 
 import subprocess
 import sys

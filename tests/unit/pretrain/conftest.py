@@ -25,7 +25,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def micro(shards, tmp_path):
-    """Return a function from changes of sections to a micro recipe: 64 px, two micro-batches of 4, 6 steps."""
+    """Make a micro recipe, with changes of its sections: 64 px, two micro-batches of 4, 6 steps."""
     base = PretrainConfig(
         data=DataConfig(
             shards=(str(shards),), batch_size=8, micro_batch_size=4, workers=0, window_shards=1, window_samples=16

@@ -14,7 +14,7 @@ from pretrain.replay import replay
 
 @dataclasses.dataclass(frozen=True)
 class Whitening:
-    """Builds what the real builder does, but for one micro-batch whose first picture is white."""
+    """Builds what the real builder does, but for one micro-batch whose first image is white."""
 
     builder: object
 
@@ -26,7 +26,7 @@ class Whitening:
 
 
 def build_fragile_model(config, **options):
-    """A network that does not stand a white picture."""
+    """A network that fails on a white image."""
     model = build_model(config, **options)
 
     def explode(module, inputs, output):

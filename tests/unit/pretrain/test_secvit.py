@@ -27,7 +27,7 @@ OPTIONS = {
 
 @pytest.fixture
 def secvit(micro):
-    """Return a function from options of SEC and other changes to a micro recipe of SecViT."""
+    """Make a micro recipe of SecViT, with options of SEC and other changes."""
 
     def change(options=None, **sections):
         config = micro(backbone={"name": "secvit_tiny", "num_heads": (2, 2, 4, 4), "window": None}, **sections)

@@ -1,4 +1,4 @@
-"""The list of the zoo: there in no time, and its sizes are those that are counted."""
+"""The list of the zoo: it is shown without torch, and its sizes are those that are counted."""
 
 import subprocess
 import sys

@@ -1,6 +1,7 @@
 """The fused attention in clusters equals the plain one, values and gradients, run by Triton's interpreter on a CPU.
 
-Kernels are bound to the interpreter or the compiler when they are imported, so they are interpreted in a process of their own.
+Kernels are bound to the interpreter or the compiler when they are imported, so they are interpreted in a process of
+their own.
 """
 
 import subprocess

@@ -23,7 +23,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="no Triton
 
 
 def outcome(program, folder, **environment):
-    """Return the last line, as JSON, of a program that has its own Triton."""
+    """Run a program that has its own Triton and read its last line, which is JSON."""
     here = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/unit/backbones" / program)],

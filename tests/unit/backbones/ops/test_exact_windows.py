@@ -14,7 +14,7 @@ NAMES = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]
 
 
 def pair(name, **kwargs):
-    """Return timm's own model and one with exact windows, with the same lively weights."""
+    """Two models to compare, timm's own and one with exact windows, with the same weights, none of them at zero."""
     torch.manual_seed(0)
     plain = timm.create_model(name, **SIZES, **kwargs).eval()
     with torch.no_grad():

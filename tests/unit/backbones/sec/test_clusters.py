@@ -1,4 +1,4 @@
-"""The picture of clusters and groups: what it shows is what the networks compute."""
+"""The drawing of clusters and groups: what it shows is what the networks compute."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""SEC-FasterViT, a reconstruction: convolutions first, attention in clusters after, sizes that follow from the design."""
+"""SEC-FasterViT, a reconstruction: convolutions, then attention in clusters, and sizes that follow from the design."""
 
 import pytest
 import timm

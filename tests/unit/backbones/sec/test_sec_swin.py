@@ -1,4 +1,7 @@
-"""SEC-Swin is timm's Swin with another attention: the same parameters but the bias tables, the same numbers in one window."""
+"""SEC-Swin is timm's Swin with another attention.
+
+It has the same parameters but the bias tables, and gives the same numbers in one window.
+"""
 
 import pytest
 import timm

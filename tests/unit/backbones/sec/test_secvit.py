@@ -52,7 +52,7 @@ PUBLISHED = {
 
 
 def small(name="secvit_tiny", *, seed=0, **changes):
-    """Return a narrow network in float64 with nothing at a value that would hide a mistake."""
+    """Make a narrow network in float64 with nothing at a value that would hide a mistake."""
     torch.manual_seed(seed)
     model = timm.create_model(name, **{**SMALL, "num_classes": 0, **changes}).double().eval()
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Proofs that any backbone on visible tokens must pass, for the SEC backbones; in float64, where near-ties cannot break a sort."""
+"""Proofs that any backbone on visible tokens must pass, for the SEC backbones.
+
+In float64, where near-ties cannot break a sort.
+"""
 
 import numpy as np
 import pytest
@@ -92,7 +95,7 @@ OPTIONS = [("secvit_tiny", options) for options in ABLATIONS.values()] + [
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("ratio", [0.5, 0.75])
 def test_masked_pixels_change_exactly_nothing(name, options, ratio):
-    """Not even where they are no numbers, and not through the stem, whose last layer reads 7 pixels over a unit's edge."""
+    """Not even where they are NaN, and not through the stem, whose last layer reads 7 pixels over a unit's edge."""
     model = small(name, img_size=(96, 160), **options).float().train()
     layout, visible = layout_for(model, ratio=ratio)
     x = images(96, 160).float()

@@ -89,6 +89,7 @@ def test_plans_let_a_token_see_its_window_and_a_padding_slot_itself(case, rule, 
                     for j in range(size):
                         first, second = group * size + i, group * size + j
                         index = plan.bias_index[group, i, j]
+                        # padding sees itself alone: a softmax over nothing would not be finite
                         if first in padding or second in padding:
                             assert (index != plan.masked) == (i == j)
                             continue

@@ -19,7 +19,10 @@ from pretrain.model.memory import explain_out_of_memory, is_out_of_memory, probe
     ],
 )
 def test_running_out_names_the_micro_batch_size_the_peak_and_what_to_try(error, micro):
-    said = r"data\.micro-batch-size 4, peak \d+\.\d\d GiB; try a smaller.*mim\.activation-gib, which recomputes blocks \(it is None\)"
+    said = (
+        r"data\.micro-batch-size 4, peak \d+\.\d\d GiB; try a smaller.*mim\.activation-gib, "
+        r"which recomputes blocks \(it is None\)"
+    )
     with pytest.raises(ValueError, match=said), explain_out_of_memory(micro()):
         raise error
 
