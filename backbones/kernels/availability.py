@@ -1,4 +1,4 @@
-"""Whether our own Triton kernels compute something, or PyTorch's operations: one decision for all kernels chosen without asking."""
+"""Choose between our own Triton kernels and PyTorch's operations: one decision for all that users do not choose."""
 
 from functools import lru_cache
 from importlib.util import find_spec
@@ -11,10 +11,10 @@ _SINCE = (8, 0)
 
 
 def takes_kernels(x: Tensor, *dtypes: torch.dtype) -> bool:
-    """Return whether ``x``, and what is computed from it in the types ``dtypes``, is for our kernels.
+    """Decide whether ``x``, and what is computed from it in the types ``dtypes``, goes to our kernels.
 
-    It is on a GPU with Triton, in types of 32 bits at most, where no compiler or exporter reads the operations: compilers
-    fuse what they can read.
+    It does on a GPU with Triton, in types of 32 bits at most, where no compiler or exporter reads the operations:
+    compilers fuse what they can read.
     """
     if not x.is_cuda or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return False
@@ -24,7 +24,7 @@ def takes_kernels(x: Tensor, *dtypes: torch.dtype) -> bool:
 @torch.compiler.assume_constant_result
 @lru_cache
 def has_kernels(device: torch.device) -> bool:
-    """Return whether our kernels run on a device: a GPU that is new enough, with Triton."""
+    """Whether our kernels run on a device: a GPU that is new enough, with Triton."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     return torch.cuda.get_device_capability(device) >= _SINCE

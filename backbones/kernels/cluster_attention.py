@@ -5,8 +5,9 @@ the attended tokens and back. Positions, and what is one number per token and he
 
                       forward  backward    in bf16 with rotary positions
     plain                  44        41    what PyTorch's operations read and write, summed
-    fused                   6         9    forward: keys for their mean, keys for the cosine, q, k, v, output; backward: q,
-                                           k, v, output, its gradient and one of values from elsewhere, three written
+    fused                   6         9    forward: keys for their mean, keys for the cosine, q, k, v, output;
+                                           backward: q, k, v, output, its gradient and one of values from elsewhere,
+                                           three written
     in several tiles        6        14    queries and keys have a kernel each, which read five alike
 
 In fp32 the plain way takes 23 and 29. The other reader of the values takes them as a part of ``qkv``, without a copy.
@@ -48,7 +49,9 @@ def fused_cluster_attention(
     num_clusters: int,
     mean_of_keys: bool = True,
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
-    """Return attention inside clusters of queries and keys turned by ``turn``, and the values, for other readers.
+    """Cluster the tokens by their keys and attend inside clusters, with queries and keys turned by ``turn``.
+
+    The values come out beside the attended ones, for other readers.
 
     Clusters are intervals of the tokens sorted by :func:`fused_similarity`.
 
@@ -62,7 +65,7 @@ def fused_cluster_attention(
 def fused_similarity(
     qkv: Float[Tensor, "b n 3 h d"], turn: Float[Tensor, "n f 2"] | None, *, mean_of_keys: bool = True
 ) -> Float[Tensor, "b h n"]:
-    """Return the cosine between each turned key and the mean of all keys (or queries) of its head, in fp32."""
+    """Score each token for the sort: the cosine of its turned key to the mean key (or query) of its head, in fp32."""
     qkv = _checked(qkv.detach())
     images, num_tokens, _, num_heads, dim = qkv.shape
     num_parts = triton.cdiv(num_tokens, TOKENS_PER_SUM)
@@ -72,7 +75,7 @@ def fused_similarity(
     stride_b, stride_n, _, stride_h, _ = qkv.stride()
     sizes = (stride_b, stride_n, stride_h, num_tokens, num_heads, num_parts)
     known = {"WITH_TURN": turn is not None, "DIM": dim, "BLOCK": TOKENS_PER_TILE, "BLOCK_D": padded_dim(dim)}
-    turn = sums if turn is None else turn.contiguous()
+    turn = sums if turn is None else turn.contiguous()  # a kernel takes some pointer, and reads none without a turn
     with torch.cuda.device_of(qkv):  # whichever GPU is the current one
         kernels.sum_parts[num_heads * num_parts, images](
             keys if mean_of_keys else qkv, turn, sums, *sizes, CHUNK=TOKENS_PER_SUM, enable_fp_fusion=True, **known
@@ -90,7 +93,7 @@ def attention_in_order(
     *,
     num_clusters: int,
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
-    """Return attention inside intervals of ``order``, whose lengths differ by one at most, and the values."""
+    """Attend inside intervals of ``order``, whose lengths differ by one at most; the values come out, too."""
     num_clusters = min(num_clusters, qkv.shape[1])
     turn = None if turn is None else turn.contiguous()
     found: Any = _ClusterAttention.apply(_checked(qkv), turn, order.contiguous(), num_clusters)
@@ -157,7 +160,7 @@ class _Sizes(NamedTuple):
 
 
 def _launch(qkv: Tensor, turn: Tensor | None, num_clusters: int) -> tuple[tuple[int, int], _Sizes, dict[str, Any]]:
-    """Return the grid of programs, their numbers, and what kernels are compiled for and how."""
+    """Choose tiles for a launch: the grid of programs, their numbers, and what kernels are compiled for and how."""
     images, num_tokens, _, num_heads, dim = qkv.shape
     exact = qkv.dtype == torch.float32
     largest = triton.cdiv(num_tokens, num_clusters)

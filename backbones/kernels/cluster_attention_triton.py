@@ -1,14 +1,15 @@
-"""Triton kernels of attention inside clusters, on tokens where they lie: no sorted copies, no turned copies, no padding slots.
+"""Triton kernels of attention inside clusters, on tokens where they lie: no copies, sorted or turned, and no padding.
 
-A cluster is an interval of ranks, and ``order`` says whose rank it is. A program computes one *tile*: BLOCK queries of a
-cluster against BLOCK keys. It reads their rows of ``qkv``, turns them by their positions on the way (WITH_TURN), and writes
-rows of results; gradients are turned back on their way. Each row is written by one program, and each sum has a fixed
-order, so equal inputs give bit-equal results.
+A cluster is an interval of ranks, and ``order`` says whose rank it is. A program computes one *tile*: BLOCK queries of
+a cluster against BLOCK keys. It reads their rows of ``qkv``, turns them by their positions on the way (WITH_TURN), and
+writes rows of results; gradients are turned back on their way. Each row is written by one program, and each sum has a
+fixed order, so equal inputs give bit-equal results.
 
-Legend: b images, n tokens, h heads, d (DIM) channels per head, f = d/2 angles, G clusters, B tiles that the largest cluster
-takes, p parts of CHUNK tokens.
+Legend: b images, n tokens, h heads, d (DIM) channels per head, f = d/2 angles, G clusters, B tiles that the largest
+cluster takes, p parts of CHUNK tokens.
 
-    qkv, dqkv [b, n, 3, h, d]   turn [n, f, 2]: cosines and sines, fp32   order [b, h, n]: token of each rank, least alike first
+    qkv, dqkv [b, n, 3, h, d]   turn [n, f, 2]: cosines and sines, fp32
+    order [b, h, n]: token of each rank, least alike first
     out, grad [b, n, h, d]   beside [b, n, h, d]: a gradient that values have from elsewhere (WITH_BESIDE)
     lse [b, h, n]: log of the sum of exponentials, fp32   sums [b, h, p, d], likeness [b, h, n]: fp32
     qkv may have any strides but one channel after the other; all else is contiguous.
@@ -23,19 +24,22 @@ from backbones.kernels.rows import read_rows, score_gradient, write_rows
 
 constexpr = tl.constexpr
 VARYING: Any = ["num_tokens", "num_clusters", "num_tiles", "num_parts"]
-"""Numbers that change with the mask or the image: compiling for those that 16 divides, too, would compile in the middle of training."""
+"""Numbers that change with the mask or the image.
+
+Compiling for those that 16 divides, too, would compile in the middle of training.
+"""
 
 
 @triton.jit
 def _place(num_heads, num_tiles):
-    """Return head, cluster, tile of the cluster and image of a program in the grid (h * B * G, b)."""
+    """Work of a program in the grid (h * B * G, b): its head, cluster, tile of the cluster and image."""
     tiles = tl.program_id(0) // num_heads
     return tl.program_id(0) % num_heads, tiles // num_tiles, tiles % num_tiles, tl.program_id(1).to(tl.int64)
 
 
 @triton.jit
 def _tokens(order, image, head, cluster, tile, num_tokens, num_heads, num_clusters, BLOCK: constexpr):
-    """Return the tokens of a tile, negative for what is none. Clusters are intervals whose lengths differ by one at most."""
+    """Look up the tokens of a tile, negative for what is none. Lengths of clusters differ by one at most."""
     cluster = cluster.to(tl.int64)
     start, end = cluster * num_tokens // num_clusters, (cluster + 1) * num_tokens // num_clusters
     rank = start + tile * BLOCK + tl.arange(0, BLOCK)
@@ -44,7 +48,7 @@ def _tokens(order, image, head, cluster, tile, num_tokens, num_heads, num_cluste
 
 @triton.jit
 def _turned(rows, turn, tokens, sense, WITH_TURN: constexpr, DIM: constexpr, BLOCK_D: constexpr):
-    """Return ``rows`` [BLOCK, BLOCK_D] in fp32, pairs of features turned by the tokens' positions, or back (``sense`` -1)."""
+    """Turn the pairs of features of ``rows`` [BLOCK, BLOCK_D] by tokens' positions, or back (``sense`` -1), in fp32."""
     rows = rows.to(tl.float32)
     if WITH_TURN:
         turns = read_rows(turn, tokens, tokens, DIM, DIM, BLOCK_D)
@@ -57,7 +61,7 @@ def _turned(rows, turn, tokens, sense, WITH_TURN: constexpr, DIM: constexpr, BLO
 
 @triton.jit
 def _read_turned(rows, turn, tokens, stride, WITH_TURN: constexpr, DIM: constexpr, BLOCK_D: constexpr):
-    """Return the tokens' queries or keys [BLOCK, BLOCK_D], turned, in their type."""
+    """Read the tokens' queries or keys [BLOCK, BLOCK_D], turned, in their type."""
     read = read_rows(rows, tokens, tokens, stride, DIM, BLOCK_D)
     return _turned(read, turn, tokens, 1, WITH_TURN, DIM, BLOCK_D).to(read.dtype)
 
@@ -67,7 +71,7 @@ def _read_query(
     qkv, turn, out, grad, lse, tokens, image, head, stride_b, stride_n, stride_h, num_tokens, num_heads,
     WITH_TURN: constexpr, DIM: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
-    """Return what the backward needs of queries; a weight of what is no token is exp(-inf) = 0."""
+    """Read what the backward needs of queries; a weight of what is no token is exp(-inf) = 0."""
     q = _read_turned(qkv + image * stride_b + head * stride_h, turn, tokens, stride_n, WITH_TURN, DIM, BLOCK_D)
     first = (image * num_tokens * num_heads + head) * DIM
     o = read_rows(out + first, tokens, tokens, num_heads * DIM, DIM, BLOCK_D)
@@ -81,7 +85,7 @@ def _read_key(
     qkv, turn, tokens, image, head, stride_b, stride_n, stride_part, stride_h,
     WITH_TURN: constexpr, DIM: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
-    """Return the tokens' keys and values; the bias of their scores is minus infinity for what is no token."""
+    """Read the tokens' keys and values, and a bias of their scores: minus infinity for what is no token."""
     rows = qkv + image * stride_b + head * stride_h
     k = _read_turned(rows + stride_part, turn, tokens, stride_n, WITH_TURN, DIM, BLOCK_D)
     v = read_rows(rows + 2 * stride_part, tokens, tokens, stride_n, DIM, BLOCK_D)
@@ -125,6 +129,7 @@ def forward(
     head, cluster, tile, image = _place(num_heads, num_tiles)
     tokens_q = _tokens(order, image, head, cluster, tile, num_tokens, num_heads, num_clusters, BLOCK)
     q = _read_turned(qkv + image * stride_b + head * stride_h, turn, tokens_q, stride_n, WITH_TURN, DIM, BLOCK_D)
+    # softmax without all scores at once: sums so far shrink whenever a higher score than the highest turns up
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, BLOCK_D], tl.float32)
@@ -134,9 +139,8 @@ def forward(
             qkv, turn, tokens_k, image, head, stride_b, stride_n, stride_part, stride_h, WITH_TURN, DIM, BLOCK_D
         )
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias
-        new_highest = tl.maximum(
-            highest, tl.max(scores, axis=1)
-        )  # of a number from the first tile on: no cluster is empty
+        # a number from the first tile on: no cluster is empty
+        new_highest = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.exp(scores - new_highest[:, None])
         shrunk = tl.exp(highest - new_highest)
         total = total * shrunk + tl.sum(weights, axis=1)
@@ -156,6 +160,7 @@ def backward_of_small_clusters(
     PRECISION: constexpr,
 ):  # fmt: skip
     """All gradients of a cluster that is one tile. Grid: (h * G, b)."""
+    # the tile's queries meet its own keys only, so that one reading of both serves all three gradients
     head, cluster, tile, image = _place(num_heads, num_tiles)
     tokens = _tokens(order, image, head, cluster, tile, num_tokens, num_heads, num_clusters, BLOCK)
     q, o, do, l = _read_query(
@@ -235,7 +240,7 @@ def _read_part(
     qkv, turn, image, head, first, stride_b, stride_n, stride_h, num_tokens,
     WITH_TURN: constexpr, DIM: constexpr, BLOCK: constexpr, BLOCK_D: constexpr,
 ):  # fmt: skip
-    """Return ``BLOCK`` tokens from ``first`` on, negative for what is none, and their rows, turned, in fp32."""
+    """Read ``BLOCK`` tokens from ``first`` on, negative for what is none, and their rows, turned, in fp32."""
     token = first + tl.arange(0, BLOCK)
     token = tl.where(token < num_tokens, token, -1).to(tl.int64)
     rows = read_rows(qkv + image * stride_b + head * stride_h, token, token, stride_n, DIM, BLOCK_D)

@@ -4,11 +4,11 @@ A program reads its tokens' neighbours where they lie, through the grid's table.
 of tiles with their surroundings and no gather, and bias and residual cost no pass. Products are added up in fp32.
 Gradients of weights are sums over parts of the tokens, added up in one order: equal from run to run.
 
-Importing this file imports Triton, which Linux has only: ``backbones.ops.submanifold`` asks before. Shapes are in comments
-rather than annotations, since the tests wrap what is annotated, and Triton compiles a function's own source.
+Importing this file imports Triton, which Linux has only: ``backbones.ops.submanifold`` asks before. Shapes are in
+comments rather than annotations, since the tests wrap what is annotated, and Triton compiles a function's own source.
 
-Legend: b batch, n tokens, r = b n rows, c channels, s side of the kernel, m tiles, h w sides of a tile, p q the same with
-the tokens around, t taps: s s of the kernel and one for the bias, rounded up to a power of 2, g parts of the rows.
+Legend: b batch, n tokens, r = b n rows, c channels, s side of the kernel, m tiles, h w sides of a tile, p q the same
+with the tokens around, t taps: s s of the kernel and one for the bias, rounded up to a power of 2, g parts of the rows.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ _INDICES = ("windows",)
 
 
 def fused_depthwise(conv: nn.Conv2d, x: Tensor, grid: TokenGrid, *, residual: bool, dtype: torch.dtype) -> Tensor:
-    """Return [b n c], of type ``dtype``: a depthwise convolution of stride 1 at every token of ``x`` [b n c], and ``x`` if ``residual``."""
+    """Convolve ``x`` [b n c] depthwise, stride 1, at every token, into ``dtype``; ``residual`` adds ``x`` itself."""
     out: Any = _FusedDepthwise.apply(x, conv.weight, conv.bias, grid, residual, dtype)
     return out
 
@@ -92,11 +92,12 @@ def _convolved(
 
 
 def _summed_gradients(x: Tensor, grad: Tensor, weight: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the weight and of the bias."""
+    """Sum the gradients of the weight and of the bias over all rows, in fp32."""
     (batch, tokens, channels), side = x.shape, weight.shape[-1]
     rows, block = batch * tokens, min(_GRADIENT_CHANNELS, triton.next_power_of_2(channels))
     taps = triton.next_power_of_2(side * side + 1)
     step = max(1, _GRADIENT_SIZE // (taps * _GRADIENT_CHANNELS))
+    # parts follow from sizes alone, so that sums have one order
     part_rows = triton.cdiv(max(_LEAST_ROWS, triton.cdiv(rows, _MOST_PARTS)), step) * step
     parts = triton.cdiv(rows, part_rows)
     sums = torch.empty(parts, taps, channels, dtype=torch.float32, device=x.device)
@@ -116,13 +117,13 @@ def _summed_gradients(x: Tensor, grad: Tensor, weight: Tensor, grid: TokenGrid) 
 
 
 def _even_rows(x: Tensor) -> Tensor:
-    """Return ``x`` [b n c], or a copy unless channels lie together and all rows equally far apart, as in a part of wider rows."""
+    """Copy ``x`` [b n c] unless channels lie together and all rows equally far apart, as in a part of wider rows."""
     even = x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1)
     return x if even else x.contiguous()
 
 
 def _geometry(x: Tensor, grid: TokenGrid) -> tuple[Any, ...]:
-    """Return the table of neighbours and the numbers that say how it lies."""
+    """Describe the grid to kernels: the table of neighbours and the numbers that say how it lies."""
     (height, width), windows = grid.tile, grid.windows
     reach = 0 if windows is None else (windows.shape[1] - height) // 2
     table = x if windows is None else windows.contiguous()
@@ -130,13 +131,13 @@ def _geometry(x: Tensor, grid: TokenGrid) -> tuple[Any, ...]:
 
 
 def _device(x: Tensor) -> Any:
-    """Return a context in which kernels start on the device of ``x``: Triton takes the current one (none in its interpreter)."""
+    """Context to start kernels on the device of ``x``: Triton takes the current one (none in its interpreter)."""
     return torch.cuda.device_of(x)
 
 
 @triton.jit
 def _neighbour(windows, token, wanted, down, right, tokens, height, width, reach, whole: tl.constexpr):
-    """Return the token so many rows down and columns to the right of ``token``, and whether there is one."""
+    """Find the token so many rows down and columns to the right of ``token``, and whether there is one."""
     place = token % (height * width)
     row, col = place // width + down, place % width + right
     if whole:
@@ -225,6 +226,7 @@ def _sum_gradients(
     down, right = (tap // side - side // 2)[None], (tap % side - side // 2)[None]
     is_bias = (tap == side * side)[None, :, None]
     total = tl.zeros((block_rows, num_taps, block_channels), tl.float32)
+    # one running sum for each row of a block: adding rows up once, after the loop, is cheaper than in every step
     for start in range(0, part_rows, block_rows):
         row = part * part_rows + start + tl.arange(0, block_rows)
         is_row = row < rows

@@ -1,5 +1,6 @@
-"""What the kernels of attention share: the rows of tokens, read and written where they lie, the gradient of scores, and how
-kernels are compiled.
+"""What the kernels of attention share.
+
+The rows of tokens, read and written where they lie, the gradient of scores, and how kernels are compiled.
 
 Legend: BLOCK tokens of a tile, d (DIM) channels per head, BLOCK_D channels of a tile's rows.
 """
@@ -16,10 +17,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def tile_options(dtype: torch.dtype, *, dim: int, block: int) -> dict[str, Any]:
-    """Return what kernels on tiles of ``block`` tokens are compiled for and how.
+    """Compile options of kernels on tiles of ``block`` tokens.
 
-    fp32 is multiplied as torch's matmul does it. Exact fp32 products run on no tensor core, where twice the warps halve a
-    thread's registers (no spills); with tensor cores more warps than 16 rows each would only repeat work.
+    fp32 is multiplied as torch's matmul does it. Exact fp32 products run on no tensor core, where twice the warps halve
+    a thread's registers (no spills); with tensor cores more warps than 16 rows each would only repeat work.
     """
     exact = dtype == torch.float32
     return {
@@ -34,13 +35,13 @@ def tile_options(dtype: torch.dtype, *, dim: int, block: int) -> dict[str, Any]:
 
 
 def padded_dim(dim: int) -> int:
-    """Return the channels of a tile's rows: a tensor core's product wants 16, and Triton a power of 2."""
+    """Round channels up to the width of a tile's rows: a tensor core's product wants 16, and Triton a power of 2."""
     return max(16, triton.next_power_of_2(dim))
 
 
 @triton.jit
 def read_rows(rows, tokens, present, stride, DIM: constexpr, BLOCK_D: constexpr):
-    """Return the tokens' rows [BLOCK, BLOCK_D]; zero where ``present`` is negative, and beyond the channels."""
+    """Read the tokens' rows [BLOCK, BLOCK_D]; zero where ``present`` is negative, and beyond the channels."""
     channel = tl.arange(0, BLOCK_D)
     mask = (present >= 0)[:, None] & (channel < DIM)[None, :]
     return tl.load(rows + tokens[:, None] * stride + channel[None, :], mask=mask, other=0.0)
@@ -57,10 +58,10 @@ def write_rows(rows, values, tokens, present, stride, DIM: constexpr, BLOCK_D: c
 
 @triton.jit
 def score_gradient(q, k, v, out, grad, lse, bias, scale, PRECISION: constexpr):
-    """Return the weights and the gradient of the scores (bias added), both [BLOCK, BLOCK] in fp32.
+    """Recompute the weights and from them the gradient of the scores (bias added), both [BLOCK, BLOCK] in fp32.
 
-    Softmax: d score = weight * (d weight - sum of weight * d weight), and that sum is the product of a row of ``out`` with
-    its gradient.
+    Softmax: d score = weight * (d weight - sum of weight * d weight), and that sum is the product of a row of ``out``
+    with its gradient.
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + bias
     weights = tl.exp(scores - lse[:, None])

@@ -1,8 +1,9 @@
 """Attention inside windows by Triton kernels that read and write tokens where they lie.
 
-What backward keeps: ``qkv``, the output (which the projection after it keeps anyway) and 4 bytes per token and head. The
-first import of Triton is here and in the kernels' file, so nothing else needs it. Compilers see one operator, so that nothing
-breaks their graphs; elsewhere operators would cost time, and the same functions are called by an ordinary one of autograd.
+What backward keeps: ``qkv``, the output (which the projection after it keeps anyway) and 4 bytes per token and head.
+The first import of Triton is here and in the kernels' file, so nothing else needs it. Compilers see one operator, so
+that nothing breaks their graphs; elsewhere operators would cost time, and the same functions are called by an ordinary
+one of autograd.
 
 Legend: b images, s masks of as many images each, n tokens, h heads, d channels per head, t rows of a bias table.
 """
@@ -26,7 +27,10 @@ kernels: Any = fused_attention_kernels
 INTERPRETED = not isinstance(kernels.forward, triton.JITFunction)
 """Whether the kernels are run by Triton's interpreter, as decided when they were imported."""
 PROGRAMS = 1024
-"""Programs that keep a GPU busy: where there would be more, each takes several images, and the gradients of scores take less memory."""
+"""Programs that keep a GPU busy.
+
+Where there would be more, each takes several images, and the gradients of scores take less memory.
+"""
 SLOTS_PER_SUM = 512
 """Slots that one program of the table's gradient goes through."""
 
@@ -34,9 +38,10 @@ SLOTS_PER_SUM = 512
 def fused_attention(
     qkv: Float[Tensor, "b n 3 h d"], table: Float[Tensor, "t h"], plan: GroupPlan, scale: float
 ) -> Float[Tensor, "b n h d"]:
-    """Return softmax(scale q k^T + bias) v over the tokens of each token's window.
+    """Attend inside windows: softmax(scale q k^T + bias) v over the tokens of each token's window.
 
-    The arrays of ``plan`` may have a first axis of s masks, for one equal part of the images each (``backbones.visible.stacking``).
+    The arrays of ``plan`` may have a first axis of s masks, for one equal part of the images each
+    (``backbones.visible.stacking``).
 
     Raises:
         UserError: the tensors are not on a GPU, or not of 16 or 32 bits.
@@ -75,7 +80,7 @@ class _FusedAttention(torch.autograd.Function):
 def _attend(
     qkv: Tensor, table: Tensor, indices: Sequence[Tensor], sizes: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the output [b, n, h, d] and the logarithms of the sums of exponentials [b, h, n]."""
+    """Run the forward kernel: the output [b, n, h, d] and the logarithms of the sums of exponentials [b, h, n]."""
     images, num_tokens, _, num_heads, dim = qkv.shape
     plan = _Indices(*indices)
     out = qkv.new_empty(images, num_tokens, num_heads, dim)
@@ -100,7 +105,7 @@ def _gradients(
     scale: float,
     with_table: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``qkv`` and, ``with_table``, of ``table``."""
+    """Run the backward kernels, for the gradients of ``qkv`` and, ``with_table``, of ``table``."""
     images, num_tokens, _, num_heads, dim = qkv.shape
     plan, (tile, key_tiles, *window) = _Indices(*indices), sizes
     per_mask = images // plan.num_masks
@@ -108,6 +113,7 @@ def _gradients(
     share_size = _share_size(per_mask, images=images, programs_per_image=num_heads * plan.num_tiles * key_tiles)
     shares = plan.num_masks * triton.cdiv(per_mask, share_size)
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    # every score's gradient, summed over the images of a share: what the table's gradient is collected from
     pairs = lse.new_empty(shares, num_heads, plan.num_slots if with_table else 0, key_tiles * tile)
     read = (qkv, table.detach().contiguous(), out, lse, grad.contiguous())
     slot = (plan.token, plan.window, plan.number, plan.tiles)
@@ -115,6 +121,7 @@ def _gradients(
     lengths = (*_strides(qkv), num_tokens, num_heads, plan.num_slots, plan.num_tiles, per_mask)
     constants = tile_options(qkv.dtype, dim=dim, block=tile)
     with torch.cuda.device_of(qkv):
+        # a tile that meets itself only has all that it meets at hand: one kernel reads it once for all gradients
         if key_tiles == 1:
             kernels.backward_of_lone_tiles[num_programs, shares](
                 *read, dqkv, pairs, *slot, *lengths, share_size, *around, WITH_TABLE=with_table, **constants
@@ -131,7 +138,7 @@ def _gradients(
 
 
 def _table_gradient(pairs: Tensor, table: Tensor, plan: "_Indices", window: Sequence[int]) -> Tensor:
-    """Return [t, h], the sum per relative position of the gradients of scores [s * p, h, S, keys]."""
+    """Sum the gradients of scores [s * p, h, S, keys] per relative position, into the table's gradient [t, h]."""
     pairs = pairs.unflatten(0, (plan.num_masks, -1))
     pairs = pairs[:, 0] if pairs.shape[1] == 1 else pairs.sum(1)
     num_rows, num_heads = table.shape
@@ -170,12 +177,12 @@ class _Indices(NamedTuple):
 
 
 def _share_size(per_mask: int, *, images: int, programs_per_image: int) -> int:
-    """Return the images that a program goes through, a function of sizes alone: sums have the same order everywhere."""
+    """Images for one program to go through, a function of sizes alone: sums have the same order everywhere."""
     return min(per_mask, max(1, images * programs_per_image // PROGRAMS))
 
 
 def _middle(table: Tensor) -> int:
-    """Return the row of the table that stands for no difference."""
+    """Row of the table that stands for no difference."""
     return table.shape[0] // 2
 
 

@@ -1,9 +1,9 @@
 """Semantic equitable clustering (arXiv 2405.13337): attention inside groups of tokens that are alike, all of one size.
 
-Tokens are sorted by the cosine between their key and a global token, and cut into intervals of equal length. No place in
-the image is involved, so visible tokens need no windows, no grouping and no padding. On a GPU with Triton kernels do this
-where the tokens lie (``backbones.kernels.cluster_attention``). Beside it the two ways with windows that the paper compares
-with, in a plain form: every score is computed, those between windows are masked.
+Tokens are sorted by the cosine between their key and a global token, and cut into intervals of equal length. No place
+in the image is involved, so visible tokens need no windows, no grouping and no padding. On a GPU with Triton kernels do
+this where the tokens lie (``backbones.kernels.cluster_attention``). Beside it the two ways with windows that the paper
+compares with, in a plain form: every score is computed, those between windows are masked.
 
 Legend: b batch, n tokens, c channels, h heads, d channels per head, f = d/2 angles, g clusters, s slots per cluster,
 w window shapes, m p rows.
@@ -66,7 +66,7 @@ class SecAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid, turn: Tensor | None = None) -> Float[Tensor, "b n c"]:
-        """Return the attended tokens of a grid; ``turn`` is :func:`rotation` of its coordinates."""
+        """Attend among the tokens of a grid; ``turn`` is :func:`rotation` of its coordinates."""
         out, v = self._attend(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), turn, grid)
         out = out.flatten(2)
         if self.lepe is not None:
@@ -76,12 +76,13 @@ class SecAttention(nn.Module):
     def _attend(
         self, qkv: Float[Tensor, "b n 3 h d"], turn: Tensor | None, grid: TokenGrid
     ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
-        """Return the attended values and, for their other reader, the values."""
+        """Attend in whichever way is set and fastest here; the values come out, too, for their other reader."""
         num_clusters = self.num_clusters
         if self.scale_clusters:
             num_clusters = num_clusters_for(grid.num_units, at_224=num_clusters)
         if self.partition is None and min(num_clusters, qkv.shape[1]) > 1 and takes_kernels(qkv):
-            from backbones.kernels.cluster_attention import fused_cluster_attention  # noqa: PLC0415 # imports Triton, which not every system has
+            # imports Triton, which not every system has
+            from backbones.kernels.cluster_attention import fused_cluster_attention  # noqa: PLC0415
 
             return fused_cluster_attention(qkv, turn, num_clusters=num_clusters, mean_of_keys=self.global_token == "k")
         q, k, v = qkv.unbind(2) if turn is None else turned(qkv, turn)
@@ -100,9 +101,10 @@ def cluster_attention(
     num_clusters: int,
     global_token: GlobalToken = "k",
 ) -> Float[Tensor, "b n h d"]:
-    """Return softmax(q k^T / sqrt(d)) v over the tokens of each token's cluster; one cluster is plain attention.
+    """Attend inside clusters: softmax(q k^T / sqrt(d)) v over each token's cluster; one cluster is plain attention.
 
-    Clusters follow from ``q`` and ``k`` as they come; attention is computed in the type of ``v``. Where ``num_clusters`` does not divide n, cluster sizes differ by one and the free slots are masked.
+    Clusters follow from ``q`` and ``k`` as they come; attention is computed in the type of ``v``. Where
+    ``num_clusters`` does not divide n, cluster sizes differ by one and the free slots are masked.
     """
     num_clusters = min(num_clusters, q.shape[1])
     if num_clusters <= 1:
@@ -122,7 +124,7 @@ def ordered_attention(
     *,
     num_clusters: int,
 ) -> Float[Tensor, "b n h d"]:
-    """Return attention inside clusters that are intervals of ``order``, the token of each rank; as :func:`cluster_attention`."""
+    """Attend as :func:`cluster_attention`, inside clusters that are intervals of ``order``, the token of each rank."""
     batch, num_tokens, heads, _ = q.shape
     slots = cluster_slots(num_tokens, num_clusters, device=q.device)
     image, head = (torch.arange(size, device=q.device) for size in (batch, heads))
@@ -130,10 +132,9 @@ def ordered_attention(
     slot = torch.arange(batch * heads, device=q.device)[:, None] * slots.rank.numel() + slots.slot
     place = torch.empty(sort.numel(), dtype=torch.int64, device=q.device).scatter_(0, sort.flatten(), slot.flatten())
     rows = sort.index_select(1, slots.rank).flatten() if slots.free is not None else sort.flatten()
+    # on a CPU one head to a cluster, so that attention's gradients lie as they are read next; GPUs' grids end at 65535
     groups = (batch * heads, num_clusters) if q.is_cuda else (batch * heads * num_clusters, 1)
-    q, k, v = (
-        _take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(*groups, -1, x.shape[-1]) for x in (q, k, v)
-    )  # on a CPU with one head to a cluster, so that attention's gradients lie as they are read next; GPUs' grids end at 65535
+    q, k, v = (_take(x.to(v.dtype).flatten(0, 2), rows, back=place).view(*groups, -1, x.shape[-1]) for x in (q, k, v))
     seen = None if slots.free is None else ~slots.free.repeat(batch * heads, 1).view(*groups, 1, -1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).flatten(0, 2)
     # the gradient of a free slot is zero, not that of the token whose copy it holds
@@ -144,21 +145,20 @@ def ordered_attention(
 def similarity(
     q: Float[Tensor, "b n h d"], k: Float[Tensor, "b n h d"], *, global_token: GlobalToken
 ) -> Float[Tensor, "b h n"]:
-    """Return the cosine between each key and the mean of all keys (or queries) of its head, in fp32 or better."""
+    """Score each token for the sort: the cosine of its key to its head's mean key (or query), in fp32 or better."""
     device = "cpu" if q.is_meta else q.device.type  # sizes are counted on the meta device, which knows no autocast
     with torch.no_grad(), torch.autocast(device, enabled=False):
         dtype = torch.promote_types(k.dtype, torch.float32)
         keys = k.to(dtype)
         mean = keys.mean(1) if global_token == "k" else q.to(dtype).mean(1)
-        product = (keys * F.normalize(mean, dim=-1)[:, None]).sum(
-            -1
-        )  # a product of matrices takes 4 times as long on a CPU
+        # a product of matrices takes 4 times as long on a CPU
+        product = (keys * F.normalize(mean, dim=-1)[:, None]).sum(-1)
         return (product / keys.norm(dim=-1).clamp_min(torch.finfo(dtype).tiny)).transpose(1, 2)
 
 
 @lru_cache(maxsize=4096)
 def num_clusters_for(num_units: int, *, at_224: int) -> int:
-    """Return how many clusters a stage gets that has ``at_224`` at 224 px (49 units), for ``num_units`` units of 32 px.
+    """Scale a stage's clusters with the image: from ``at_224`` at 224 px (49 units) to ``num_units`` units of 32 px.
 
     ``at_224`` times the divisor of ``num_units`` that is nearest, by ratio, to their 49th part; where even that is more
     than 2 times off, times that part rounded.
@@ -174,20 +174,20 @@ def num_clusters_for(num_units: int, *, at_224: int) -> int:
 def partition_attention(
     q: Float[Tensor, "b n h d"], k: Float[Tensor, "b n h d"], v: Float[Tensor, "b n h d"], *, groups: Int[Tensor, "w n"]
 ) -> Float[Tensor, "b n h d"]:
-    """Return attention between tokens of one group; the heads are shared out among the w ways to group."""
+    """Attend between tokens of one group; the heads are shared out among the w ways to group."""
     together: Bool[Tensor, "w n n"] = groups[:, :, None] == groups[:, None, :]
     shares = zip(*(x.transpose(1, 2).tensor_split(len(groups), dim=1) for x in (q, k, v)), together, strict=True)
     return torch.cat([F.scaled_dot_product_attention(*qkv, attn_mask=mask) for *qkv, mask in shares], 1).transpose(1, 2)
 
 
 def window_groups(coords: Int[Tensor, "n 2"], *, partition: Partition, side: int) -> Int[Tensor, "w n"]:
-    """Return the window of each token: squares of ``side`` tokens, or (cswin) stripes of ``side`` rows and of columns."""
+    """Number each token's window: squares of ``side`` tokens, or (cswin) stripes of ``side`` rows and of columns."""
     row, col = (coords // side).unbind(1)
     return torch.stack([row, col]) if partition == "cswin" else (row * (1 << 20) + col)[None]
 
 
 def rotation(coords: Int[Tensor, "n 2"], head_dim: int, *, dtype: torch.dtype) -> Float[Tensor, "n f 2"]:
-    """Return cosines and sines that turn pairs of features by a token's row (first half) and column (second half)."""
+    """Cosines and sines to turn pairs of features by a token's row (first half) and column (second half)."""
     quarter = head_dim // 4
     frequency = 10000.0 ** -torch.linspace(0, 1, quarter, dtype=dtype, device=coords.device)
     angle = (coords.to(dtype)[:, :, None] * frequency).flatten(1)
@@ -197,7 +197,7 @@ def rotation(coords: Int[Tensor, "n 2"], head_dim: int, *, dtype: torch.dtype) -
 def turned(
     qkv: Float[Tensor, "b n 3 h d"], turn: Float[Tensor, "n f 2"]
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
-    """Return queries and keys with their pairs of features turned, in fp32 or better, and the values as they are."""
+    """Split into queries and keys, their pairs of features turned, in fp32 or better, and the values as they are."""
     found: Any = _Turned.apply(qkv, turn)
     return found
 
@@ -224,7 +224,7 @@ class _Turned(torch.autograd.Function):
 
 
 def rotate(x: Float[Tensor, "b n h d"], turn: Float[Tensor, "n f 2"]) -> Float[Tensor, "b n h d"]:
-    """Return queries or keys with their pairs of features turned, in fp32 or better."""
+    """Turn the pairs of features of queries or keys, in fp32 or better."""
     pairs = x.to(turn.dtype).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # neither compilers nor ONNX know complex numbers
         (first, second), (cos, sin) = pairs.unbind(-1), turn[:, None].unbind(-1)
@@ -245,7 +245,7 @@ class ClusterSlots:
 
 
 def cluster_slots(num_tokens: int, num_clusters: int, *, device: torch.device) -> ClusterSlots:
-    """Return intervals of ranks whose lengths differ by one at most."""
+    """Cut the ranks of the sort into clusters, intervals whose lengths differ by one at most."""
     ranks = torch.arange(num_tokens, device=device)
     if num_tokens % num_clusters == 0:
         return ClusterSlots(rank=ranks, slot=ranks, free=None)

@@ -36,7 +36,7 @@ class Clusters:
 
 
 def load_network(backbone: str, *, img_size: Size, seed: int) -> nn.Module:
-    """Return the network of a backbone folder, or one by timm's name with random weights.
+    """Load the network of a backbone folder, or make one by timm's name with random weights.
 
     Raises:
         UserError: there is no such folder and no such architecture.
@@ -50,7 +50,7 @@ def load_network(backbone: str, *, img_size: Size, seed: int) -> nn.Module:
 
 
 def normalised(photograph: UInt8[np.ndarray, "p q 3"], model: nn.Module) -> Float[Tensor, "1 3 p q"]:
-    """Return a photograph as ``model`` expects it."""
+    """Normalise an image of bytes into the batch of one that ``model`` expects."""
     config: Any = model.pretrained_cfg
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     return (torch.from_numpy(photograph.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
@@ -58,7 +58,7 @@ def normalised(photograph: UInt8[np.ndarray, "p q 3"], model: nn.Module) -> Floa
 
 @torch.no_grad()
 def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
-    """Return the clusters of the first image in the last layer of every stage that has more than one.
+    """Observe the clusters of the first image in the last layer of every stage that has more than one.
 
     The model is in the mode that it was in, and without hooks, also where its forward fails.
 
@@ -72,6 +72,7 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
         if clusters is not None:
             found[stage] = clusters
 
+    # the stack undoes what is done to the caller's model; a later layer's clusters replace those of its stage
     with ExitStack() as after:
         after.callback(model.train, model.training)
         for stage, layers in enumerate(model.layers if isinstance(model, SecNetwork) else (), start=1):

@@ -1,8 +1,9 @@
-"""SEC-FasterViT (arXiv 2405.13337): FasterViT's convolutional stages 1 and 2, attention inside clusters in stages 3 and 4.
+"""SEC-FasterViT (arXiv 2405.13337): FasterViT's convolutional stages 1 and 2, attention in clusters in stages 3 and 4.
 
 This is a RECONSTRUCTION. The paper gives two sentences and no code: FasterViT's published design (arXiv 2306.06189) is
-kept, but its hierarchical attention, windows and carrier tokens with their embeddings, is replaced by SEC attention, with
-2 clusters in stage 3 and full attention in stage 4. Its parameter count is what follows from that; none is published.
+kept, but its hierarchical attention, windows and carrier tokens with their embeddings, is replaced by SEC attention,
+with 2 clusters in stage 3 and full attention in stage 4. Its parameter count is what follows from that; none is
+published.
 
 Legend: b batch, n o tokens, c d channels.
 """
@@ -47,12 +48,13 @@ def make_sec_faster_vit(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.2,
 ) -> SecNetwork:
-    """Return SEC-FasterViT; the arguments are those of ``backbones.sec.secvit.make_secvit``.
+    """Make SEC-FasterViT; the arguments are those of ``backbones.sec.secvit.make_secvit``.
 
     Raises:
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
+    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
     at_224 = CLUSTERS if clusters is None else clusters
     check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
     check_choice(get_args(GlobalToken), global_token=global_token)
@@ -107,7 +109,7 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(dim, eps=STEM_EPS)
 
     def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
-        """Return the tokens of the third level, from the pixels of the first."""
+        """Turn the pixels of the first level into the tokens of the third."""
         whole, half, quarter = levels[:3]
         x = half.tokens(normed_convolution(self.conv1, self.norm1, pixels, whole).relu(), len(pixels))
         return quarter.tokens(normed_convolution(self.conv2, self.norm2, x, half).relu(), len(x))
@@ -125,7 +127,7 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
-        """Return the tokens of ``grid`` after this block."""
+        """Run this block on the tokens of ``grid``."""
         y = grid.tokens(F.gelu(normed_convolution(self.conv1, self.norm1, x, grid), approximate="tanh"), len(x))
         return x + self.drop_path(grid.tokens(normed_convolution(self.conv2, self.norm2, y, grid), len(x)))
 
@@ -139,7 +141,7 @@ class NormedDownsample(nn.Module):
         self.reduction = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid``, of half the resolution of ``above``."""
+        """Convolve the tokens of ``above`` down to those of ``grid``, of half the resolution."""
         return grid.tokens(convolution(self.reduction, self.norm(x), above), len(x))
 
 

@@ -1,6 +1,7 @@
 """The network that the SEC backbones share, made of their parts, with timm's contract.
 
-Tokens are ``b n c`` throughout: the same parts run on all tokens or on the visible ones (``backbones.visible.token_grid``).
+Tokens are ``b n c`` throughout: the same parts run on all tokens or on the visible ones
+(``backbones.visible.token_grid``).
 
 Legend: b batch, n tokens, c channels, y x rows and columns of images, h w of the map at the last stride.
 """
@@ -31,8 +32,8 @@ class SecNetwork(nn.Module):
         stages: called with tokens, the grid above, their own grid, and whether to recompute blocks.
         dims: channels of the stages.
         img_size: size that pretraining lays masks out for, in pixels; the network takes any.
-        head: what stands before the classifier: a projection to 1024 channels, a BatchNorm and Swish; a BatchNorm; nothing,
-            and then the features end with a LayerNorm.
+        head: what stands before the classifier: a projection to 1024 channels, a BatchNorm and Swish; a BatchNorm;
+            nothing, and then the features end with a LayerNorm.
         num_classes: classes, 0 for no head.
         global_pool: ``avg``, or nothing for a map.
         drop_rate: dropout before the classifier.
@@ -71,16 +72,19 @@ class SecNetwork(nn.Module):
         init_weights(self)
 
     def forward(self, x: Float[Tensor, "b 3 y x"]) -> Tensor:
-        """Return the logits, or pooled features without a classifier."""
+        """Classify images into logits, or without a classifier pool their features."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b c h w"]:
-        """Return the map of the last stage."""
+        """Encode whole images into the map of the last stage."""
         levels = dense_levels(x)
         return levels[len(self.layers) + 1].maps(self.features(dense_pixels(x), levels))
 
     def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
-        """Return the logits of a map, [b classes] or, without pooling, [b h w classes], or what the classifier would be given."""
+        """Classify a map into logits, [b classes] or, without pooling, [b h w classes].
+
+        With ``pre_logits`` or without a classifier: what the classifier would be given.
+        """
         if self.proj is not None:
             x = self.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.norm is not None and self.head_kind != "plain":
@@ -103,7 +107,7 @@ class SecNetwork(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the maps of the stages ``indices``, and unless ``intermediates_only`` the last map before them.
+        """Encode into the maps of the stages ``indices``, and unless ``intermediates_only`` the last map before them.
 
         Raises:
             UserError: ``output_fmt`` is not NCHW.
@@ -115,9 +119,11 @@ class SecNetwork(nn.Module):
         tokens = self.stage_tokens(
             self.patch_embed(dense_pixels(x), levels), levels, num_stages=last + 1 if stop_early else None
         )
+        # a norm that ends the features belongs to the last stage alone, which may not have been run
         whole = len(tokens) == len(self.layers)
         final = self.final(tokens[-1]) if whole else tokens[-1]
         maps = [final if norm and whole and i == len(tokens) - 1 else tokens[i] for i in take]
+        # levels 0 and 1 are pixels and the stem's half resolution
         found = [levels[i + 2].maps(x) for i, x in zip(take, maps, strict=True)]
         return found if intermediates_only else (levels[len(tokens) + 1].maps(final), found)
 
@@ -136,7 +142,7 @@ class SecNetwork(nn.Module):
         return take
 
     def get_classifier(self) -> nn.Module | None:
-        """Return the classification layer."""
+        """Classification layer, for timm; None where the network has none."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -160,13 +166,13 @@ class SecNetwork(nn.Module):
         self.head = init_weights(nn.Linear(width, num_classes)).to(like)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the patterns of timm's layer groups."""
+        """Patterns to group layers by for timm, as for learning rates that differ by depth."""
         stage = r"^layers\.(\d+)"
         fine = [(stage + r"\.downsample", (0,)), (stage + r"\.blocks\.(\d+)", None)]
         return {"stem": r"^patch_embed", "blocks": stage if coarse else fine}
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the branches' scales."""
+        """Names of parameters to keep out of weight decay: the scales of the branches."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2].startswith("gamma_")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -174,17 +180,17 @@ class SecNetwork(nn.Module):
         self.grad_checkpointing = enable
 
     def features(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b k c"]:
-        """Return the last stage's tokens, from pixels; ``levels`` are the grids of pixels, stem and stages."""
+        """Encode pixels into the last stage's tokens; ``levels`` are the grids of pixels, stem and stages."""
         return self.final(self.stage_tokens(self.patch_embed(pixels, levels), levels)[-1])
 
     def final(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
-        """Return the last stage's tokens after what ends the features."""
+        """End the features: a plain head's LayerNorm of the last stage's tokens, otherwise nothing."""
         return self.norm(x) if self.norm is not None and self.head_kind == "plain" else x
 
     def stage_tokens(
         self, x: Float[Tensor, "b n c"], levels: Sequence[TokenGrid], *, num_stages: int | None = None
     ) -> list[Tensor]:
-        """Return the tokens [b n c] after each stage, from those of the stem."""
+        """Run the stages on the stem's tokens and keep the tokens [b n c] after each."""
         found: list[Tensor] = []
         for i, stage in enumerate(self.layers[:num_stages]):
             x = stage(x, above=levels[i + 1], grid=levels[i + 2], recompute=self.grad_checkpointing)
@@ -193,7 +199,7 @@ class SecNetwork(nn.Module):
 
 
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:
-    """Return the grids of whole images: pixels, and halves of that (rounded up) down to stride 32."""
+    """Lay out the grids of whole images: pixels, and halves of that (rounded up) down to stride 32."""
     height, width = images.shape[2:]
     num_units = -(-height // UNIT) * -(-width // UNIT)
     sides = [(-(-height // 2**i), -(-width // 2**i)) for i in range(num_levels)]
@@ -201,7 +207,7 @@ def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> li
 
 
 def dense_pixels(images: Float[Tensor, "b 3 y x"]) -> Float[Tensor, "b n 3"]:
-    """Return the pixels of whole images in raster order."""
+    """Line up the pixels of whole images in raster order."""
     return images.permute(0, 2, 3, 1).flatten(1, 2)
 
 

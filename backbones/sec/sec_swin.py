@@ -1,8 +1,8 @@
 """SEC-Swin (arXiv 2405.13337): Swin's design with attention inside clusters in the place of windows.
 
 Nothing but the attention differs from timm's Swin: its bias tables and shifts fall away, every other parameter is there
-(``attn.out_proj`` and ``ffn`` are Swin's ``attn.proj`` and ``mlp``). So only the merging of patches, which takes the four
-tokens of a cell in order, says anything about position. Convolutions and rotary positions are options.
+(``attn.out_proj`` and ``ffn`` are Swin's ``attn.proj`` and ``mlp``). So only the merging of patches, which takes the
+four tokens of a cell in order, says anything about position. Convolutions and rotary positions are options.
 
 Legend: b batch, n o tokens, c d channels.
 """
@@ -44,12 +44,13 @@ def make_sec_swin(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.1,
 ) -> SecNetwork:
-    """Return SEC-Swin; the arguments are those of ``backbones.sec.secvit.make_secvit``.
+    """Make SEC-Swin; the arguments are those of ``backbones.sec.secvit.make_secvit``.
 
     Raises:
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
+    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
     at_224 = CLUSTERS if clusters is None else clusters
     check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
     check_choice(get_args(GlobalToken), global_token=global_token)
@@ -63,7 +64,7 @@ def make_sec_swin(
             rope=rope,
             cpe=cpe,
             mlp_ratio=mlp_ratio,
-            mlp_conv=False,
+            mlp_conv=False,  # Swin has neither this nor the next
             scaled=False,
             norm_eps=NORM_EPS,
             num_clusters=at_224[i],
@@ -94,7 +95,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
-        """Return the tokens of the third level, from the pixels of the first.
+        """Embed patches: the tokens of the third level from the pixels of the first.
 
         Raises:
             UserError: the image's sides are no multiples of 4.
@@ -112,7 +113,7 @@ class MergeDownsample(nn.Module):
         self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid``, of half the resolution of ``above``."""
+        """Merge the tokens of ``above`` into those of ``grid``, of half the resolution."""
         height, width = above.tile
         maps = F.pad(above.maps(x), (0, width % 2, 0, height % 2))
         cells = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # bm c rows 2 cols 2

@@ -2,8 +2,8 @@
 
 Version 2 is the published code's: 2-D rotary positions, a depthwise convolution in the MLP, a projection before the
 classifier. Version 1 is the article's listing, without these. Modules have the names of the published code, but 1x1
-convolutions are linear layers, and a stage begins with its downsampling, as in timm's Swin (``backbones.weights.key_names`` maps
-its checkpoints).
+convolutions are linear layers, and a stage begins with its downsampling, as in timm's Swin
+(``backbones.weights.key_names`` maps its checkpoints).
 
 ``forward_features`` is the map of stage 4. Projection, norm and classifier are the head, and exist with classes only.
 """
@@ -54,7 +54,7 @@ def make_secvit(
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> SecNetwork:
-    """Return SecViT of either version, with the papers' ablations.
+    """Make SecViT of either version, with the papers' ablations.
 
     Args:
         in_chans: channels of the images.
@@ -82,6 +82,7 @@ def make_secvit(
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
     dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
+    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
     at_224 = CLUSTERS if clusters is None else clusters
     check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=at_224)
     check_choice(get_args(Version), version=version)
@@ -91,6 +92,7 @@ def make_secvit(
     for stage in scaled_stages:
         check_choice(range(NUM_STAGES), scaled_stages=stage)
     rates = rising(drop_path_rate, depths)
+    # the versions differ in rotary positions, the convolution in the MLP and, below, the head
     stages = [
         SecStage(
             dim,

@@ -1,4 +1,6 @@
-"""The parts of SecViT: stems, stages, blocks. All run on the tokens of a grid, whether these are all or the visible ones.
+"""The parts of SecViT: stems, stages, blocks.
+
+All run on the tokens of a grid, whether these are all or the visible ones.
 
 Legend: b batch, n o tokens, c d channels.
 """
@@ -43,8 +45,8 @@ class SecStage(nn.Module):
         step = 4 * num_heads if rope else num_heads
         if dim % step:
             raise UserError(
-                f"{num_heads} heads of {dim} channels: expected a multiple of {step} channels{', for rotary positions' * rope}; "
-                "change embed_dim or num_heads"
+                f"{num_heads} heads of {dim} channels: expected a multiple of {step} channels"
+                f"{', for rotary positions' * rope}; change embed_dim or num_heads"
             )
         self.head_dim, self.rope = dim // num_heads, rope
         self.downsample = downsample
@@ -53,7 +55,7 @@ class SecStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], *, above: TokenGrid, grid: TokenGrid, recompute: bool = False
     ) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid`` after this stage, from those of the grid ``above``."""
+        """Run this stage: the tokens of ``grid`` from those of the grid ``above``."""
         if self.downsample is not None:
             x = self.downsample(x, above, grid)
         turn = None
@@ -75,7 +77,7 @@ class PlainStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n c"], *, above: TokenGrid, grid: TokenGrid, recompute: bool = False
     ) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid`` after this stage, from those of the grid ``above``."""
+        """Run this stage: the tokens of ``grid`` from those of the grid ``above``."""
         if self.downsample is not None:
             x = self.downsample(x, above, grid)
         for block in self.blocks:
@@ -111,7 +113,7 @@ class SecBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid, turn: Tensor | None) -> Float[Tensor, "b n c"]:
-        """Return the tokens of ``grid`` after this block; ``turn`` are their rotary positions."""
+        """Run this block on the tokens of ``grid``; ``turn`` are their rotary positions."""
         if self.pos is not None:
             x = depthwise(self.pos, x, grid, residual=True)
         x = x + self.drop_path(_scaled(self.attn(self.norm1(x), grid, turn), self.gamma_1))
@@ -128,7 +130,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "b n c"], grid: TokenGrid) -> Float[Tensor, "b n c"]:
-        """Return the MLP of the tokens of ``grid``."""
+        """Run the MLP on the tokens of ``grid``."""
         x = F.gelu(self.fc1(x))
         if self.dwconv is not None:
             x = depthwise(self.dwconv, x, grid, residual=True)
@@ -144,7 +146,7 @@ class ConvDownsample(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, x: Float[Tensor, "b n c"], above: TokenGrid, grid: TokenGrid) -> Float[Tensor, "b o d"]:
-        """Return the tokens of ``grid``, of half the resolution of ``above``."""
+        """Convolve the tokens of ``above`` down to those of ``grid``, of half the resolution."""
         return grid.tokens(normed_convolution(self.reduction, self.norm, x, above), len(x))
 
 
@@ -164,7 +166,7 @@ class ConvStem(nn.Module):
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
-        """Return the tokens of the third level, from the pixels of the first."""
+        """Turn the pixels of the first level into the tokens of the third."""
         whole, half, quarter = levels[:3]
         x, proj = pixels, list(self.proj)
         for i, (above, below) in enumerate(((whole, half), (half, half), (half, half), (half, quarter))):
@@ -182,7 +184,7 @@ class PatchStem(nn.Module):
         self.proj = nn.Sequential(nn.Conv2d(in_chans, dim, 4, stride=4), nn.BatchNorm2d(dim))
 
     def forward(self, pixels: Float[Tensor, "b n 3"], levels: Sequence[TokenGrid]) -> Float[Tensor, "b o d"]:
-        """Return the tokens of the third level, from the pixels of the first.
+        """Embed patches: the tokens of the third level from the pixels of the first.
 
         Raises:
             UserError: the image's sides are no multiples of 4.
@@ -206,7 +208,7 @@ def check_patches(pixels: TokenGrid) -> None:
 
 
 def rising(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Return the stochastic depth of the blocks of each stage, rising linearly from 0 to ``last``."""
+    """Spread stochastic depth over the blocks of each stage, rising linearly from 0 to ``last``."""
     rates = iter(last * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 

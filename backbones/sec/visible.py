@@ -22,7 +22,7 @@ STEM_REACH, STAGE_REACH = 1, 2
 
 
 def sec_spec(model: SecNetwork) -> LayoutSpec:
-    """Return the sizes that the layouts of a SEC backbone follow from: pixels, the stem's half resolution and the stages."""
+    """Sizes that the layouts of a SEC backbone follow from: pixels, the stem's half resolution and the stages."""
     height, width = model.img_size
     dims = [info["num_chs"] for info in model.feature_info]
     channels = (3, dims[0] // 2, *dims)
@@ -36,13 +36,13 @@ def sec_spec(model: SecNetwork) -> LayoutSpec:
 def forward_visible_sec(
     model: SecNetwork, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: str = "auto"
 ) -> Float[Tensor, "b k c"]:
-    """Return the last stage's tokens of the visible units, in raster order; ``attention`` has one implementation here."""
+    """Encode visible units into the last stage's tokens, in raster order; ``attention`` has one way here."""
     del attention
     return model.features(visible_pixels(images, layout), layout.stages)
 
 
 def visible_pixels(images: Float[Tensor, "b 3 h w"], layout: VisibleLayout) -> Float[Tensor, "b n 3"]:
-    """Return the pixels of the visible units, unit by unit."""
+    """Cut the pixels of the visible units out of the images, unit by unit."""
     (rows, cols), (height, width) = layout.spec.units, layout.spec.unit
     units = images.unflatten(3, (cols, width)).unflatten(2, (rows, height))  # b 3 rows height cols width
     row, col = layout.stages[-1].coords.unbind(1)  # a unit is one token of the last stage
@@ -57,8 +57,8 @@ def _forward_masked(
 ) -> Float[Tensor, "b l c"]:
     """Run everything, without the masked pixels, and with the mask token after the stem.
 
-    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way on
-    visible tokens has statistics that fit whole images.
+    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way
+    on visible tokens has statistics that fit whole images.
     """
     levels = dense_levels(images)
     pixels = torch.where(token_map(visible, levels[0].tile), images, 0)

@@ -47,7 +47,7 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """Return the weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, backbone folder, checkpoint or run folder.
+    """Read weights of a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, backbone folder, checkpoint or run.
 
     Raises:
         UserError: there is no such file, it is damaged, holds no weights, or holds what is not safe to open.
@@ -61,7 +61,7 @@ def read_source(path: Path) -> Source:
 
 
 def load_pickled(path: Path) -> Any:
-    """Return what ``torch.save`` wrote, if it is made of tensors, plain containers and harmless classes only.
+    """Open what ``torch.save`` wrote, if it is made of tensors, plain containers and harmless classes only.
 
     Raises:
         UserError: it holds anything else, or is no such file.
@@ -78,6 +78,7 @@ def load_pickled(path: Path) -> Any:
             f"expected tensors in plain containers: ask its author for a safetensors file"
         ) from None
     except OSError as error:
+        # with a number it is the system's (no permission, disk failed), without one torch's, about the content
         if error.errno is not None:
             raise
         raise UserError(f"{path}: expected a whole PyTorch checkpoint file ({_first_line(error)})") from None
@@ -98,7 +99,8 @@ def _weights_in(content: Any, path: Path) -> dict[str, Tensor]:
     state = {name: value for name, value in tensors.items() if isinstance(name, str)}
     if not state:
         raise UserError(
-            f"{path}: no tensors found at the top or under {', '.join(_WRAPPERS)}; it has {', '.join(map(str, content))[:200]}"
+            f"{path}: no tensors found at the top or under {', '.join(_WRAPPERS)}; "
+            f"it has {', '.join(map(str, content))[:200]}"
         )
     return state
 

@@ -5,9 +5,9 @@
                           which says how the weights were made and which timm ignores
       model.safetensors   fp32 weights and persistent buffers under timm's names
 
-``timm.create_model("local-dir:runs/x/backbone", pretrained=True)`` loads it in a process that has never seen this project,
-also with ``num_classes=10``, ``features_only=True`` or another ``img_size``. Without ``pretrained=True`` timm returns random
-weights and says nothing.
+``timm.create_model("local-dir:runs/x/backbone", pretrained=True)`` loads it in a process that has never seen this
+project, also with ``num_classes=10``, ``features_only=True`` or another ``img_size``. Without ``pretrained=True`` timm
+returns random weights and says nothing.
 """
 
 import json
@@ -74,8 +74,9 @@ def write_backbone(
 ) -> None:
     """Write a backbone folder beside ``folder`` and rename it there, in the place of an older one.
 
-    ``state`` may hold more than the model keeps: buffers that timm computes itself and, with ``num_classes=0``, a classifier are left out.
-    ``img_size`` is what the weights were trained at, for architectures that take no such argument.
+    ``state`` may hold more than the model keeps: buffers that timm computes itself and, with ``num_classes=0``, a
+    classifier are left out. ``img_size`` is what the weights were trained at, for architectures that take no such
+    argument.
 
     Raises:
         UserError: ``state`` does not fit the architecture in this size.
@@ -85,6 +86,7 @@ def write_backbone(
     size = img_size or _img_size(model, model_args)
     config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
     config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
+    # written beside and then renamed, so that what has the folder's name is always whole
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     with at_path(folder):
@@ -113,7 +115,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def read_backbone(folder: Path) -> BackboneInfo:
-    """Return what a backbone folder says about itself.
+    """Read what a backbone folder says about itself.
 
     Raises:
         UserError: ``folder`` is not a backbone folder.
@@ -124,6 +126,7 @@ def read_backbone(folder: Path) -> BackboneInfo:
             f"{folder}: expected a backbone folder with {CONFIG} and {WEIGHTS}, {' and '.join(missing)} not found; "
             f"pretraining writes one at its end, `python backbones/main.py import` makes one from a checkpoint file"
         )
+    # a folder that timm itself wrote has no provenance, and arguments only if there were some
     try:
         config = {"model_args": {}, "num_classes": 0, "provenance": {}, **parse_object((folder / CONFIG).read_bytes())}
         cfg = {"interpolation": "bicubic", **member(config, "pretrained_cfg", dict[str, Any])}
@@ -143,13 +146,13 @@ def read_backbone(folder: Path) -> BackboneInfo:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a backbone folder by timm's names."""
+    """Read the weights of a backbone folder by timm's names."""
     read_backbone(folder)
     return read_tensors(folder / WEIGHTS)
 
 
 def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
-    """Return timm's model with the folder's weights and exact dense windows; ``kwargs`` override the folder's arguments.
+    """Load timm's model with the folder's weights and exact dense windows; ``kwargs`` override the folder's arguments.
 
     Bias tables and position embeddings are resized where ``img_size`` or ``window_size`` differ. A new classifier
     (``num_classes``) starts random; any other weight that the folder lacks is an error, not a random number.
@@ -160,6 +163,7 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
     info = read_backbone(folder)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     source = skeleton(info.architecture, num_classes=info.num_classes, **info.model_args)
+    # weights are fitted to a whole network: timm's wrapper for feature maps names them differently
     whole = {key: value for key, value in kwargs.items() if key not in ("features_only", "out_indices")}
     target = skeleton(info.architecture, **{"num_classes": info.num_classes, **info.model_args, **whole})
     state, resized = fit_state(read_state(folder), target, source=source)
@@ -170,6 +174,7 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
         head = {name.rpartition(".")[0] for name in target.state_dict() if is_classifier(name, target)}
         new = [layer for layer in head if layer in classifiers(target) or f"{layer}.weight" not in state]
         logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(new)))
+    # handed over as a state, or timm would read the folder's own file, with the sizes before the change
     model = timm.create_model(
         f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
     )
@@ -180,7 +185,7 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
 
 
 def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: str) -> None:
-    """Refuse weights that lack one of the model's or have one in another shape; only the classifier may start random."""
+    """Refuse weights that lack one of the model's or have another shape; only the classifier may start random."""
     wanted = {name: value for name, value in target.state_dict().items() if not is_classifier(name, target)}
     missing = {name for name in wanted if name not in state}
     shapes = {
@@ -194,7 +199,7 @@ def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: st
 
 
 def skeleton(architecture: str, **model_args: Any) -> nn.Module:
-    """Return timm's model without memory for its weights, to read names and shapes from.
+    """Make timm's model without memory for its weights, to read names and shapes from.
 
     Raises:
         UserError: timm does not know the architecture or refuses an argument.
@@ -221,18 +226,18 @@ def make_network(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the model's classification layers."""
+    """Names of the model's classification layers, to tell its weights from a backbone's."""
     names: Any = model.pretrained_cfg.get("classifier") or ()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def is_classifier(name: str, model: nn.Module) -> bool:
-    """Return whether the tensor ``name`` belongs to a classification layer, or to one that is there for its sake."""
+    """Whether the tensor ``name`` belongs to a classification layer, or to one that is there for its sake."""
     return any(name.startswith(layer + ".") for layer in (*classifiers(model), *getattr(model, "head_layers", ())))
 
 
 def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> dict[str, Tensor]:
-    """Return what the model keeps of ``state``, on the CPU, or say what does not fit."""
+    """Select what the model keeps of ``state``, on the CPU, or say what does not fit."""
     expected = model.state_dict()
     computed = {name for name, _ in model.named_buffers()} - set(expected)
     unexpected = [n for n in state if n not in expected and n not in computed and not is_classifier(n, model)]

@@ -60,8 +60,9 @@ def import_backbone(
 ) -> Imported:
     """Write the backbone in ``source`` as the folder ``out``.
 
-    ``architecture`` is timm's name; a Swin's is found from the shapes. ``sizes`` (``img_size``, ``window_size``) other than the
-    file's resize its tables. ``partial`` takes what fits instead of refusing a file that lacks weights or has others.
+    ``architecture`` is timm's name; a Swin's is found from the shapes. ``sizes`` (``img_size``, ``window_size``) other
+    than the file's resize its tables. ``partial`` takes what fits instead of refusing a file that lacks weights or has
+    others.
 
     Raises:
         UserError: the file cannot be read or does not fit.
@@ -69,10 +70,12 @@ def import_backbone(
     check_replaceable(out)
     read = read_source(source)
     found = to_timm(read.state, merge_order=merge_order)
+    # what is wrong with the weights is found by functions that do not know the file: its name is put before their words
     try:
         name, own_args = _architecture_of(read, found.state, architecture)
         model_args = own_args | {key: value for key, value in (sizes or {}).items() if value is not None}
         model = skeleton(name, num_classes=0, **model_args)
+        # tables that are not square are resized rightly only from a model of the file's own size, where that is known
         same_source = architecture in (None, read.architecture)
         own_model = skeleton(name, num_classes=0, **own_args) if own_args and same_source else None
         state, resized = fit_state(found.state, model, source=own_model)
@@ -105,7 +108,7 @@ def import_backbone(
 
 
 def infer_swin(state: Mapping[str, Tensor], *, computed: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return timm's name and arguments of the Swin whose weights, under timm's names, have these shapes.
+    """Recognise a Swin by its weights' shapes, under timm's names: timm's name of it and its arguments.
 
     ``computed`` are the file's own names and tensors: buffers there tell the windows of a Swin V2.
 
@@ -125,7 +128,7 @@ def infer_swin(state: Mapping[str, Tensor], *, computed: Mapping[str, Tensor]) -
 
 
 def infer_secvit(state: Mapping[str, Tensor], *, name: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Return the name, unless it is given, and the version of the SecViT whose weights these are.
+    """Recognise a SecViT by its weights: its name, unless that is given, and its version.
 
     Raises:
         UserError: no published SecViT has these widths and depths.
@@ -169,7 +172,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _differences(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[str], list[str]]:
-    """Return what the model has and ``state`` has not, and the reverse; another shape counts as both."""
+    """Compare names and shapes: what the model has and ``state`` has not, and the reverse; another shape is both."""
     expected = model.state_dict()
     missing = [name for name, value in expected.items() if name not in state or state[name].shape != value.shape]
     unexpected = [
@@ -183,7 +186,7 @@ def _differences(state: Mapping[str, Tensor], model: nn.Module) -> tuple[list[st
 def _of_the_head(
     state: Mapping[str, Tensor], model: nn.Module, *, besides: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Return what else is left out because it is there for the classifier's sake."""
+    """List what is left out for the classifier's sake, ``besides`` included; empty where ``state`` has none of it."""
     names = [name for name in state if is_classifier(name, model)]
     return {CLASSIFIER: [*besides.get(CLASSIFIER, []), *names]} if names else {}
 

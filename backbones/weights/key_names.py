@@ -1,11 +1,11 @@
 """Names and orders of weights in other people's files, translated to timm's and back.
 
-The published Swin, Swin V2, SimMIM and GreenMIM files share one layout ("microsoft" here): a stage merges 2x2 cells at its
-end, timm's at the start of the next one, and the classifier is ``head``, timm's ``head.fc``. Pretraining files wrap the
-network in ``encoder.``. Buffers that every model computes itself are dropped.
+The published Swin, Swin V2, SimMIM and GreenMIM files share one layout ("microsoft" here): a stage merges 2x2 cells at
+its end, timm's at the start of the next one, and the classifier is ``head``, timm's ``head.fc``. Pretraining files wrap
+the network in ``encoder.``. Buffers that every model computes itself are dropped.
 
-SecViT's published files ("secvit"): a stage downsamples at its end, 1x1 convolutions where ours are linear layers, norms
-and scales with the shapes of maps.
+SecViT's published files ("secvit"): a stage downsamples at its end, 1x1 convolutions where ours are linear layers,
+norms and scales with the shapes of maps.
 """
 
 import re
@@ -37,7 +37,7 @@ class Translated:
 def to_timm(
     state: Mapping[str, Tensor], *, merge_order: MergeOrder = "swin", keep_classifier: bool = False
 ) -> Translated:
-    """Return the encoder's weights under timm's names."""
+    """Translate the encoder's weights to timm's names, and note what is left out."""
     left_out: dict[str, list[str]] = {}
     kept: dict[str, Tensor] = {}
     for name, value in _unwrapped(state).items():
@@ -57,7 +57,7 @@ def to_timm(
 
 
 def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a timm Swin's or Swin V2's weights under the names of microsoft's code, without computed buffers.
+    """Translate a timm Swin's or Swin V2's weights to the names of microsoft's code, without computed buffers.
 
     Raises:
         UserError: they belong to another architecture.
@@ -75,19 +75,19 @@ def _naming_of(state: Mapping[str, Tensor]) -> Naming:
 
 
 def _bare_norm(name: str) -> str:
-    """Return SecViT's name of a norm without the wrapper that turns maps for it."""
+    """Drop from SecViT's name of a norm the wrapper that turns maps for it."""
     return re.sub(r"\.(norm[12])\.norm\.", r".\1.", name)
 
 
 def _linear(value: Tensor) -> Tensor:
-    """Return a 1x1 convolution's weight as a matrix, a map's scale [1 c 1 1] as a vector, and anything else as it is."""
+    """Reshape for linear layers: a 1x1 convolution to a matrix, a map's scale [1 c 1 1] to a vector, others stay."""
     if value.ndim != 4 or value.shape[2:] != (1, 1):
         return value
     return value.flatten() if value.shape[0] == 1 else value.flatten(1)
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state`` without the prefixes that wrappers of the whole model leave on every name."""
+    """Strip the prefixes that wrappers of the whole model leave on every name."""
     found = dict(state)
     for prefix in ("module.", "_orig_mod.", "model."):
         if found and all(name.startswith(prefix) for name in found):

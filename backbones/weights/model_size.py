@@ -63,6 +63,7 @@ def measure_model(model: nn.Module, *, img_size: Size | None = None) -> ModelSiz
                 raise
             architecture = network.pretrained_cfg["architecture"]
             raise UserError(f"{architecture} cannot take images of {size[0]}x{size[1]} px: {error}") from None
+    # the counter has two operations per multiply-accumulate
     flops = counter.get_flop_counts()["Global"]
     between = sum(count for operator, count in flops.items() if any(word in str(operator) for word in _ATTENTION))
     maps = {info["reduction"]: info["num_chs"] for info in network.feature_info}

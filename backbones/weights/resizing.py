@@ -1,9 +1,9 @@
-"""Fit weights to a model of another window or image size: bias tables and position embeddings are resized, nothing else.
+"""Fit weights to a model of another window or image size: only bias tables and position embeddings are resized.
 
-A relative position bias table says what a pair of tokens gains by their offset. In a larger window the small offsets keep
-their places and the large ones are spread: known values lie on a geometric grid 1, 1 + q, 1 + q + q^2, ... that ends at the new
-largest offset, and a cubic spline reads between them (BEiT's and SimMIM's way; theirs caps q at 1.5). In a
-smaller window the offsets that remain keep their values exactly. Swin V2 has no tables and needs none of this.
+A relative position bias table says what a pair of tokens gains by their offset. In a larger window the small offsets
+keep their places and the large ones are spread: known values lie on a geometric grid 1, 1 + q, 1 + q + q^2, ... that
+ends at the new largest offset, and a cubic spline reads between them (BEiT's and SimMIM's way; theirs caps q at 1.5).
+In a smaller window the offsets that remain keep their values exactly. Swin V2 has no tables and needs none of this.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Resized:
 def fit_state(
     state: Mapping[str, Tensor], model: nn.Module, *, source: nn.Module | None = None
 ) -> tuple[dict[str, Tensor], list[Resized]]:
-    """Return ``state`` with every table and position embedding in the size that ``model`` has, and what was resized.
+    """Bring every table and position embedding of ``state`` to the size that ``model`` has, and list what was resized.
 
     ``source`` is a model of the size that ``state`` comes from (one on the meta device will do); without it windows and
     grids are taken to be square.
@@ -48,6 +48,7 @@ def fit_state(
     """
     fitted: dict[str, Tensor] = {}
     resized: list[Resized] = []
+    # a tensor says nothing about its window: the module that has it, here and in the source, does
     modules = dict(model.named_modules())
     sources = dict(source.named_modules()) if source is not None else {}
     for name, value in state.items():
@@ -66,7 +67,7 @@ def fit_state(
 def resize_bias_table(
     table: Float[Tensor, "rows heads"], *, before: Size, after: Size
 ) -> Float[Tensor, "new_rows heads"]:
-    """Return a bias table of a window of ``before`` tokens for one of ``after`` tokens."""
+    """Spread or crop the bias table of a window of ``before`` tokens for one of ``after`` tokens."""
     old, new = ((2 * h - 1, 2 * w - 1) for h, w in (before, after))
     rows, cols = (torch.from_numpy(_spline(n, m)) for n, m in zip(old, new, strict=True))
     grid = table.reshape(*old, -1).double()
@@ -108,7 +109,7 @@ def _fit_positions(positions: Tensor, model: Any, source: Any | None) -> tuple[T
 
 
 def _spline(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Return the matrix that takes ``old`` values on the geometric grid to ``new`` values on the integers around 0."""
+    """Matrix to resize one axis: from ``old`` values on the geometric grid to ``new`` on the integers around 0."""
     if new <= old:
         return np.eye(old)[(old - new) // 2 :][:new]
     known = _geometric_grid(old // 2, new // 2)
@@ -119,7 +120,7 @@ def _spline(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def _geometric_grid(steps: int, reach: int) -> Float[np.ndarray, " grid"]:
-    """Return -s_n .. 0 .. s_n with s_k = 1 + q + ... + q^(k-1) and s_n = ``reach``, as far as that is possible."""
+    """Place the known offsets: -s_n .. 0 .. s_n, s_k = 1 + q + ... + q^(k-1), s_n = ``reach`` as far as possible."""
     low, high = 1.0, float(max(reach, 2))
     for _ in range(100):
         middle = (low + high) / 2
@@ -134,7 +135,7 @@ def _polynomial(known: Float[np.ndarray, " old"], wanted: Float[np.ndarray, " ne
 
 
 def _not_a_knot(known: Float[np.ndarray, " old"], wanted: Float[np.ndarray, " new"]) -> Float[np.ndarray, "new old"]:
-    """Return the cubic spline through values at ``known``, read at ``wanted``, as a matrix on the values."""
+    """Cubic spline through values at ``known``, read at ``wanted``, as a matrix on the values."""
     n, gap = len(known), np.diff(known)
     left, right = np.zeros((n, n)), np.zeros((n, n))  # left @ second derivatives = right @ values
     for i in range(1, n - 1):
