@@ -3,10 +3,8 @@
 Options and what runs are named as ``module:name`` and imported when they are needed, so that help needs no torch.
 
     COMMANDS = {
-        "train": Command(
-            "pretrain a backbone", options="pretrain.config:PretrainConfig", run="pretrain.commands:train"
-        ),
-        "status": Command("show how far a run is", options="engine.commands:ExistingRun", run="engine.run.status:show"),
+        "train": Command("train", options="pretrain.config:PretrainConfig", run="pretrain.commands:run_training"),
+        "status": Command("show a run", options="engine.commands:ExistingRun", run="engine.run.status:show_status"),
     }
 """
 
@@ -39,8 +37,7 @@ class Command:
     summary: str
     """What it does, for the overview."""
     options: str
-    """Dataclass that holds its options, or a function that makes them of (arguments, program name), as
-    ``module:name``."""
+    """Dataclass of its options, or a function that makes them of (arguments, program name), as ``module:name``."""
     run: str
     """Function that takes the options, as ``module:name``."""
     _: dataclasses.KW_ONLY
@@ -142,7 +139,7 @@ def overview(commands: Mapping[str, Command], *, program: str, about: str, defau
 
 
 def option_help(options: type, name: str) -> str:
-    """Explain the option ``section.field`` in the first sentence of what stands below the field, with its default."""
+    """Return the first sentence of what stands below a field, with its default; ``name`` is ``section.field``."""
     *sections, field = name.split(".")
     values: Any = options
     for section in sections:  # whose defaults here may be others than those of its class

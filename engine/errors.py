@@ -128,7 +128,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def _bug_behind(stop: SystemExit) -> BaseException | None:
-    """Return the bug that tyro took for a fault of the command line: it shows every ``ValueError`` of a config as one."""
+    """Find the bug that tyro took for a fault of the command line: it shows every ``ValueError`` of a config as one."""
     error = stop.__context__
     while error is not None:
         if isinstance(error, ValueError) and not isinstance(error, UserError) and not is_refusal(error):

@@ -47,7 +47,8 @@ class MimConfig:
             )
         if min(self.decoder_heads, self.decoder_dim) < 1:
             raise UserError(
-                f"mim.decoder-heads and mim.decoder-dim must be at least 1, got {self.decoder_heads} and {self.decoder_dim}"
+                f"mim.decoder-heads and mim.decoder-dim must be at least 1, got {self.decoder_heads} and "
+                f"{self.decoder_dim}"
             )
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
             raise UserError(

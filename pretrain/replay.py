@@ -38,14 +38,14 @@ def replay(path: Path) -> Group:
     record, batch = NonFiniteRecord.read(path)
     run_folder = _run_folder(path)
     config = parse(PretrainConfig, ["--recipe", str(run_folder / "config.yaml")])
-    checkpoint, words = _weights(path, run_folder=run_folder, step=record.step)
+    checkpoint, origin = _weights(path, run_folder=run_folder, step=record.step)
     model = build_model(config, model_args=checkpoint.state["model_args"])
     if record.precision == "fp64":
         model = model.double()
     checkpoint.load_weights(model)
     precisions = [record.precision] + (["fp32"] if record.precision == "bf16" else [])
     tables = [_Passage(model, precision=precision).run(config, record, batch) for precision in precisions]
-    return Group(str(record), words, _table_of_inputs(batch), *tables)
+    return Group(str(record), origin, _table_of_inputs(batch), *tables)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -108,14 +108,18 @@ def _loss(
     """Compute the loss of the micro-batch, with the dropout that it had in the run."""
     assert isinstance(model, GreenMIM)
     spec = layout_spec(model.encoder)
-    key = {"step": record.step, "micro_batch": record.micro_batch}
-    mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=config.run.seed, **key)
+    seed, step, micro_batch = config.run.seed, record.step, record.micro_batch
+    mask = unit_mask(spec.units, mask_ratio=config.mim.mask_ratio, seed=seed, step=step, micro_batch=micro_batch)
     rule = usable_rule(config.mim.grouping, torch.device("cpu"))
     layout = build_layout(spec, mask.visible, rule=rule).to("cpu")
-    torch.manual_seed(torch_seed(config.run.seed, "model", record.step, record.micro_batch))
-    units = {name: batch[name] for name in ("feature_units", "predicted_units")}
+    torch.manual_seed(torch_seed(seed, "model", step, micro_batch))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        return model(batch["images"], layout=layout, **units)
+        return model(
+            batch["images"],
+            layout=layout,
+            feature_units=batch["feature_units"],
+            predicted_units=batch["predicted_units"],
+        )
 
 
 def _run_folder(path: Path) -> Path:

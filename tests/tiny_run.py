@@ -1,4 +1,4 @@
-"""A run small enough for many tests: the real ``Training`` around a network of two layers, on numbers made from their key."""
+"""A run small enough for many tests: the real ``Training`` around two layers, on numbers made from their key."""
 
 import json
 from dataclasses import dataclass, replace

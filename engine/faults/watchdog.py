@@ -158,11 +158,11 @@ class Watchdog:
         limit = f"run.stall-timeout-s {self._timeout_s:g}" + (
             f" times {PATIENCE_OUTSIDE:g}, outside of steps" if last.limit_s != self._timeout_s else ""
         )
-        words = f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}"
-        content = {"message": words, "blamed": blamed, "heartbeats": [asdict(beat) for beat in beats]}
+        message = f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}"
+        content = {"message": message, "blamed": blamed, "heartbeats": [asdict(beat) for beat in beats]}
         with contextlib.suppress(OSError):
             write_durably(self._folder / "report.json", json.dumps(content, indent=1).encode())
-        self._end(stacks, last, words)
+        self._end(stacks, last, message)
 
     def _await_others(self, last: "_Note") -> None:
         """Leave the others the time to see the call, and go on giving signs of life."""
@@ -174,14 +174,14 @@ class Watchdog:
                 return
             time.sleep(min(self._pause_s, left_s))
 
-    def _end(self, stacks: TextIO, last: "_Note", words: str) -> None:
+    def _end(self, stacks: TextIO, last: "_Note", message: str) -> None:
         """Dump the stacks and end the process, whose main thread will never come to an end of its own."""
         faulthandler.dump_traceback(stacks, all_threads=True)
         stacks.flush()
         if not self._called_by_me():
             self._await_others(last)  # whoever called still reads the heartbeats
         sys.stderr.write(
-            f"error: {words}. The stacks of every process are in {self._folder}. Start again to go on from the last "
+            f"error: {message}. The stacks of every process are in {self._folder}. Start again to go on from the last "
             f"checkpoint; without that machine if it recurs, or with a longer --run.stall-timeout-s if nothing hung\n"
         )
         sys.stderr.flush()
@@ -235,11 +235,11 @@ class Watchdog:
 
     def read_heartbeats(self) -> list[Heartbeat]:
         """Read the last heartbeat of every process that has one."""
-        found: list[Heartbeat] = []
+        beats: list[Heartbeat] = []
         for rank in range(self._world_size):
             with contextlib.suppress(OSError, UserError):
-                found.append(from_tree(Heartbeat, parse_json(self._heartbeat_of(rank).read_bytes())))
-        return found
+                beats.append(from_tree(Heartbeat, parse_json(self._heartbeat_of(rank).read_bytes())))
+        return beats
 
     def _heartbeat_of(self, rank: int) -> Path:
         return self._folder / "heartbeats" / f"rank-{rank:05d}.json"

@@ -10,7 +10,7 @@ from engine.errors import at_path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside ``path`` to write to; what is there in the end takes its place, and of a failure nothing stays.
+    """Yield a name beside ``path`` to write to; what is there in the end takes its place, and a failure leaves nothing.
 
     Raises:
         OSError: the system refuses it; names ``path``.

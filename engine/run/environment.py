@@ -22,7 +22,7 @@ def describe_environment() -> dict[str, Any]:
         "command": sys.argv,
         "commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: number for name in PACKAGES if (number := _version(name))},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "job_id": os.environ.get("SLURM_JOB_ID"),

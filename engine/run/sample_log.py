@@ -65,16 +65,16 @@ def read_sample_logs(run_folder: Path) -> dict[MicroBatchKey, str]:
     Raises:
         UserError: one that was done twice was made of other samples the second time.
     """
-    found: dict[MicroBatchKey, str] = {}
+    contents: dict[MicroBatchKey, str] = {}
     for path in sorted(run_folder.glob("samples-*.jsonl")):
         for text in path.read_text().splitlines():
             if not text.endswith("}"):
                 continue  # cut off by a kill
             line = json.loads(text)
-            key, words = (line["step"], line["micro_batch"]), json.dumps(line)
-            if found.setdefault(key, words) != words and not line.get("skipped"):
+            key, content = (line["step"], line["micro_batch"]), json.dumps(line)
+            if contents.setdefault(key, content) != content and not line.get("skipped"):
                 raise UserError(
                     f"{path}: step {key[0]}, micro-batch {key[1]} was made of other samples the second time"
                 )
-            found[key] = words
-    return found
+            contents[key] = content
+    return contents

@@ -49,19 +49,25 @@ class PretrainBuilder:
 
     def _crops(self, samples: Sequence[Sample], step: int, micro_batch: int) -> list[tuple[Pixels, Crop] | BadImage]:
         augment = self.augment
-        box = {"scale": augment.scale, "ratio": augment.ratio, "flip_probability": augment.flip}
 
         def draw(sample: Sample, header: Header) -> Crop:
             rng = stream(self.seed, "crop", step, micro_batch, sample.id, sample.repeat)
-            return random_crop(header.height, header.width, rng=rng, **box)
+            return random_crop(
+                header.height,
+                header.width,
+                rng=rng,
+                scale=augment.scale,
+                ratio=augment.ratio,
+                flip_probability=augment.flip,
+            )
 
         size = self.spec.img_size
         return crop_batch(samples, draw, size=size, decode=self.decode, max_pixels=self.max_pixels)
 
     def mask(self, step: int, micro_batch: int) -> UnitMask:
         """Draw the mask of one micro-batch."""
-        key = {"step": step, "micro_batch": micro_batch}
-        return unit_mask(self.spec.units, mask_ratio=self.mim.mask_ratio, seed=self.seed, **key)
+        ratio = self.mim.mask_ratio
+        return unit_mask(self.spec.units, mask_ratio=ratio, seed=self.seed, step=step, micro_batch=micro_batch)
 
     def _feature_units(self, mask: UnitMask, step: int, micro_batch: int) -> np.ndarray:
         """Name the unit of each encoded feature: its own, or permuted as in older code."""

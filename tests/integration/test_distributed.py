@@ -45,7 +45,7 @@ def launch(*jobs: str, processes: int = 2, timeout_s: int = 120) -> str:
 
 
 def difference(one: Path, other: Path) -> float:
-    """Compare two jobs: the largest difference of a weight, average or buffer, or relative one of a gradient norm."""
+    """The largest difference of any weight, averaged weight or buffer, or relative difference of a gradient norm."""
     worst = 0.0
     for file in ("weights.pt", "averaged.pt"):
         ours, theirs = (torch.load(folder / file, weights_only=True) for folder in (one, other))
@@ -56,7 +56,7 @@ def difference(one: Path, other: Path) -> float:
 
 
 def jobs_of(folder: Path, *modes: str) -> list[str]:
-    """Write the jobs that run each mode uninterrupted, and interrupted after three steps."""
+    """Return the jobs that run each mode uninterrupted, and interrupted after three steps."""
     jobs: list[str] = []
     for mode in modes:
         path = folder / mode

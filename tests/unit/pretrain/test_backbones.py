@@ -1,4 +1,4 @@
-"""Every kind of backbone through the same program: the loss falls, and its weights are handed off and fine-tuned."""
+"""Every kind of backbone through the same program: the loss falls, and what was trained is fine-tuned."""
 
 import json
 
@@ -53,7 +53,6 @@ def test_loss_falls_and_weights_reach_fine_tuning(encoder, backbone, micro, shar
     names = [name for name in trained.names("weight") if name.startswith("encoder.")]
     assert len(names) > 20
     assert tuple(timm.create_model(f"local-dir:{folder}").pretrained_cfg["input_size"][1:]) == config.backbone.img_size
-    # of every weight that the optimiser moves, something must have moved it
     moments = set(trained.names("exp_avg_sq"))
     still = [name for name in names if name in moments and not trained.read_full("exp_avg_sq", name).any()]
     assert not still, "the loss falls for a blind encoder, too: each of its parameters must have had a gradient"

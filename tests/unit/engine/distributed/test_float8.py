@@ -146,8 +146,8 @@ def losses_of_fifty_steps(*, fp8):
 
 @needs_torchao
 def test_the_loss_of_fifty_steps_falls_like_that_of_bf16():
-    """Of every seventh step: 0.828 0.471 0.267 0.169 0.103 0.065 0.040 0.025 in bf16, 0.828 0.471 0.269 0.170 0.105 0.066 0.043
-    0.031 in fp8.
+    """Of every seventh step: 0.828 0.471 0.267 0.169 0.103 0.065 0.040 0.025 in bf16,
+    0.828 0.471 0.269 0.170 0.105 0.066 0.043 0.031 in fp8.
     """
     bf16, fp8 = (losses_of_fifty_steps(fp8=fp8) for fp8 in (False, True))
     assert fp8 != bf16

@@ -1,4 +1,4 @@
-"""Who is blamed for a run without progress, and what does not count as one. Real hangs: tests/integration/test_survival.py."""
+"""Who is blamed for a run without progress, and what does not count as one. Real hangs: test_survival.py."""
 
 import faulthandler
 import json

@@ -1,4 +1,4 @@
-"""A budget for activations: no bit of a gradient changes, what is kept falls to it, and runs with and without agree."""
+"""A budget for activations: no bit of a gradient changes, what is kept falls to it, runs with and without are one."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def inputs_of(config, model):
 
 
 def step(model, inputs, precision):
-    """Compute the loss and all gradients; the same numbers are drawn in every call."""
+    """Return the loss and all gradients; the same numbers are drawn in every call."""
     model.zero_grad()
     torch.manual_seed(0)
     with precision():
@@ -79,7 +79,7 @@ def test_no_choice_of_blocks_changes_a_bit_of_the_loss_or_a_gradient(name, preci
 
 @pytest.mark.parametrize(("name", "precision"), PRECISIONS)
 def test_what_is_kept_is_what_was_predicted_and_falls_with_the_budget(name, precision, micro, one_mask):
-    """What the caller (a layout) or autocast (casts of weights) holds anyway counts as kept, but is not seen saved."""
+    """What the caller (a layout) or autocast (casts of weights) holds anyway counts as kept, and is not seen saved."""
     config = recipe(micro, name, images=5, decoder_dim=64)
     model = build_model(config)
     inputs, cost = inputs_of(config, model), forward_cost(config, model, precision=precision)

@@ -19,11 +19,11 @@ from pretrain.model.memory import explain_out_of_memory, is_out_of_memory, probe
     ],
 )
 def test_running_out_names_the_micro_batch_size_the_peak_and_what_to_try(error, micro):
-    said = (
+    message = (
         r"data\.micro-batch-size 4, peak \d+\.\d\d GiB; try a smaller.*mim\.activation-gib, "
         r"which recomputes blocks \(it is None\)"
     )
-    with pytest.raises(ValueError, match=said), explain_out_of_memory(micro()):
+    with pytest.raises(ValueError, match=message), explain_out_of_memory(micro()):
         raise error
 
 
