@@ -71,7 +71,7 @@ class Import:
     """Window side in tokens; None keeps the file's. Bias tables are resized."""
     greenmim_merge_order: MergeOrder = "swin"
     """official-2022 for weights trained with GreenMIM's code from before 2023, which merged 2x2 cells row by row.
-    The published files probably are such: the published fine-tuning did not swap them back; swin for everything else."""
+    The published files probably are such (the published fine-tuning did not swap them); swin for everything else."""
     mean: tuple[float, float, float] | None = None
     """Channel means that images are normalised with; None keeps what is known."""
     std: tuple[float, float, float] | None = None

@@ -1,4 +1,7 @@
-"""Count all architectures of the zoo again, for ``backbones/main.py list``: ``python benchmarks/tables/backbone_counts.py``."""
+"""Count all architectures of the zoo again for ``backbones/main.py list``.
+
+``python benchmarks/tables/backbone_counts.py`` writes them down.
+"""
 
 import json
 from dataclasses import asdict

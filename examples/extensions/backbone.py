@@ -1,4 +1,4 @@
-"""A backbone from outside the packages: depthwise convolutions, and attention between channels (XCiT, arXiv 2106.09681).
+"""A backbone from outside the packages: depthwise convolutions and attention between channels (XCiT, 2106.09681).
 
 python pretrain/main.py --extension examples/extensions/backbone.py --backbone.name covit_tiny --data.shards DIR ...
 """

@@ -1,6 +1,6 @@
 """A detector from outside the packages: FCOS (Tian et al., arXiv 1904.01355), with torchvision's head and rules.
 
-python finetune/main.py --extension examples/extensions/detector.py --detector.kind fcos --data.shards ... --val-shards ...
+python finetune/main.py --extension examples/extensions/detector.py --detector.kind fcos --data.shards DIR ...
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A backbone from outside the packages: the proofs that any backbone must pass, and runs as an outsider would start them."""
+"""A backbone from outside the packages: the proofs of any backbone, and runs as an outsider would start them."""
 
 import json
 import subprocess
