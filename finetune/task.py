@@ -116,7 +116,7 @@ class Task(Protocol):
 
     name: ClassVar[str]
     """The task on the command line and in checkpoints."""
-    noted: ClassVar[tuple[str, ...]]
+    sample_columns: ClassVar[tuple[str, ...]]
     """Tensors of a micro-batch that ``report.samples`` writes down."""
 
     @staticmethod

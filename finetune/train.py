@@ -2,8 +2,9 @@
 
 import logging
 
-from data.loading.loader import training_batches
+from data.loading.loader import TrainingBatches, training_batches
 from data.loading.mixing import training_order
+from data.loading.order import TrainingOrder
 from engine.distributed.engine import Engine
 from engine.loop.training import Training
 from engine.run.folder import RunFolder
@@ -44,19 +45,12 @@ def _train(task: Task, *, engine: Engine, folder: RunFolder) -> Results:
         metadata=task.metadata(),
         shard_of=data.train.shard_of,
     )
-    batches = training_batches(
-        data.train,
-        order,
-        task.batch_builder(),
-        micro_batches=training.micro_batches,
-        first_step=training.step,
-        last_step=training.last_step,
-        workers=config.data.workers,
-        pin=engine.device.type == "cuda",
-    )
+    batches = micro_batches(task, order=order, training=training)
     evaluations = Evaluations(training, task=task)
     set_training_mode(engine.module)
-    with SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples, names=task.noted) as samples:
+    with SampleLog.open(
+        folder.path, rank=engine.rank, enabled=config.report.samples, names=task.sample_columns
+    ) as samples:
         for step in training.steps():
             for number in training.micro_batches:
                 key = (step, number)
@@ -72,6 +66,20 @@ def _train(task: Task, *, engine: Engine, folder: RunFolder) -> Results:
         return []
     hand_off(task, training)
     return evaluations.finish()
+
+
+def micro_batches(task: Task, *, order: TrainingOrder, training: Training) -> TrainingBatches:
+    """Load this process's micro-batches from the step after the last one done."""
+    return training_batches(
+        task.data.train,
+        order,
+        task.batch_builder(),
+        micro_batches=training.micro_batches,
+        first_step=training.step,
+        last_step=training.last_step,
+        workers=task.config.data.workers,
+        pin=training.engine.device.type == "cuda",
+    )
 
 
 def hand_off(task: Task, training: Training) -> None:

@@ -32,7 +32,7 @@ class Classification:
     """One run that classifies; every method is said in :class:`finetune.task.Task`."""
 
     name: ClassVar[str] = "classify"
-    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats", "labels", "crops")
+    sample_columns: ClassVar[tuple[str, ...]] = ("ids", "repeats", "labels", "crops")
     best_by = "top1"
     open_data = staticmethod(open_data)
     find = staticmethod(find_classifiers)

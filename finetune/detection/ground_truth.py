@@ -74,7 +74,7 @@ def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Tr
     reader = _Reader(shards, option=option)
     for sample, content in enumerate(_contents(shards)):
         reader.add(sample, content)
-    if reader.beyond:
+    if reader.beyond:  # classes and manifest do not belong together, so that no single object is at fault
         raise UserError(reader.beyond)
     if twice := _shared_id(reader.category_ids):
         first, second, number = twice
@@ -82,6 +82,7 @@ def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Tr
             f"{option} {shards.folder}: the classes {shards.classes[first]} and {shards.classes[second]} have the same "
             f"category_id {number}; give each class its own, and write the shards again"
         )
+    # ids of classes that occur nowhere here are made up, the same ones as for `like`: results of both sets compare
     numbers = complete_ids(reader.category_ids, num_classes=len(shards.classes), like=like)
     for annotation in reader.annotations:
         annotation["category_id"] = numbers[annotation.pop("category")]

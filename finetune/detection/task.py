@@ -32,7 +32,7 @@ class Detection:
     """One run that finds objects; every method is said in :class:`finetune.task.Task`."""
 
     name: ClassVar[str] = "detect"
-    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats", "sizes")
+    sample_columns: ClassVar[tuple[str, ...]] = ("ids", "repeats", "sizes")
     open_data = staticmethod(open_data)
     build_bare = staticmethod(build_bare)
     write_best = staticmethod(write_best)

@@ -144,7 +144,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
         network: Any = build_network(
             dense_start(start), num_classes=0, drop_path=backbone.drop_path, seed=config.run.seed
         )
-        depth = len(network.blocks)
+        depth = len(network.blocks)  # which the defaults of layers and shrink-block are shares of
         shrinks = segmenter.shrink != "none"
         return VitLayers(
             network,
@@ -158,6 +158,7 @@ def build_features(config: SegmentConfig, *, start: Start) -> VitLayers | Pyrami
             f"segmenter.layers and segmenter.shrink need a plain ViT, and {start.architecture} is none; use "
             "segmenter.strides"
         )
+    # without the cascade SegViT's head takes the deepest map alone, and no others need be computed
     strides = segmenter.strides or ((8, 16, 32) if segmenter.head == "segvit" else (4, 8, 16, 32))
     return build_pyramid(
         start,

@@ -29,7 +29,7 @@ class Segmentation:
     """One run that segments; every method is said in :class:`finetune.task.Task`."""
 
     name: ClassVar[str] = "segment"
-    noted: ClassVar[tuple[str, ...]] = ("ids", "repeats")
+    sample_columns: ClassVar[tuple[str, ...]] = ("ids", "repeats")
     best_by = "miou"
     open_data = staticmethod(open_data)
     build_bare = staticmethod(build_bare)

@@ -69,8 +69,8 @@ def test_measuring_needs_no_training_shards():
 
 @pytest.mark.parametrize("old", [["--eval-only", "resnet18"], ["--eval_only=resnet18"]])
 def test_the_old_spelling_of_evaluate_is_understood_and_said_once(caplog, old):
-    asked = parse_training([*old, "--val-shards", "val"], "finetune/main.py train")
-    assert (asked.what, asked.argv) == ("resnet18", ("--val-shards", "val"))
+    understood = parse_training([*old, "--val-shards", "val"], "finetune/main.py train")
+    assert (understood.what, understood.argv) == ("resnet18", ("--val-shards", "val"))
     assert caplog.text.count("is now: finetune/main.py evaluate resnet18") == 1
 
 

@@ -11,13 +11,13 @@ from finetune.config import StartConfig, steps_between_evaluations
 from finetune.tasks import TASKS, choose_task
 
 RECIPES = sorted((Path(__file__).parents[3] / "finetune" / "recipes").rglob("*.yaml"))
-WORDS = ["--data.shards", "train", "--val-shards", "val"]
+REQUIRED = ["--data.shards", "train", "--val-shards", "val"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_header_names_process_counts(path):
-    task, words = choose_task(["--recipe", str(path), *WORDS])
-    config = parse(TASKS[task].config, words)
+    task, argv = choose_task(["--recipe", str(path), *REQUIRED])
+    config = parse(TASKS[task].config, argv)
     header = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     if isinstance(config, ClassifyConfig) and config.task.method == "knn":
         return
@@ -27,8 +27,8 @@ def test_every_recipe_parses_and_its_header_names_process_counts(path):
 
 
 def test_the_defaults_are_the_published_recipe():
-    config = parse(ClassifyConfig, WORDS)
-    published = parse(ClassifyConfig, ["--recipe", str(RECIPES[0].parent / "imagenet.yaml"), *WORDS])
+    config = parse(ClassifyConfig, REQUIRED)
+    published = parse(ClassifyConfig, ["--recipe", str(RECIPES[0].parent / "imagenet.yaml"), *REQUIRED])
     assert config.augment == published.augment
     assert config.optimizer == published.optimizer
     # methods: 1.25e-3 per 512 images, at 768
@@ -36,7 +36,7 @@ def test_the_defaults_are_the_published_recipe():
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: TaskConfig(label_fraction=0.0), "task.label-fraction"),
         (lambda: TaskConfig(label_fraction=0.1, labels_per_class=3), "exclude each other"),
@@ -53,8 +53,8 @@ def test_the_defaults_are_the_published_recipe():
         ),
     ],
 )
-def test_nonsense_is_refused(make, words):
-    with pytest.raises(ValueError, match=words):
+def test_nonsense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 

@@ -6,14 +6,14 @@ from finetune.tasks import TASKS, choose_task
 
 
 def test_without_a_word_it_is_classification():
-    words = ["--data.shards", "x", "--task.method", "linear"]
-    assert choose_task(words) == ("classify", words)
+    argv = ["--data.shards", "x", "--task.method", "linear"]
+    assert choose_task(argv) == ("classify", argv)
 
 
 @pytest.mark.parametrize("spelled", [["--task", "classify"], ["--task=classify"]])
 def test_the_option_is_taken_out_of_the_words(spelled):
-    words = ["--run.folder", "x", *spelled, "--val-shards", "y"]
-    assert choose_task(words) == ("classify", ["--run.folder", "x", "--val-shards", "y"])
+    argv = ["--run.folder", "x", *spelled, "--val-shards", "y"]
+    assert choose_task(argv) == ("classify", ["--run.folder", "x", "--val-shards", "y"])
 
 
 HEADS = {entry.head: name for name, entry in TASKS.items() if entry.head}
@@ -23,8 +23,8 @@ HEADS = {entry.head: name for name, entry in TASKS.items() if entry.head}
 def test_each_task_with_a_section_is_chosen_by_a_recipe_or_an_option_that_has_it(tmp_path, section):
     assert section in TASKS[HEADS[section]].config.__dataclass_fields__
     (tmp_path / "recipe.yaml").write_text(f"{section}: {{}}\n")
-    words = ["--recipe", str(tmp_path / "recipe.yaml")]
-    assert choose_task(words) == (HEADS[section], words)
+    argv = ["--recipe", str(tmp_path / "recipe.yaml")]
+    assert choose_task(argv) == (HEADS[section], argv)
     assert choose_task([f"--{section}.x", "1"])[0] == HEADS[section]
 
 
@@ -40,5 +40,5 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
 
 def test_a_recipe_that_cannot_be_read_is_left_to_the_parser(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
-    words = ["--recipe", str(tmp_path / "broken.yaml"), "--recipe", "missing.yaml"]
-    assert choose_task(words) == ("classify", words)
+    argv = ["--recipe", str(tmp_path / "broken.yaml"), "--recipe", "missing.yaml"]
+    assert choose_task(argv) == ("classify", argv)

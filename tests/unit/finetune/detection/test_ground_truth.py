@@ -62,14 +62,14 @@ def test_a_coco_dataset_with_the_annotations_own_ids(write, tmp_path):
 
 @pytest.mark.parametrize("name", BAD)
 def test_an_object_that_cannot_be_used_is_named_and_left_out(write, tmp_path, name):
-    change, said = BAD[name]
+    change, message = BAD[name]
     truth = truth_of(
         write, tmp_path / "x", lambda number: [GOOD, {**GOOD, "id": 77, **change}] if number == 2 else [GOOD]
     )
     assert len(truth.dataset["annotations"]) == 4
     (fault,) = truth.faults
     assert (fault.sample, fault.file_name, fault.object) == (2, "2.jpg", 77)
-    assert said in fault.reason
+    assert message in fault.reason
 
 
 def test_a_polygon_over_the_whole_image_is_a_mask_though_its_corners_lie_outside(write, tmp_path):

@@ -30,8 +30,8 @@ def test_backbone_leaves_the_classifier(network):
 @pytest.mark.parametrize("stages", [0, 1, 2, 4])
 def test_n_stages_freeze_the_stem_and_the_first_n(network, stages):
     freeze(network, what=stages)
-    left = {name.split(".")[1] for name in trained(network) if name.startswith("layers.")}
-    assert left == {str(stage) for stage in range(stages, 4)}
+    trained_stages = {name.split(".")[1] for name in trained(network) if name.startswith("layers.")}
+    assert trained_stages == {str(stage) for stage in range(stages, 4)}
     assert not any(name.startswith("patch_embed") for name in trained(network))
     assert "norm.weight" in trained(network)
 

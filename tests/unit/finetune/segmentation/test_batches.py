@@ -55,8 +55,8 @@ REASONS = ["value 200", "every pixel is void", "24x32 pixels, the image has 48x6
 def test_what_is_of_no_use_is_replaced_and_named(odd):
     batch = build(odd)
     assert [number for number, _, _ in batch["bad"]] == [1, 2, 3, 4]
-    for reason, (_, _, said) in zip(REASONS, batch["bad"], strict=True):
-        assert reason in said
+    for reason, (_, _, message) in zip(REASONS, batch["bad"], strict=True):
+        assert reason in message
     assert batch["ids"].tolist() == [0, 5, 5, 5, 5, 5, 6]
 
 
