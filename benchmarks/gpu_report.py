@@ -98,9 +98,6 @@ def _kernels(family: str, results: dict[str, Any]) -> Iterator[str]:
     for name, times in cases.items():
         figures = [f"{times[way]['forward_backward']:.3f}" if way in times else "" for way in ways]
         yield f"| {name} | {' | '.join(figures)} |"
-    if "fastest" in results:
-        yield ""
-        yield f"For `backbones/ops/attention_choice.py`: `{results['fastest']}`"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from backbones.kernels.availability import has_kernels
-from backbones.ops.attention_choice import fastest
 from backbones.visible.layout import Rule
 from backbones.visible.stacking import PlanStack
 from backbones.visible.window_layout import GroupPlan, pair_rows
@@ -45,8 +44,8 @@ def window_attention(
         plan: which tokens share a window, for the whole batch or for each of its equal parts; on the device of ``qkv``.
         scale: factor on the products.
         implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``fused`` is our Triton
-            kernel, which copies nothing into groups; ``auto`` is the fastest known on GPUs and ``reference`` elsewhere,
-            since PyTorch's CPU kernel has no gradient for a bias.
+            kernel, which copies nothing into groups; ``auto`` is the kernel for plans by the rule "tiles" and ``sdpa``
+            for others on GPUs, and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a bias.
     """
     first = plan.parts[0] if isinstance(plan, PlanStack) else plan
     attend = IMPLEMENTATIONS[chosen := _chosen(implementation, qkv, first)]
@@ -64,14 +63,13 @@ def usable_rule(rule: Rule, device: torch.device) -> Rule:
 
 
 def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Implementation:
-    """Return what ``auto`` stands for: a plan without rows per pair was made for the fused kernel, others go by measurements."""
-    asked = implementation
-    if asked == "auto":
+    """Say what ``auto`` stands for: the fused kernel only where a plan was made for it, and has no rows per pair."""
+    if implementation == "auto":
         if not qkv.is_cuda:
             return "reference"
-        fused = has_kernels(qkv.device) and qkv.dtype.itemsize <= torch.float32.itemsize
-        return "sdpa" if not fused else fastest(qkv, plan) if len(plan.bias_index) else "fused"
-    return "sdpa" if asked == "fused" and not _has_triton() else asked
+        has_kernel = has_kernels(qkv.device) and qkv.dtype.itemsize <= torch.float32.itemsize
+        return "fused" if has_kernel and not len(plan.bias_index) else "sdpa"
+    return "sdpa" if implementation == "fused" and not _has_triton() else implementation
 
 
 @cache

@@ -5,7 +5,7 @@ later blocks is free already; so memory peaks at the end of the forward pass or 
 what is kept for those before it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backbones.recompute.costs import BlockCost, ForwardCost
@@ -37,14 +37,6 @@ def choose(cost: ForwardCost, *, budget: int) -> Choice | None:
     if not found or cost.rest > budget:
         return None
     return min(found, key=lambda state: (state.flops, state.kept)).choice(cost)
-
-
-def consequences(cost: ForwardCost, recomputed: Collection[str]) -> Choice:
-    """Return what follows from recomputing these blocks."""
-    state = _Partial()
-    for block in cost.blocks:
-        state = state.recompute(block) if block.name in recomputed else state.keep(block)
-    return state.choice(cost)
 
 
 def least_budget(cost: ForwardCost) -> int:

@@ -17,10 +17,10 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from backbones.ops.submanifold import convolution, normed_convolution
-from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.registry.sizes import check_choice, check_stages, doubled
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
-from backbones.sec.stage import PlainStage, SecStage, rising
+from backbones.sec.stage import PlainStage, rising, sec_stages
 from backbones.sec.visible import SEC
 from backbones.visible.token_grid import TokenGrid
 
@@ -53,42 +53,37 @@ def make_sec_faster_vit(
     Raises:
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
-    dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
-    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
-    at_224 = CLUSTERS if clusters is None else clusters
-    check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
+    check_stages(depths=depths)
     check_choice(get_args(GlobalToken), global_token=global_token)
-    rates = rising(drop_path_rate, depths)
-    stages: list[nn.Module] = [
+    dims, rates = doubled(embed_dim), rising(drop_path_rate, depths)
+    convolutional = [
         PlainStage(
-            downsample=NormedDownsample(dims[i - 1], dim) if i else None,
-            blocks=[ConvBlock(dim, drop_path=rate) for rate in rates[i]],
+            downsample=NormedDownsample(dims[i - 1], dims[i]) if i else None,
+            blocks=[ConvBlock(dims[i], drop_path=rate) for rate in rates[i]],
             recomputes=False,  # would move the blocks' batch statistics twice
         )
-        for i, dim in enumerate(dims[:2])
+        for i in (0, 1)
     ]
-    stages += [
-        SecStage(
-            dims[i],
-            downsample=NormedDownsample(dims[i - 1], dims[i]),
-            num_heads=num_heads[i],
-            drop_paths=rates[i],
-            rope=rope,
-            cpe=cpe,
-            mlp_ratio=mlp_ratio,
-            mlp_conv=False,
-            scaled=False,
-            norm_eps=NORM_EPS,
-            num_clusters=at_224[i],
-            scale_clusters=clusters is None,
-            lce=lce,
-            global_token=global_token,
-        )
-        for i in (2, 3)
-    ]
+    attending = sec_stages(
+        dims,
+        first=2,
+        depths=depths,
+        num_heads=num_heads,
+        clusters=clusters,
+        published_clusters=CLUSTERS,
+        drop_path_rate=drop_path_rate,
+        downsample=NormedDownsample,
+        rope=rope,
+        cpe=cpe,
+        mlp_ratio=mlp_ratio,
+        mlp_conv=False,
+        norm_eps=NORM_EPS,
+        lce=lce,
+        global_token=global_token,
+    )
     return SecNetwork(
         patch_embed=Stem(in_chans, stem_dim, dims[0]),
-        stages=stages,
+        stages=[*convolutional, *attending],
         dims=dims,
         img_size=img_size,
         head="normed",

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.registry.sizes import check_choice, doubled
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
-from backbones.sec.stage import SecStage, check_patches, rising
+from backbones.sec.stage import check_patches, sec_stages
 from backbones.sec.visible import SEC
 from backbones.visible.token_grid import TokenGrid
 
@@ -49,31 +49,24 @@ def make_sec_swin(
     Raises:
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
-    dims = [embed_dim * 2**i for i in range(NUM_STAGES)]
-    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
-    at_224 = CLUSTERS if clusters is None else clusters
-    check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
     check_choice(get_args(GlobalToken), global_token=global_token)
-    rates = rising(drop_path_rate, depths)
-    stages = [
-        SecStage(
-            dim,
-            downsample=MergeDownsample(dims[i - 1], dim) if i else None,
-            num_heads=num_heads[i],
-            drop_paths=rates[i],
-            rope=rope,
-            cpe=cpe,
-            mlp_ratio=mlp_ratio,
-            mlp_conv=False,  # Swin has neither this nor the next
-            scaled=False,
-            norm_eps=NORM_EPS,
-            num_clusters=at_224[i],
-            scale_clusters=clusters is None,
-            lce=lce,
-            global_token=global_token,
-        )
-        for i, dim in enumerate(dims)
-    ]
+    dims = doubled(embed_dim)
+    stages = sec_stages(
+        dims,
+        depths=depths,
+        num_heads=num_heads,
+        clusters=clusters,
+        published_clusters=CLUSTERS,
+        drop_path_rate=drop_path_rate,
+        downsample=MergeDownsample,
+        rope=rope,
+        cpe=cpe,
+        mlp_ratio=mlp_ratio,
+        mlp_conv=False,  # as Swin
+        norm_eps=NORM_EPS,
+        lce=lce,
+        global_token=global_token,
+    )
     return SecNetwork(
         patch_embed=PatchEmbed(in_chans, dims[0]),
         stages=stages,

@@ -16,10 +16,10 @@ from torch import nn
 
 from backbones.config import SecConfig
 from backbones.registry.backbone import Arguments
-from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages
+from backbones.registry.sizes import NUM_STAGES, check_choice, check_stages, doubled
 from backbones.sec.attention import GlobalToken
 from backbones.sec.network import SecNetwork, create_by
-from backbones.sec.stage import STEMS, ConvDownsample, SecStage, rising
+from backbones.sec.stage import STEMS, ConvDownsample, sec_stages
 from backbones.sec.visible import SEC, without_windows
 from engine.errors import UserError
 
@@ -81,38 +81,33 @@ def make_secvit(
     Raises:
         UserError: sizes are not given for four stages, or do not go together, or an option has no such value.
     """
-    dims = [embed_dim * 2**i for i in range(NUM_STAGES)] if isinstance(embed_dim, int) else list(embed_dim)
-    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
-    at_224 = CLUSTERS if clusters is None else clusters
-    check_stages(embed_dim=dims, depths=depths, num_heads=num_heads, clusters=at_224)
+    dims = doubled(embed_dim) if isinstance(embed_dim, int) else tuple(embed_dim)
+    check_stages(embed_dim=dims)
     check_choice(get_args(Version), version=version)
     check_choice(STEMS, stem=stem)
     check_choice(get_args(GlobalToken), global_token=global_token)
     _check_attention(attention, num_heads=num_heads, window_size=window_size)
     for stage in scaled_stages:
         check_choice(range(NUM_STAGES), scaled_stages=stage)
-    rates = rising(drop_path_rate, depths)
     # the versions differ in rotary positions, the convolution in the MLP and, below, the head
-    stages = [
-        SecStage(
-            dim,
-            downsample=ConvDownsample(dims[i - 1], dim) if i else None,
-            num_heads=num_heads[i],
-            drop_paths=rates[i],
-            rope=version == 2 if rope is None else rope,
-            cpe=cpe,
-            mlp_ratio=mlp_ratio,
-            mlp_conv=version == 2,
-            scaled=i in scaled_stages,
-            num_clusters=at_224[i],
-            scale_clusters=clusters is None,
-            lce=lce,
-            global_token=global_token,
-            partition=None if attention == "sec" else attention,
-            window=STRIPES[i] if attention == "cswin" else window_size,
-        )
-        for i, dim in enumerate(dims)
-    ]
+    stages = sec_stages(
+        dims,
+        depths=depths,
+        num_heads=num_heads,
+        clusters=clusters,
+        published_clusters=CLUSTERS,
+        drop_path_rate=drop_path_rate,
+        downsample=ConvDownsample,
+        scaled=scaled_stages,
+        windows=STRIPES if attention == "cswin" else (window_size,) * NUM_STAGES,
+        rope=version == 2 if rope is None else rope,
+        cpe=cpe,
+        mlp_ratio=mlp_ratio,
+        mlp_conv=version == 2,
+        lce=lce,
+        global_token=global_token,
+        partition=None if attention == "sec" else attention,
+    )
     return SecNetwork(
         patch_embed=STEMS[stem](in_chans, dims[0]),
         stages=stages,

@@ -5,7 +5,7 @@ All run on the tokens of a grid, whether these are all or the visible ones.
 Legend: b batch, n o tokens, c d channels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from backbones.ops.submanifold import depthwise, normed_convolution
 from backbones.recompute.blocks import run_block
+from backbones.registry.sizes import NUM_STAGES, check_stages
 from backbones.sec.attention import SecAttention, rotation
 from backbones.visible.token_grid import TokenGrid
 from engine.errors import UserError
@@ -64,6 +65,48 @@ class SecStage(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, grid, turn, recompute=recompute)
         return x
+
+
+def sec_stages(
+    dims: Sequence[int],
+    *,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    clusters: Sequence[int] | None,
+    published_clusters: Sequence[int],
+    drop_path_rate: float,
+    downsample: Callable[[int, int], nn.Module],
+    first: int = 0,
+    scaled: Sequence[int] = (),
+    windows: Sequence[int] = (7,) * NUM_STAGES,
+    **block: Any,
+) -> list[nn.Module]:
+    """Make the stages from number ``first`` on; ``block`` are further arguments of all their blocks.
+
+    ``clusters`` are taken whatever the image; without them the published ones follow its size. ``scaled`` are the stages
+    whose branches have a learned scale, ``windows`` the sides of windows (or widths of stripes) in the place of clusters.
+
+    Raises:
+        UserError: sizes are not given for four stages, or do not go together.
+    """
+    # counts that a user gives hold for every image size, so only our own are scaled from 224 px
+    at_224 = published_clusters if clusters is None else clusters
+    check_stages(depths=depths, num_heads=num_heads, clusters=at_224)
+    rates = rising(drop_path_rate, depths)
+    return [
+        SecStage(
+            dims[i],
+            downsample=downsample(dims[i - 1], dims[i]) if i else None,
+            num_heads=num_heads[i],
+            drop_paths=rates[i],
+            scaled=i in scaled,
+            num_clusters=at_224[i],
+            scale_clusters=clusters is None,
+            window=windows[i],
+            **block,
+        )
+        for i in range(first, NUM_STAGES)
+    ]
 
 
 class PlainStage(nn.Module):

@@ -10,7 +10,7 @@ Legend: b batch, n visible tokens, k visible units, l units, c channels, h heads
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -49,12 +49,12 @@ class TwinsSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwinsStage:
+class TwinsStage(Generic[Indices]):
     """The visible tokens of one stage."""
 
-    tokens: TokenGrid
+    tokens: TokenGrid[Indices]
     """Where they lie, unit by unit."""
-    plan: GroupPlan | None
+    plan: GroupPlan[Indices] | None
     """Their windows in groups."""
 
     @property

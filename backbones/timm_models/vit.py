@@ -7,7 +7,7 @@ Legend: b batch, k visible patches, l patches, t tokens with those before the pa
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class VitStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VitLayout:
+class VitLayout(Generic[Indices]):
     """The visible patches."""
 
     coords: Indices

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from backbones.visible.layout import LayoutSpec, VisibleLayout, joined
+from backbones.visible.layout import LayoutSpec, VisibleLayout
+from backbones.visible.packing import joined
 from backbones.visible.window_layout import GroupPlan
 from engine.errors import UserError
 

@@ -9,7 +9,7 @@ c channels, r reach of a halo.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class GridSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenGrid:
+class TokenGrid(Generic[Indices]):
     """The tokens of one level: numpy arrays from the loader's workers, tensors in the forward pass."""
 
     tile: Size
@@ -59,11 +59,12 @@ class TokenGrid:
 
     def halo(self, x: Float[Tensor, "b n c"], reach: int) -> tuple[Float[Tensor, "bm c p q"], int]:
         """Return maps of the tiles with the ``reach`` tokens around them, and by how many zeros they still have to be padded."""
-        if self.windows is None:
+        windows: Any = self.windows
+        if windows is None:
             return self.maps(x), reach
-        spare = (self.windows.shape[1] - self.tile[0]) // 2 - reach
+        spare = (windows.shape[1] - self.tile[0]) // 2 - reach  # of the level's largest convolution
         inner = slice(spare, -spare or None)
-        windows = self.windows[:, inner, inner]
+        windows = windows[:, inner, inner]
         rows = F.pad(x, (0, 0, 0, 1)).index_select(1, windows.flatten())
         return rows.view(-1, *windows.shape[1:], x.shape[-1]).permute(0, 3, 1, 2), 0
 

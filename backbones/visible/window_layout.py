@@ -9,7 +9,7 @@ Legend: k visible units, n tokens of a stage, G groups, g slots per group, W win
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from jaxtyping import Int
@@ -38,7 +38,7 @@ class StageSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupPlan:
+class GroupPlan(Generic[Indices]):
     """Windows of one shift put into groups of equal size, in which attention is computed (``backbones.visible.window_slots``).
 
     A padding slot holds a copy of token 0, attends to itself only and is seen by no other slot.
@@ -81,15 +81,15 @@ class GroupPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageLayout:
+class StageLayout(Generic[Indices]):
     """The visible tokens of one stage."""
 
     coords: Indices
     """[n, 2] row and column of each token in the stage's grid."""
-    plans: tuple[GroupPlan, ...]
+    plans: tuple[GroupPlan[Indices], ...]
     """One plan per shift."""
 
-    def plan(self, shift: tuple[int, int]) -> GroupPlan:
+    def plan(self, shift: tuple[int, int]) -> GroupPlan[Indices]:
         """Return the plan for blocks whose windows are shifted by ``shift``."""
         return next(plan for plan in self.plans if plan.shift == tuple(shift))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from backbones.visible.cost_models import LARGEST_TILE, Measured, Tiles
+from backbones.visible.cost_models import LARGEST_TILE, OneSize, Tiles
 from backbones.visible.grouping import Grouping, group_windows
 
 _NODES = 10
@@ -81,7 +81,7 @@ def slots_in_tiles(
     if largest > LARGEST_TILE:
         return _in_a_row(window, np.array(counts), largest=largest)
     tile = Tiles().padded(largest)
-    grouping = group_windows(counts, cost=Measured({tile: 1.0}), max_nodes=_NODES)
+    grouping = group_windows(counts, cost=OneSize(tile), max_nodes=_NODES)
     num_tiles = most_tiles(tile=tile, num_tokens=len(window), num_windows=num_windows)
     first = np.arange(num_tiles) * tile
     end = first + tile

@@ -10,7 +10,7 @@ Legend: b batch, n o visible tokens of a level and of the next, k visible units,
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ class LevelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class Level(Generic[Indices]):
     """The visible tokens of one level."""
 
-    tokens: TokenGrid
+    tokens: TokenGrid[Indices]
     """Where they lie, unit by unit."""
     place: Indices | None
     """[n] where each token stands in the sequences, one after the other."""

@@ -8,7 +8,6 @@ Legend: b images, n tokens, h heads, d channels per head, t rows of a bias table
 """
 
 import argparse
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from backbones.ops.window_attention import window_attention
-from backbones.visible.cost_models import Tiles
 from backbones.visible.layout import LayoutSpec, VisibleLayout, build_layout
 from backbones.visible.window_layout import GroupPlan, StageSpec, window_stages
 from benchmarks.device_times import forward_backward_ms
@@ -46,17 +44,11 @@ class Case:
         """The plans by the name of what they are for."""
         return ("groups", self.plan), ("tiles", self.tiles)
 
-    @property
-    def key(self) -> tuple[int, int]:
-        """Channels per head and slots of a group in tiles, as `attention_choice.FASTEST` has them."""
-        return HEAD_DIM, Tiles().padded(self.plan.group_size)
-
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time each way in each case, in milliseconds, and name the faster of SDPA and fused per shape."""
+    """Time each way in each case, in milliseconds."""
     device = torch.device(options.device)
     figures: dict[str, Any] = {}
-    totals: dict[tuple[int, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for size in options.sizes:
         for ratio in options.ratios:
             for case in cases(size, ratio=ratio, device=device):
@@ -68,13 +60,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     "ms": times,
                     "fastest": min(times, key=lambda name: times[name]["forward_backward"]),
                 }
-                for name in ("sdpa", "fused") if device.type == "cuda" else ():
-                    totals[case.key][name] += times[name]["forward_backward"]
-    result = {"micro_batch": options.micro_batch, "cases": figures}
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        result["fastest"] = [[capability, *key, min(times, key=times.__getitem__)] for key, times in totals.items()]
-    return result
+    return {"micro_batch": options.micro_batch, "cases": figures}
 
 
 def cases(size: int, *, ratio: float, device: torch.device) -> Iterator[Case]:

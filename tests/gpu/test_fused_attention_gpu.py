@@ -6,7 +6,7 @@ import torch
 
 from backbones.build import build, forward_visible, layout_spec
 from backbones.config import BackboneConfig
-from backbones.visible.layout import _arrays, build_layout
+from backbones.visible.layout import arrays_of, build_layout
 from backbones.visible.stacking import VisibleStack
 from benchmarks.kernels.cuda_graphs import recorded
 from tests.gpu.selection import selected
@@ -119,7 +119,7 @@ def test_a_step_recorded_as_a_cuda_graph_is_right_for_other_masks(window):
 
     replay = recorded(lambda: step(fixed), model)
     for layout in layouts:
-        for old, new in zip(_arrays(fixed), _arrays(layout), strict=True):
+        for old, new in zip(arrays_of(fixed), arrays_of(layout), strict=True):
             old.copy_(new)
         loss, gradient = replay().clone(), gradient_of(model).clone()
         model.zero_grad(set_to_none=False)

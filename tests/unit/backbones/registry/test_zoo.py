@@ -12,7 +12,12 @@ from timm.models import get_pretrained_cfg
 from backbones.registry.zoo import ZOO
 
 ROOT = Path(__file__).parents[4]
-PURE = ("backbones", "backbones.config", "backbones.visible.bin_packing", "backbones.visible.grouping")
+PURE = (
+    "backbones",
+    "backbones.config",
+    "backbones.registry.sizes",
+    "backbones.visible.window_layout",
+)
 
 
 def fresh_process(script: str) -> str:

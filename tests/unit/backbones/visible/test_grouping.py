@@ -7,10 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbones.visible import grouping
-from backbones.visible.cost_models import Core, Measured, Paper, Tiles, named_cost_model
+from backbones.visible.cost_models import Core, OneSize, Tiles
 from backbones.visible.grouping import RULES, greedy_groups, group_windows
 
-COST_MODELS = (Core(), Paper(32), Measured({8: 1.0, 16: 2.5, 24: 5.0, 32: 8.0, 64: 25.0, 2000: 9e3}), Tiles())
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Another cost model than ours: a few sizes, at prices in no proportion to them."""
+
+    def padded(self, size):
+        return next(side for side in PRICES if size <= side)
+
+    def per_group(self, size):
+        return PRICES[self.padded(size)]
+
+
+PRICES = {8: 1.0, 16: 2.5, 24: 5.0, 32: 8.0, 64: 25.0, 2000: 9e3}
+COST_MODELS = (Core(), Steps(), Tiles())
 window_counts = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 
 
@@ -199,13 +212,9 @@ def test_large_problem_stays_within_its_node_budget():
     assert plan.lower_bound <= plan.cost <= 1.02 * plan.lower_bound
 
 
-def test_measured_table_pads_to_its_own_sizes():
-    plan = group_windows([3, 5, 6], cost=Measured({8: 1.0, 16: 1.5, 32: 9.0}))
-    assert (plan.group_size, plan.num_groups, plan.cost) == (16, 1, 1.5)
-
-
-def test_measured_table_prefers_a_larger_size_that_is_no_dearer():
-    assert Measured({8: 2.0, 16: 1.5}).padded(3) == 16
+def test_the_fewest_groups_of_one_size_are_the_best():
+    plan = group_windows([3, 5, 6, 9], cost=OneSize(16))
+    assert (plan.group_size, plan.num_groups, plan.cost) == (16, 2, 2.0)
 
 
 def test_tiles_are_of_16_32_and_multiples_of_64():
@@ -233,20 +242,9 @@ def test_grouping_is_frozen():
         (lambda: group_windows([]), "at least one visible token"),
         (lambda: group_windows([3, 0]), "at least one visible token"),
         (lambda: group_windows([3], rule="best"), "expected one of optimal, greedy, largest_window"),
-        (lambda: group_windows([40], cost=Measured({16: 1.0})), "exceeds the measured cost table"),
-        (lambda: Measured({}), "maps group sizes"),
-        (lambda: named_cost_model("flops"), "expected core, paper, tiles or measured"),
+        (lambda: group_windows([40], cost=OneSize(16)), "a window of 40 tokens does not fit groups of 16"),
     ],
 )
 def test_bad_input_names_what_was_expected(ask, message):
     with pytest.raises(ValueError, match=message):
         ask()
-
-
-def test_measured_table_reads_a_json_file(tmp_path):
-    path = tmp_path / "table.json"
-    path.write_text('{"16": 1, "32": 3.5}')
-    assert named_cost_model(f"measured:{path}") == Measured({16: 1.0, 32: 3.5})
-    path.write_text("[1]")
-    with pytest.raises(ValueError, match=r"table.json: expected a JSON object"):
-        named_cost_model(f"measured:{path}")
