@@ -161,7 +161,10 @@ def _class_names(backbones: Iterable[Backbone]) -> str:
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3) or timm.list_models("swin*")[:3]
-        raise UserError(f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}?")
+        raise UserError(
+            f"backbone.name: timm has no architecture {name!r}; did you mean {' or '.join(close)}? A file "
+            "that brings it is named with --extension"
+        )
 
 
 def _check_heads(model: nn.Module) -> None:

@@ -92,9 +92,13 @@ def run_program(
     if (not arguments and default is None) or arguments in (["-h"], ["--help"]):
         say(overview(commands, program=program, about=about, default=default))
         return
+    if len(arguments) == 2 and arguments[0] in ("-h", "--help"):
+        arguments.reverse()  # help of the command behind it
     name = default
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
+    elif arguments and arguments[-1] in commands and not Path(arguments[-1]).exists():
+        raise UserError(f"the command comes first: {program} {arguments[-1]} {' '.join(arguments[:-1])}")
     if name is None or name not in commands:
         raise UserError(_unknown(name or arguments[0], commands))
     options = parse_options(commands[name], arguments, program=f"{program} {name}")

@@ -40,7 +40,8 @@ def measure(config: FinetuneConfig, what: str) -> Results:
             folder.mkdir(parents=True, exist_ok=True)
         results = [_measure(trained, evaluator=evaluator, engine=engine, folder=folder) for trained in networks]
         if engine.is_main:
-            classes = networks[0].classes or val.classes
+            first = networks[0]  # whose own names the figures are kept by; networks of others have none
+            classes = first.class_names if first.metadata else val.classes or first.class_names
             logger.info("results: %s", write_results(folder, results, classes=classes, name=MEASURED_NAME))
         return results
     finally:

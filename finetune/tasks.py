@@ -70,7 +70,7 @@ def choose_task(argv: Sequence[str], *, default: str = "classify") -> tuple[str,
     if len(candidates) > 1:
         raise UserError(f"the recipes and options belong to {' and '.join(candidates)}; give those of one task")
     name = names[-1] if names else candidates[0] if candidates else default
-    if name and name not in TASKS:
+    if name not in TASKS and (names or name):
         raise UserError(f"--task takes {', '.join(TASKS)}, got {name!r}")
     return name, rest
 

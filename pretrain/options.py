@@ -41,7 +41,7 @@ class ProofRuns:
 def parse_proof(argv: Sequence[str], program: str) -> tuple[ProofRuns, PretrainConfig]:
     """Separate what is said of the proof's runs from the recipe that they follow."""
     runs, rest = tyro.cli(ProofRuns, args=argv, prog=program, return_unknown_args=True, console_outputs=on_rank_zero())
-    return runs, parse(PretrainConfig, rest)
+    return runs, parse(PretrainConfig, rest, program=program)
 
 
 def parse_without_shards(argv: Sequence[str], program: str) -> PretrainConfig:

@@ -205,7 +205,10 @@ def skeleton(architecture: str, **model_args: Any) -> nn.Module:
         UserError: timm does not know the architecture or refuses an argument.
     """
     if not timm.is_model(architecture):
-        raise UserError(f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some")
+        raise UserError(
+            f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some, and a file that "
+            "brings it is named with --extension"
+        )
     with torch.device("meta"):
         return make_network(architecture, model_args)
 
@@ -219,7 +222,9 @@ def make_network(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
     try:
         return timm.create_model(architecture, **model_args)
     except Exception as error:  # timm and torch refuse sizes with whatever comes of them
-        if not is_refusal(error):
+        # An argument that is none of the network's: of a config's sizes, not every network has all.
+        unknown = [name for name in model_args if str(error).endswith(f"unexpected keyword argument {name!r}")]
+        if not is_refusal(error) and not (isinstance(error, TypeError) and unknown):
             raise
         reason = str(error) or type(error).__name__
         raise UserError(f"timm cannot make {architecture} with {dict(model_args)}: {reason}") from error

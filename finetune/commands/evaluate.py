@@ -64,7 +64,7 @@ def trained_recipe(what: str) -> tuple[str, dict[str, Any]]:
     Weights that lie in no run do not say where it was: results go to this command's own run folder.
     """
     path = Path(what)
-    folder = _run_around(path)
+    folder = _run_around(path) if path.is_dir() else None  # or it is a name of timm's
     if folder is not None:
         recipe = read_yaml(folder / RECIPE_NAME)
         recipe["run"] = {**recipe.get("run", {}), "folder": str(folder)}  # also where the run was moved

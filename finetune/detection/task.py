@@ -76,6 +76,7 @@ class Detection:
         """Add up the detector's own losses."""
         targets, sizes = batch["targets"].as_dicts(), pairs(batch["sizes"])
         parts = forward(self._pixels(batch["images"]), sizes, targets)
+        assert "loss" not in parts, "a detector's losses have names of their own: loss is their sum"
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
     def hand_off(

@@ -96,6 +96,18 @@ def test_an_unknown_command_is_refused_with_a_suggestion():
         run("--x", default=None)
 
 
+def test_a_command_behind_its_options_is_refused_with_the_right_order():
+    with pytest.raises(UserError, match="the command comes first: mine/main.py train --inner.name b"):
+        run("--inner.name", "b", "train")
+
+
+def test_help_before_a_command_is_help_of_the_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("--help", "look")
+    assert ended.value.code == 0
+    assert "usage: mine/main.py look" in capsys.readouterr().out
+
+
 def test_a_run_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"existing takes one run folder that exists, got /nowhere"):
         run("existing", "/nowhere")

@@ -11,10 +11,12 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from backbones.build import forward_masked, forward_visible, layout_spec, mask_token_dim
+from backbones.build import build, forward_masked, forward_visible, layout_spec, mask_token_dim
+from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
 from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
+from engine.errors import UserError
 from engine.extensions import load_extensions
 from tests.unit.backbones.sec_reference import dense_reference, map_of, tokens_of
 
@@ -149,7 +151,9 @@ def test_programs_without_the_file_do_not_know_it_and_list_shows_it():
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "timm has no architecture 'covit_tiny'" in refused.stderr
+    assert "a file that brings it is named with --extension" in refused.stderr
 
 
-def test_it_is_one_short_file():
-    assert len(BACKBONE.read_text().splitlines()) <= 60
+def test_a_size_that_the_network_has_not_is_refused():
+    with pytest.raises(UserError, match=r"cannot make covit_tiny .*unexpected keyword argument 'window_size'"):
+        build(BackboneConfig(name="covit_tiny", window=4))

@@ -48,6 +48,12 @@ def test_results_are_shown_again(monkeypatch, capsys, micro, tmp_path):
     assert "best raw" in shown
 
 
+def test_a_name_of_timms_takes_no_recipe_from_the_folder_that_the_program_was_started_in(tmp_path, base, monkeypatch):
+    (tmp_path / "config.yaml").write_text(dump(base))
+    monkeypatch.chdir(tmp_path)
+    assert trained_recipe("resnet18") == ("classify", {})
+
+
 def test_a_run_is_measured_with_its_own_recipe_unless_the_command_line_says_otherwise(tmp_path, base):
     assert trained_recipe(str(tmp_path)) == ("classify", {})
     (tmp_path / "config.yaml").write_text("mim: {}\n")  # a pretraining run, which is refused later, with a reason

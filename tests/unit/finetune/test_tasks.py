@@ -38,6 +38,12 @@ def test_an_unknown_task_is_refused_with_the_known_ones():
         choose_task(["--task", "detekt"])
 
 
+@pytest.mark.parametrize("argv", [["--task"], ["--task="], ["--task", ""]])
+def test_a_task_without_a_name_is_refused(argv):
+    with pytest.raises(ValueError, match=r"--task takes classify.*got ''"):
+        choose_task(argv)
+
+
 def test_a_recipe_that_cannot_be_read_is_left_to_the_parser(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     argv = ["--recipe", str(tmp_path / "broken.yaml"), "--recipe", "missing.yaml"]

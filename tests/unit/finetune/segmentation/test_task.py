@@ -74,6 +74,16 @@ def test_measuring_repeats_what_the_run_measured(micro, whole, tmp_path):
     assert again == {"raw": expected["last raw"], "ema": expected["last ema"]}
 
 
+def test_classes_without_names_are_their_numbers_wherever_they_are_named(micro, tmp_path):
+    """The shards name three classes, the label maps may hold four: no name fits."""
+    run = micro(run={"folder": tmp_path / "run"}, labels={"num_classes": 4}, optimizer={"steps": 1, "warmup_steps": 0})
+    train(run)
+    measure(micro(run={"folder": tmp_path / "eval"}, labels={"num_classes": 4}), str(tmp_path / "run"))
+    written = json.loads((tmp_path / "eval" / "eval_only.json").read_text())
+    assert written["classes"] == ["0", "1", "2", "3"]
+    assert set(written["results"][0]["per_class"]) == set(written["classes"])
+
+
 def test_the_best_weights_are_measured_again_alike(micro, whole, tmp_path):
     folder, results = whole
     best = results[3]
