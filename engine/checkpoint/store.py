@@ -153,7 +153,7 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     return checkpoint
 
 
-def newest_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint | None:
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Open the newest undamaged checkpoint in ``folder``, with a warning that names those passed over.
 
     Raises:
@@ -164,7 +164,7 @@ def newest_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint | None
     steps = checkpoint_steps(folder)
     for step in reversed(steps):
         try:
-            checkpoint = open_checkpoint(step_folder(folder, step), verify=verify)
+            checkpoint = open_checkpoint(step_folder(folder, step))
         except UserError as error:
             faults.append(str(error))
             continue
@@ -212,10 +212,10 @@ class CheckpointStore:
         if rank == 0:
             self._clear_leftovers()
 
-    def latest(self, *, verify: bool = True) -> Checkpoint | None:
+    def latest(self) -> Checkpoint | None:
         """Open the newest undamaged checkpoint; see ``newest_checkpoint``."""
         self.wait()
-        checkpoint = newest_checkpoint(self.folder, verify=verify)
+        checkpoint = newest_checkpoint(self.folder)
         self.go_on_from(checkpoint.step if checkpoint else None)
         return checkpoint
 

@@ -8,7 +8,6 @@ us, not by a timm scheduler (which would square the layer decay).
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -44,7 +43,7 @@ def find_backbone(model: nn.Module) -> str:
     if len(backbones) != 1:
         raise UserError(
             f"layer decay needs one backbone with timm's group_matcher inside {type(model).__name__}, "
-            f"found {backbones or 'none'}; set optimizer.layer-decay to 1 or name the backbone"
+            f"found {backbones or 'none'}; set optimizer.layer-decay to 1"
         )
     return f"{backbones[0]}." if backbones[0] else ""
 
@@ -77,7 +76,6 @@ def param_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     head_lr_scale: float = 1.0,
-    backbone_prefix: str | None = None,
 ) -> list[Group]:
     """Make AdamW's groups, lowest layer first: ``params``, ``names``, ``weight_decay``, ``lr_scale``, ``name``.
 
@@ -87,9 +85,7 @@ def param_groups(
     Raises:
         UserError: ``layer_decay`` or ``head_lr_scale`` is not 1, and there is not one backbone with a head outside it.
     """
-    scales, own_rule = _scales(
-        model, layer_decay=layer_decay, head_lr_scale=head_lr_scale, backbone_prefix=backbone_prefix
-    )
+    scales, own_rule = _scales(model, layer_decay=layer_decay, head_lr_scale=head_lr_scale)
     members: dict[tuple[int, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -116,13 +112,13 @@ _OUTSIDE = 1_000_000
 
 
 def _scales(
-    model: nn.Module, *, layer_decay: float, head_lr_scale: float, backbone_prefix: str | None
+    model: nn.Module, *, layer_decay: float, head_lr_scale: float
 ) -> tuple[dict[str, tuple[int, float]], set[str]]:
     """Find (layer id, scale) by parameter name, and the names that the backbone itself excludes from decay."""
     as_one = layer_decay == head_lr_scale == 1
-    if backbone_prefix is None and as_one and not any(hasattr(m, "group_matcher") for m in model.modules()):
+    if as_one and not any(hasattr(m, "group_matcher") for m in model.modules()):
         return {}, set()
-    prefix = find_backbone(model) if backbone_prefix is None else backbone_prefix
+    prefix = find_backbone(model)
     backbone = model.get_submodule(prefix.rstrip("."))
     own_rule = {prefix + name for name in getattr(backbone, "no_weight_decay", set[str])()}
     if as_one:
@@ -137,24 +133,7 @@ def _scales(
     return {prefix + name: (i, layer_decay ** (top - i)) for name, i in ids.items()}, own_rule
 
 
-def describe(groups: Sequence[Group]) -> list[tuple[str, int, int, float, float, str]]:
-    """Make one row a group: name, tensors, elements, weight decay, learning-rate scale, first parameter."""
-    return [
-        (
-            group["name"],
-            len(group["params"]),
-            sum(parameter.numel() for parameter in group["params"]),
-            group["weight_decay"],
-            group["lr_scale"],
-            group["names"][0],
-        )
-        for group in groups
-    ]
-
-
-def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, batch_size: int, backbone_prefix: str | None = None
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, batch_size: int) -> torch.optim.AdamW:
     """Make AdamW (fused) over ``param_groups``; its first ``lr`` is the peak times each group's ``lr_scale``."""
     peak_lr = config.base_lr * batch_size / config.lr_batch_size
     groups = param_groups(
@@ -162,7 +141,6 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         head_lr_scale=config.head_lr_scale,
-        backbone_prefix=backbone_prefix,
     )
     for group in groups:
         group["lr"] = peak_lr * group["lr_scale"]

@@ -6,12 +6,10 @@ import re
 import pytest
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from engine.config import OptimizerConfig
-from engine.loop.optimizer import Schedule, build_optimizer, decays, describe, find_backbone, layer_ids, param_groups
+from engine.loop.optimizer import Schedule, build_optimizer, decays, find_backbone, layer_ids, param_groups
 
 SMALL_SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 
@@ -137,21 +135,21 @@ def test_layer_decay_without_one_backbone_is_refused():
     two = nn.ModuleDict({"a": vit(), "b": vit()})
     with pytest.raises(ValueError, match=r"found \['a', 'b'\]"):
         param_groups(two, weight_decay=0.1, layer_decay=0.5)
-    groups = param_groups(two, weight_decay=0.1, layer_decay=0.5, backbone_prefix="b.")
-    assert next(g for g in groups if g["name"] == "outside_decay")["names"][0].startswith("a.")
 
 
-def test_the_table_of_groups_prints(capsys):
-    rows = describe(param_groups(swin((2, 2, 6, 2), num_classes=10), weight_decay=0.05, layer_decay=0.9))
-    table = Table("group", "tensors", "elements", "weight decay", "rate", "first")
-    for name, tensors, elements, decay, scale, first in rows:
-        table.add_row(name, str(tensors), str(elements), f"{decay:g}", f"{scale:.4f}", first)
-    Console(width=140).print(table)
-    shown = capsys.readouterr().out
-    assert re.search(r"layer_00_decay .* 1 .* 384 .* 0.05 .* 0.2542 .* patch_embed\.proj\.weight", shown)
-    assert re.search(r"layer_02_decay .* 5 .* layers\.0\.blocks\.1\.attn\.qkv\.weight", shown)
-    assert len(rows) == 28
-    assert sum(row[2] for row in rows) == sum(p.numel() for p in swin((2, 2, 6, 2), num_classes=10).parameters())
+def test_groups_hold_every_parameter_once_lowest_layer_first():
+    model = swin((2, 2, 6, 2), num_classes=10)
+    groups = {group["name"]: group for group in param_groups(model, weight_decay=0.05, layer_decay=0.9)}
+    assert len(groups) == 28
+    assert sorted(name for group in groups.values() for name in group["names"]) == sorted(
+        name for name, _ in model.named_parameters()
+    )
+    lowest = groups["layer_00_decay"]
+    assert next(iter(groups)) == "layer_00_decay"
+    assert (lowest["names"], lowest["weight_decay"]) == (["patch_embed.proj.weight"], 0.05)
+    assert lowest["lr_scale"] == pytest.approx(0.9**13)
+    assert groups["layer_02_decay"]["names"][0] == "layers.0.blocks.1.attn.qkv.weight"
+    assert groups["layer_02_no_decay"]["weight_decay"] == 0
 
 
 # Learning rates
