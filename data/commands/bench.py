@@ -22,6 +22,7 @@ from data.loading.order import Order
 from data.shards.shard_set import Sample, ShardSet, open_shards
 from engine.errors import UserError
 from engine.randomness import stream
+from engine.run.durable import write_durably
 
 MICRO_BATCH_SIZE = 64
 STAGES = {
@@ -42,7 +43,7 @@ def run_bench(options: Bench) -> None:
     )
     figures |= cores_needed(figures, gpu_images_per_s=options.gpu_images_per_s)
     if options.json_out is not None:
-        options.json_out.write_text(json.dumps(figures, indent=1))
+        write_durably(options.json_out, json.dumps(figures, indent=1).encode())
     _say(figures, console=console)
 
 

@@ -10,7 +10,7 @@ from data.commands.console import say, start_console
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
 from data.shards.shard_set import Sample, ShardSet, open_shards
-from engine.errors import UserError
+from engine.errors import UserError, at_path
 from engine.randomness import stream
 
 CAPTION_PX = 18
@@ -24,7 +24,8 @@ def run_show(options: Show) -> None:
     shards = open_shards(options.shards, cache=options.cache)
     sheet = contact_sheet(shards, count=options.count, columns=options.columns, seed=options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(options.out, "PNG")
+    with at_path(options.out):
+        sheet.save(options.out, "PNG")
     if counts := class_counts(shards):
         console.print(count_table(counts))
     mix = class_mix(shards.labels(), sizes=shards.sizes)

@@ -28,6 +28,7 @@ from data.shards.manifest import Manifest, ShardInfo, file_sha256
 from data.shards.open_shard import cached_files
 from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
+from engine.run.durable import write_durably
 
 Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
 
@@ -89,7 +90,7 @@ def run_verify(options: Verify) -> None:
     )
     if options.json_out is not None:
         text = json.dumps({"passed": findings.passed, **dataclasses.asdict(findings)}, indent=1, ensure_ascii=False)
-        options.json_out.write_text(text + "\n")
+        write_durably(options.json_out, f"{text}\n".encode())
     _say_findings(findings, console=console)
     if not findings.passed:
         raise UserError(f"{options.shards} has {len(findings.problems)} problems, the first: {findings.problems[0]}")

@@ -98,3 +98,6 @@ def _fetch(shards: ShardSet, shard: int) -> None:
     except (OSError, UserError) as error:
         logger.debug("shard %s could not be fetched ahead: %s", info.name, error)
         raise
+    except Exception:  # a bug: nobody asks the future for it
+        logger.exception("shard %s was not fetched ahead", info.name)
+        raise

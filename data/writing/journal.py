@@ -18,10 +18,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data.shards.manifest import MANIFEST_NAME, ShardInfo
-from engine.errors import UserError
+from engine.documents import DocumentError, from_tree, parse_object
+from engine.errors import UserError, at_path
 from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,22 @@ class Rejected:
     """Where it lies."""
     reason: str
     """Why it was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A line of the journal."""
+
+    shard: ShardInfo
+    """A finished shard."""
+    rejected: tuple[Rejected, ...]
+    """What was left out since the one before."""
+    position: int
+    """How many of the source's samples were taken until its end."""
+
+    def as_line(self) -> bytes:
+        """Write it down."""
+        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
 
 @dataclass(kw_only=True)
@@ -70,14 +86,11 @@ class Journal:
 
     def record(self, shard: ShardInfo, *, rejected: Sequence[Rejected], position: int) -> None:
         """Note a finished shard, and all that was left out so far."""
-        line = {
-            "shard": dataclasses.asdict(shard),
-            "rejected": [dataclasses.asdict(item) for item in rejected[len(self.rejected) :]],
-            "position": position,
-        }
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        entry = _Entry(shard=shard, rejected=tuple(rejected[len(self.rejected) :]), position=position)
+        with at_path(self.out / JOURNAL_NAME):
+            self._file.write(entry.as_line())
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.shards.append(shard)
         self.rejected, self.position = list(rejected), position
 
@@ -118,13 +131,13 @@ def resume_journal(out: Path, *, plan: Plan) -> Journal:
     write_durably(out / PLAN_NAME, (json.dumps(plan, indent=1) + "\n").encode())
     # Written anew up to the last sound line, since the next one is appended and must not follow half of another.
     lines = list(_sound_lines(out))
-    write_durably(out / JOURNAL_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_durably(out / JOURNAL_NAME, b"".join(map(_Entry.as_line, lines)))
     return Journal(
         out=out,
         lock=lock,
-        shards=[ShardInfo(**line["shard"]) for line in lines],
-        rejected=[Rejected(**item) for line in lines for item in line["rejected"]],
-        position=lines[-1]["position"] if lines else 0,
+        shards=[line.shard for line in lines],
+        rejected=[item for line in lines for item in line.rejected],
+        position=lines[-1].position if lines else 0,
     )
 
 
@@ -156,10 +169,10 @@ def write_ledger(out: Path, *, rejected: Iterable[Rejected]) -> None:
 def _compare_plans(path: Path, *, plan: Plan) -> None:
     out = path.parent
     try:
-        earlier: Any = json.loads(path.read_text())
-        differing = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from error
+        earlier = parse_object(path.read_bytes())
+    except DocumentError as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from None
+    differing = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
     if differing:
         name = differing[0]
         raise UserError(
@@ -172,20 +185,19 @@ def _option(name: str) -> str:
     return name if " " in name else f"--{name.replace('_', '-')}"
 
 
-def _sound_lines(out: Path) -> Iterator[dict[str, Any]]:
+def _sound_lines(out: Path) -> Iterator[_Entry]:
     """Yield the journal's lines up to the first that is torn, or whose shard is not there."""
     path = out / JOURNAL_NAME
     # The last piece is empty, or a line that a kill cut off: it counts as never written.
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else []:
         try:
-            entry = json.loads(line)
-            shard = ShardInfo(**entry["shard"])
-        except (ValueError, TypeError, KeyError):
+            entry = from_tree(_Entry, parse_object(line))
+        except DocumentError:
             logger.warning("%s: the journal ends in a torn line; what follows is written again", out)
             return
         # Its size is enough: a shard is renamed only after it was synced, and its index after it.
-        tar, index = out / shard.name, out / shard.index
-        if not (tar.is_file() and index.is_file() and tar.stat().st_size == shard.size_bytes):
+        tar, index = out / entry.shard.name, out / entry.shard.index
+        if not (tar.is_file() and index.is_file() and tar.stat().st_size == entry.shard.size_bytes):
             logger.warning("%s is not as it was written; it and what follows is written again", tar)
             return
         yield entry
@@ -199,7 +211,7 @@ def _lock_empty(out: Path) -> int:
     descriptor = _lock(out)
     try:
         _refuse_finished(out)  # by a writer that held the lock until now
-    except ValueError:
+    except UserError:
         os.close(descriptor)
         raise
     return descriptor

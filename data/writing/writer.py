@@ -22,7 +22,7 @@ from pathlib import Path
 from data.shards.index import Member, SampleEntry, index_bytes
 from data.shards.manifest import Manifest, ShardInfo, write_manifest
 from data.writing.journal import LEDGER_NAME, Journal, Plan, Rejected, resume_journal, start_journal, write_ledger
-from engine.errors import UserError
+from engine.errors import UserError, at_path
 from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
@@ -177,10 +177,11 @@ class _Shard:
 
     def close(self) -> ShardInfo:
         self._write(bytes(-(self.size_bytes + 1024) % tarfile.RECORDSIZE + 1024))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        Path(self._file.name).replace(self.path)
+        with at_path(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            Path(self._file.name).replace(self.path)
         index = index_bytes(self.entries)
         write_durably(self.out / f"{self.name}.idx", index)
         return ShardInfo(
@@ -193,7 +194,8 @@ class _Shard:
         )
 
     def abandon(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which has been said
+            self._file.close()
 
     def _append(self, key: str, *, extension: str, content: bytes) -> Member:
         header = tarfile.TarInfo(f"{key}.{extension}")
@@ -206,6 +208,7 @@ class _Shard:
         return Member(extension=extension, offset=offset, size=len(content))
 
     def _write(self, content: bytes) -> None:
-        self._file.write(content)
+        with at_path(self.path):
+            self._file.write(content)
         self._digest.update(content)
         self.size_bytes += len(content)

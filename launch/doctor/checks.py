@@ -104,7 +104,7 @@ def _from_first(check: Callable[[], list[Finding]]) -> list[Finding]:
     if dist.get_rank() == 0:
         try:
             findings = check()
-        except (OSError, UserError, RuntimeError) as error:
+        except (OSError, UserError, torch.OutOfMemoryError) as error:
             findings = [judged("disk and data", " ".join(str(error).split()), fail=True, advice="see the message")]
     return everyone(findings)[0]
 
