@@ -97,7 +97,7 @@ def test_an_unknown_command_is_refused_with_a_suggestion():
 
 
 def test_a_command_behind_its_options_is_refused_with_the_right_order():
-    with pytest.raises(UserError, match="the command comes first: mine/main.py train --inner.name b"):
+    with pytest.raises(UserError, match=r"the command comes first: mine/main.py train --inner.name b"):
         run("--inner.name", "b", "train")
 
 
