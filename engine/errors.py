@@ -130,8 +130,8 @@ def is_refusal(error: BaseException) -> bool:
 def _bug_behind(stop: SystemExit) -> BaseException | None:
     """Find the bug that tyro took for a fault of the command line: it shows every ``ValueError`` of a config as one."""
     error = stop.__context__
-    while error is not None:
-        if isinstance(error, ValueError) and not isinstance(error, UserError) and not is_refusal(error):
+    while error is not None and not isinstance(error, UserError):  # that one was raised on purpose, whatever led to it
+        if isinstance(error, ValueError) and not is_refusal(error):
             return error
         error = error.__context__
     return None

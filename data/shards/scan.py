@@ -76,7 +76,10 @@ def find_tars(source: Path, *, pattern: str) -> list[Path]:
         raise UserError(f"expected a folder with tar shards, but {source} is no folder")
     if Path(pattern).is_absolute():
         raise UserError(f"--pattern is of names in {source}, such as 'train-*.tar', got {pattern!r}")
-    tars = sorted(path for path in source.glob(pattern) if path.is_file())
+    try:
+        tars = sorted(path for path in source.glob(pattern) if path.is_file())
+    except ValueError as error:
+        raise UserError(f"--pattern is of names in {source}, such as 'train-*.tar': {error}") from None
     if not tars:
         others = sorted(path.name for path in source.iterdir())[:5]
         raise UserError(f"no file in {source} matches {pattern!r}; it holds {', '.join(others) or 'nothing'}")

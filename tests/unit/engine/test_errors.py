@@ -125,6 +125,23 @@ def test_a_bug_in_a_config_keeps_its_traceback_where_the_parser_takes_it_for_a_w
     assert "invalid literal" in capsys.readouterr().err
 
 
+def test_a_recipe_in_another_encoding_is_one_line(tmp_path, capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        name: str = ""
+
+    (tmp_path / "a.yaml").write_bytes("name: café".encode("latin-1"))
+
+    @one_line_errors
+    def main():
+        parse(Config, ["--recipe", str(tmp_path / "a.yaml")])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value).startswith(f"error: {tmp_path / 'a.yaml'}: expected text in UTF-8, but line 1")
+    assert capsys.readouterr().out == ""
+
+
 def test_who_raised_an_error_tells_a_refusal_from_a_bug():
     def error_of(function):
         try:
