@@ -143,7 +143,7 @@ def overview(commands: Mapping[str, Command], *, program: str, about: str, defau
 
 
 def option_help(options: type, name: str) -> str:
-    """Return the first sentence of what stands below a field, with its default; ``name`` is ``section.field``."""
+    """Explain an option: the first sentence below its field, with the default; ``name`` is ``section.field``."""
     *sections, field = name.split(".")
     values: Any = options
     for section in sections:  # whose defaults here may be others than those of its class

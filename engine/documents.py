@@ -132,12 +132,12 @@ def parse_yaml(content: bytes | str) -> dict[str, Any]:
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """Return YAML that `parse_yaml` reads back to an equal tree."""
+    """Write a tree as YAML that `parse_yaml` reads back to an equal one."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def member(tree: Any, name: str, kind: type[T]) -> T:
-    """Return the value called ``name`` of a JSON object, of a kind (dict, list, str, int, float or object).
+    """Read the value called ``name`` of a JSON object, of a kind (dict, list, str, int, float or object).
 
     Raises:
         DocumentError: there is none, or it is of another kind.
@@ -153,7 +153,7 @@ def member(tree: Any, name: str, kind: type[T]) -> T:
 
 
 def whole_number(tree: Any, name: str, *, default: int | None = None) -> int:
-    """Return the number called ``name`` of a JSON object without its decimals; other programs write some as text.
+    """Read the number called ``name`` of a JSON object without its decimals; other programs write some as text.
 
     Raises:
         DocumentError: there is none and no ``default``, or it is no number.
@@ -162,7 +162,7 @@ def whole_number(tree: Any, name: str, *, default: int | None = None) -> int:
 
 
 def real_number(tree: Any, name: str, *, default: float | None = None) -> float:
-    """Return the number called ``name`` of a JSON object, like `whole_number`."""
+    """Read the number called ``name`` of a JSON object, decimals and all, like `whole_number`."""
     return _number(tree, name, float, default)
 
 
@@ -187,7 +187,7 @@ def from_tree(cls: type[T], tree: Any) -> T:
 
 
 def _converted(value: Any, kind: Any, *, at: str) -> Any:
-    """Return a JSON value as the kind that a type annotation says; ``at`` is its place in the document."""
+    """Turn a JSON value into the kind that a type annotation says; ``at`` is its place in the document."""
     origin, options = get_origin(kind), get_args(kind)
     if kind is Any:
         return value

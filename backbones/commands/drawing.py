@@ -50,7 +50,7 @@ def run_clusters(options: DrawClusters) -> None:
 
 
 def picture_file(out: Path) -> Path:
-    """Return the file to write a picture to: ``out``, a PNG where its name has no ending.
+    """Settle the file to write a picture to: ``out``, a PNG where its name has no ending.
 
     Raises:
         UserError: it is a folder, in one that is not there, or of a kind that is no picture.
@@ -67,7 +67,7 @@ def picture_file(out: Path) -> Path:
 
 
 def read_photograph(path: Path, size: Size) -> Photograph:
-    """Return the middle of an image file in ``size`` (height, width), upright as its EXIF data say.
+    """Read the middle of an image file in ``size`` (height, width), upright as its EXIF data say.
 
     Raises:
         UserError: it is no image.
@@ -83,7 +83,7 @@ def read_photograph(path: Path, size: Size) -> Photograph:
 
 
 def random_layout(name: str, *, img_size: Size, mask_ratio: float, seed: int) -> VisibleLayout:
-    """Return the layout of a random mask for timm's Swin ``name``.
+    """Draw a random mask and lay it out for timm's Swin ``name``.
 
     Raises:
         UserError: it has no windows, or the image size does not fit it, or the ratio is no share.
@@ -145,7 +145,7 @@ def _explain(axis: Axes) -> None:
 
 
 def _plans(layout: VisibleLayout) -> list[tuple[int, StageSpec, StageLayout, GroupPlan]]:
-    """Return (stage number, spec, stage, plan) of the first plans in which something is grouped."""
+    """The first plans in which something is grouped, each as (stage number, spec, stage, plan)."""
     stages = enumerate(zip(layout.spec.stages, layout.stages, strict=True), start=1)
     return [(number, spec, stage, plan) for number, (spec, stage) in stages for plan in stage.plans][:PANELS]
 
@@ -192,7 +192,7 @@ def _plan_title(number: int, stage: StageLayout, spec: StageSpec, plan: GroupPla
 
 
 def _tinted(photograph: Photograph, share: np.ndarray, colours: Colormap, *, seen: np.ndarray) -> np.ndarray:
-    """Return the photograph in grey under the colour of each token's ``share``; dark where a token is not ``seen``."""
+    """Paint the photograph in grey under the colour of each token's ``share``; dark where a token is not ``seen``."""
     grey = photograph.mean(2, keepdims=True) / 255
     rows, cols = (np.arange(side) * tokens // side for side, tokens in zip(grey.shape[:2], share.shape, strict=True))
     colour = colours(share)[rows][:, cols, :3]

@@ -36,16 +36,17 @@ def window_attention(
     scale: float,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "b n h*d"]:
-    """Return softmax(scale q k^T + bias) v over the tokens of each token's window.
+    """Let each token attend to the tokens of its window: softmax(scale q k^T + bias) v.
 
     Args:
         qkv: queries, keys and values of the visible tokens.
         table: bias per relative position and head.
         plan: which tokens share a window, for the whole batch or for each of its equal parts; on the device of ``qkv``.
         scale: factor on the products.
-        implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``fused`` is our Triton
-            kernel, which copies nothing into groups; ``auto`` is the kernel for plans by the rule "tiles" and ``sdpa``
-            for others on GPUs, and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a bias.
+        implementation: ``reference`` is plain operations; ``sdpa`` is PyTorch's fused attention; ``fused`` is our
+            Triton kernel, which copies nothing into groups; ``auto`` is the kernel for plans by the rule "tiles" and
+            ``sdpa`` for others on GPUs, and ``reference`` elsewhere, since PyTorch's CPU kernel has no gradient for a
+            bias.
     """
     first = plan.parts[0] if isinstance(plan, PlanStack) else plan
     attend = IMPLEMENTATIONS[chosen := _chosen(implementation, qkv, first)]
@@ -58,7 +59,7 @@ def window_attention(
 
 
 def usable_rule(rule: Rule, device: torch.device) -> Rule:
-    """Return the rule that plans for ``device`` are made by: groups in the place of tiles where the fused kernel cannot run."""
+    """Choose the rule to plan for ``device`` by: groups in the place of tiles where the fused kernel cannot run."""
     return "optimal" if rule == "tiles" and not has_kernels(device) else rule
 
 
@@ -74,7 +75,7 @@ def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Imp
 
 @cache
 def _has_triton() -> bool:
-    """Return whether Triton is installed, which has no packages for macOS and Windows; say once if not."""
+    """Look whether Triton is installed, which has no packages for macOS and Windows; say once if not."""
     found = find_spec("triton") is not None
     if not found:
         logger.warning("Triton is not installed, so window attention runs as sdpa instead of fused")
@@ -82,7 +83,7 @@ def _has_triton() -> bool:
 
 
 def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float[Tensor, "m g g"]:
-    """Return the bias of every pair of slots: a row of ``table``, or minus infinity for index t."""
+    """Look up the bias of every pair of slots: a row of ``table``, or minus infinity for index t."""
     num_heads, size = table.shape[1], index.shape[-1]
     rows = torch.cat([table, table.new_full((1, num_heads), -torch.inf)]).mT
     # gather's backward (scatter_add) takes a ninth of the time of embedding's or indexing's on a CPU
@@ -90,7 +91,7 @@ def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float
 
 
 def _bias_index(plan: GroupPlan) -> Int[Tensor, "G g g"]:
-    """Return the row of the bias table per pair of slots, made here where the plan has none (rule "tiles")."""
+    """The row of the bias table per pair of slots, made here where the plan has none (rule "tiles")."""
     if len(plan.bias_index):
         return plan.bias_index
     shape = (plan.num_groups, plan.group_size)
@@ -124,7 +125,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor, GroupPlan, float], Tensor]]
 
 
 def _into_slots(qkv: Float[Tensor, "b n 3 h d"], plan: GroupPlan) -> tuple[Tensor, ...]:
-    """Return queries, keys and values [b, m, g, d] of the slots."""
+    """Put the tokens' queries, keys and values into slots, [b, m, g, d] each."""
     if plan.identity:
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
     slots: Any = _IntoSlots.apply(qkv, plan.token, plan.slot)
@@ -132,7 +133,7 @@ def _into_slots(qkv: Float[Tensor, "b n 3 h d"], plan: GroupPlan) -> tuple[Tenso
 
 
 def _out_of_slots(x: Float[Tensor, "b m g d"], plan: GroupPlan) -> Float[Tensor, "b n h d"]:
-    """Return what the tokens' slots hold."""
+    """Take each token's result out of its slot."""
     if plan.identity:
         return x.transpose(1, 2)
     heads = x.unflatten(1, (-1, plan.num_groups)).flatten(2, 3)

@@ -1,8 +1,8 @@
 """Which blocks to recompute so that a forward pass and its backward pass stay within a number of bytes.
 
-The backward pass goes through the blocks from the last to the first. When it comes to a recomputed one, what was kept for
-later blocks is free already; so memory peaks at the end of the forward pass or while some block is recomputed on top of
-what is kept for those before it.
+The backward pass goes through the blocks from the last to the first. When it comes to a recomputed one, what was kept
+for later blocks is free already; so memory peaks at the end of the forward pass or while some block is recomputed on
+top of what is kept for those before it.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class Choice:
 
 
 def choose(cost: ForwardCost, *, budget: int) -> Choice | None:
-    """Return the choice with the fewest operations whose peak is at most ``budget`` bytes; None if there is none.
+    """Find the choice with the fewest operations whose peak is at most ``budget`` bytes; None if there is none.
 
     Exact: after each block all choices are followed but those that keep no less and compute no less than another.
     """
@@ -40,7 +40,7 @@ def choose(cost: ForwardCost, *, budget: int) -> Choice | None:
 
 
 def least_budget(cost: ForwardCost) -> int:
-    """Return the smallest number of bytes for which there is a choice."""
+    """Find the smallest budget, in bytes, for which there is a choice."""
     low, high = cost.rest, cost.bytes
     while low < high:
         middle = (low + high) // 2
@@ -78,7 +78,7 @@ class _Partial:
 
 
 def _undominated(states: Iterable[_Partial]) -> list[_Partial]:
-    """Return the states than which no other keeps and computes less; what is within the budget so far has no other merit."""
+    """Drop every state than which another keeps and computes less: within the budget so far there is no other merit."""
     found: list[_Partial] = []
     for state in sorted(states, key=lambda state: (state.kept, state.flops)):
         if not found or state.flops < found[-1].flops:

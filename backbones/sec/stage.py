@@ -83,8 +83,9 @@ def sec_stages(
 ) -> list[nn.Module]:
     """Make the stages from number ``first`` on; ``block`` are further arguments of all their blocks.
 
-    ``clusters`` are taken whatever the image; without them the published ones follow its size. ``scaled`` are the stages
-    whose branches have a learned scale, ``windows`` the sides of windows (or widths of stripes) in the place of clusters.
+    ``clusters`` are taken whatever the image; without them the published ones follow its size. ``scaled`` are the
+    stages whose branches have a learned scale, ``windows`` the sides of windows (or widths of stripes) in the place of
+    clusters.
 
     Raises:
         UserError: sizes are not given for four stages, or do not go together.

@@ -66,7 +66,7 @@ class TwinsStage(Generic[Indices]):
 def forward_visible_twins(
     model: Any, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the final norm's features of the visible units, in raster order."""
+    """Encode the visible units: the final norm's features, in raster order."""
     maps = unit_maps(images, layout)
     x = images.new_empty(0)
     forward, lean = (partial(_block, attention=attention, mlp=mlp) for mlp in (Mlp.__call__, lean_mlp))
@@ -158,8 +158,9 @@ def _stage_spec(model: Any, stage: int, img_size: Size, *, tile: int) -> TwinsSp
     for ratio in {getattr(attn, "sr_ratio", 1) for attn in attentions}:
         if tile % ratio:
             raise UserError(
-                f"sr_ratios: a key of stage {stage + 1} would cover {ratio}x{ratio} tokens, but a mask unit has {tile}x{tile} "
-                f"there, and may be hidden beside a visible one; use ratios that divide {tile}, such as the published ones"
+                f"sr_ratios: a key of stage {stage + 1} would cover {ratio}x{ratio} tokens, but a mask unit has "
+                f"{tile}x{tile} there, and may be hidden beside a visible one; use ratios that divide {tile}, such as "
+                "the published ones"
             )
     side = next((attn.ws for attn in attentions if not _is_global(attn)), None)
     stride = model.feature_info[stage]["reduction"]

@@ -1,7 +1,7 @@
 """timm's plain ViT on visible patches only, as in MAE (arXiv 2111.06377): the same modules and parameters.
 
-A mask unit is one patch. The class token and registers are kept, each visible patch has its own position's embedding, and
-attention is between all tokens there are: nothing is grouped and nothing padded.
+A mask unit is one patch. The class token and registers are kept, each visible patch has its own position's embedding,
+and attention is between all tokens there are: nothing is grouped and nothing padded.
 
 Legend: b batch, k visible patches, l patches, t tokens with those before the patches, c channels.
 """
@@ -48,7 +48,7 @@ class VitLayout(Generic[Indices]):
 def forward_visible_vit(
     model: Any, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the final norm's features of the visible patches, in raster order; where timm pools first, by the norm after.
+    """Encode the visible patches, in raster order, up to the final norm; where timm pools first, up to the norm after.
 
     ``attention`` changes nothing: without windows there is no bias, and timm's own blocks run.
     """
@@ -97,9 +97,9 @@ def _check_plain(model: Any) -> None:
     cut = isinstance(model.patch_embed, PatchEmbed) and isinstance(model.patch_drop, nn.Identity)
     if not cut or model.attn_pool is not None or hasattr(model, "dist_token"):
         raise UserError(
-            f"{type(model).__name__} with {type(model.patch_embed).__name__} is no plain ViT: expected patches cut by one "
-            f"convolution, no distillation token, no attention pooling and patch_drop_rate 0; choose another, such as "
-            f"vit_base_patch16_224"
+            f"{type(model).__name__} with {type(model.patch_embed).__name__} is no plain ViT: expected patches cut by "
+            f"one convolution, no distillation token, no attention pooling and patch_drop_rate 0; choose another, "
+            f"such as vit_base_patch16_224"
         )
 
 

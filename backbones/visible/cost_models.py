@@ -1,7 +1,7 @@
 """What a plan of attention groups costs, in the terms of one model.
 
-A plan of ``G`` groups, each padded to ``g`` tokens, costs ``G * per_group(g)``. ``Core`` counts the attention core alone,
-because our linear layers never see padding; ``Tiles`` counts the fused kernel's.
+A plan of ``G`` groups, each padded to ``g`` tokens, costs ``G * per_group(g)``. ``Core`` counts the attention core
+alone, because our linear layers never see padding; ``Tiles`` counts the fused kernel's.
 """
 
 import math

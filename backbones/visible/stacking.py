@@ -1,9 +1,9 @@
 """Several micro-batches, each with a mask of its own, in one forward pass.
 
-Masks of one ratio have equally many visible units, so the tokens of all micro-batches are rows of one tensor [s*b, n, c], s
-micro-batches of b images. What depends on the mask is which pixels are read, which is one gather, and which tokens share a
-window: where plans have the same shapes (rule "tiles") the fused kernel takes all of them at once, else attention's core runs
-micro-batch by micro-batch. Norms, projections and MLPs see all rows at once.
+Masks of one ratio have equally many visible units, so the tokens of all micro-batches are rows of one tensor
+[s*b, n, c], s micro-batches of b images. What depends on the mask is which pixels are read, which is one gather, and
+which tokens share a window: where plans have the same shapes (rule "tiles") the fused kernel takes all of them at once,
+else attention's core runs micro-batch by micro-batch. Norms, projections and MLPs see all rows at once.
 
 Legend: s micro-batches, b images of each, k visible units.
 """
@@ -35,7 +35,7 @@ class VisibleStack:
 
     @classmethod
     def of(cls, layouts: Sequence[VisibleLayout]) -> "VisibleStack":
-        """Return the stack of layouts on one device.
+        """Stack layouts that are on one device.
 
         Raises:
             UserError: they have not equally many visible units.
@@ -62,7 +62,7 @@ class StageStack:
     """The stage with a first axis of s in all of its arrays, where these have the same shapes."""
 
     def plan(self, shift: tuple[int, int]) -> "PlanStack":
-        """Return the layouts' plans for blocks whose windows are shifted by ``shift``."""
+        """Stack the layouts' plans for blocks whose windows are shifted by ``shift``."""
         joint = None if self.joint is None else self.joint.plan(shift)
         return PlanStack(parts=tuple(part.plan(shift) for part in self.parts), joint=joint)
 

@@ -50,15 +50,15 @@ class TokenGrid(Generic[Indices]):
     """Units of 32 px that the tokens cover."""
 
     def maps(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "bm c h w"]:
-        """Return the tiles of all images as maps (channels last in memory)."""
+        """Lay the tiles of all images out as maps for convolutions (channels last in memory)."""
         return x.reshape(-1, *self.tile, x.shape[-1]).permute(0, 3, 1, 2)
 
     def tokens(self, maps: Float[Tensor, "bm c h w"], batch: int) -> Float[Tensor, "b n c"]:
-        """Return the tokens of maps."""
+        """Put maps back into tokens, the inverse of `maps`."""
         return maps.permute(0, 2, 3, 1).reshape(batch, -1, maps.shape[1])
 
     def halo(self, x: Float[Tensor, "b n c"], reach: int) -> tuple[Float[Tensor, "bm c p q"], int]:
-        """Return maps of the tiles with the ``reach`` tokens around them, and by how many zeros they still have to be padded."""
+        """Maps of the tiles with ``reach`` tokens around them, and by how many zeros they still have to be padded."""
         windows: Any = self.windows
         if windows is None:
             return self.maps(x), reach
@@ -70,14 +70,14 @@ class TokenGrid(Generic[Indices]):
 
 
 def dense_grid(height: int, width: int, *, num_units: int, device: torch.device) -> TokenGrid:
-    """Return the grid of a whole image."""
+    """Make the grid of a whole image, which is one tile."""
     rows, cols = (torch.arange(side, device=device) for side in (height, width))
     coords = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), dim=-1).flatten(0, 1)
     return TokenGrid(tile=(height, width), coords=coords, windows=None, num_units=num_units)
 
 
 def tile_levels(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> tuple[TokenGrid, ...]:
-    """Return a grid per level of ``spec.stages`` for visible units with these rows and columns; ``rule`` is for windows."""
+    """Make a grid per level of ``spec.stages`` for visible units at these rows and columns; ``rule`` is for windows."""
     del rule
     return tuple(_tiles(spec, level, units) for level in spec.stages)
 

@@ -39,9 +39,10 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan(Generic[Indices]):
-    """Windows of one shift put into groups of equal size, in which attention is computed (``backbones.visible.window_slots``).
+    """Windows of one shift put into groups of equal size, in which attention is computed.
 
-    A padding slot holds a copy of token 0, attends to itself only and is seen by no other slot.
+    Module ``backbones.visible.window_slots`` places them. A padding slot holds a copy of token 0, attends to itself
+    only and is seen by no other slot.
     """
 
     shift: tuple[int, int]
@@ -52,13 +53,14 @@ class GroupPlan(Generic[Indices]):
     slot: Indices
     """[n] slot of each token: the inverse of `token`."""
     window: Indices
-    """[G*g] number of each slot's window among those with visible tokens; padding slots have negative ones of their own."""
+    """[G*g] number of each slot's window among those with visible tokens; padding slots have negative ones of their
+    own."""
     number: Indices
     """[G*g] ``row * (2 cols - 1) + col`` of each slot's place in its window: for two slots of a window the row of the
     bias table is the difference of their numbers plus that of the table's middle row; 0 for padding."""
     member: Indices
-    """[W, rows*cols] slot at each place of each window; -1 where no token is visible. By the rule "tiles" there are rows for
-    all windows, else for those with visible tokens."""
+    """[W, rows*cols] slot at each place of each window; -1 where no token is visible. By the rule "tiles" there are
+    rows for all windows, else for those with visible tokens."""
     tile: int
     """Slots that the fused kernel computes at once."""
     key_tiles: int
@@ -70,8 +72,8 @@ class GroupPlan(Generic[Indices]):
     window_size: Size
     """Rows and columns of a window."""
     bias_index: Indices
-    """[G, g, g] row of the relative position bias table per pair of slots; `masked` where there is no attention. Empty by
-    the rule "tiles", whose kernel finds the row itself."""
+    """[G, g, g] row of the relative position bias table per pair of slots; `masked` where there is no attention. Empty
+    by the rule "tiles", whose kernel finds the row itself."""
     masked: int
     """The number of rows of the bias table, which stands for a score of minus infinity."""
     identity: bool
@@ -90,17 +92,17 @@ class StageLayout(Generic[Indices]):
     """One plan per shift."""
 
     def plan(self, shift: tuple[int, int]) -> GroupPlan[Indices]:
-        """Return the plan for blocks whose windows are shifted by ``shift``."""
+        """Find the plan for blocks whose windows are shifted by ``shift``."""
         return next(plan for plan in self.plans if plan.shift == tuple(shift))
 
 
 def window_stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> tuple[StageLayout, ...]:
-    """Return the stages of a layout whose visible units have these rows and columns."""
+    """Plan the stages of a layout whose visible units have these rows and columns."""
     return tuple(_stage_layout(spec, stage, units, rule=rule) for stage in spec.stages)
 
 
 def nested_offsets(side: int) -> Int[np.ndarray, "_ 2"]:
-    """Return the rows and columns of a square of ``side`` tokens (a power of two) in nested order."""
+    """Walk through a square of ``side`` tokens (a power of two) in nested order: the row and column of each."""
     if side == 1:
         return np.zeros((1, 2), dtype=np.int64)
     inner = nested_offsets(side // 2)
@@ -108,7 +110,7 @@ def nested_offsets(side: int) -> Int[np.ndarray, "_ 2"]:
 
 
 def window_ids(coords: Int[np.ndarray, "n 2"], *, window: Size, shift: tuple[int, int]) -> Int[np.ndarray, "n 2"]:
-    """Return the row and column of the window of each token; with a shift the first windows are cut short."""
+    """Find the row and column of each token's window; with a shift the first windows are cut short."""
     before = (np.array(window) - np.array(shift)) % np.array(window)
     return (coords + before) // np.array(window)
 
@@ -124,7 +126,7 @@ def _stage_layout(spec: LayoutSpec, stage: StageSpec, units: Int[np.ndarray, "k 
 def group_plan(
     coords: Int[np.ndarray, "n 2"], *, grid: Size, window: Size, shift: tuple[int, int], rule: Rule
 ) -> GroupPlan:
-    """Return the plan for tokens with these rows and columns in a grid, in any order."""
+    """Plan attention between tokens with these rows and columns in a grid, in any order."""
     ids = window_ids(coords, window=window, shift=shift) @ (1 << 20, 1)
     _, window_of_token, counts = np.unique(ids, return_inverse=True, return_counts=True)
     num_windows = int(np.prod(window_ids(np.array([grid]) - 1, window=window, shift=shift) + 1))
@@ -168,7 +170,7 @@ def group_plan(
 
 
 def pair_rows(number: Any, window: Any, *, masked: int) -> Any:
-    """Return [G, g, g], the row of the bias table per pair of slots, from `number` and `window` of a plan as [G, g].
+    """Find the row of the bias table per pair of slots, [G, g, g], from `number` and `window` of a plan as [G, g].
 
     Both are arrays, or both tensors.
     """

@@ -1,10 +1,11 @@
 """Where windows lie among the slots that attention is computed in, and the tiles that the fused kernel cuts slots into.
 
-A tile is a run of slots that the kernel computes at once, against those keys that its queries can meet. Under the rules for
-groups a group is cut into tiles, and each meets its whole group. The rule "tiles" is made for the kernel: slots and tiles
-are as many for every mask with as many visible units, so nothing is compiled or recorded again from mask to mask.
+A tile is a run of slots that the kernel computes at once, against those keys that its queries can meet. Under the rules
+for groups a group is cut into tiles, and each meets its whole group. The rule "tiles" is made for the kernel: slots and
+tiles are as many for every mask with as many visible units, so nothing is compiled or recorded again from mask to mask.
 
-* Where every window fits into a tile, windows are packed into few tiles (the fewest, nearly always), and each meets itself only.
+* Where every window fits into a tile, windows are packed into few tiles (the fewest, nearly always), and each meets
+  itself only.
 * Larger windows lie one after the other, and each tile meets the windows that reach into it.
 
 Legend: n tokens, W windows with tokens, S slots, T tiles.
@@ -20,7 +21,8 @@ from backbones.visible.cost_models import LARGEST_TILE, OneSize, Tiles
 from backbones.visible.grouping import Grouping, group_windows
 
 _NODES = 10
-"""Search nodes for a packing into fewer tiles: one tile more or less costs a GPU next to nothing, but a worker's time counts."""
+"""Search nodes for a packing into fewer tiles: one tile more or less costs a GPU next to nothing, but a worker's time
+counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class WindowSlots:
     key_tiles: int
     """The most tiles of keys that a tile meets."""
     tiles: Int[np.ndarray, "T 4"]
-    """First slot and end of each tile, one after the other, and of the keys that it meets: none where no token is in it."""
+    """First slot and end of each tile, one after the other, and of the keys that it meets: none where no token is in
+    it."""
     grouping: Grouping | None
     """Which windows share a group; None where all lie one after the other."""
 
@@ -48,7 +51,7 @@ class WindowSlots:
 
 
 def slots_in_groups(window: Int[np.ndarray, " n"], grouping: Grouping) -> WindowSlots:
-    """Return the slots of tokens of these windows: groups one after the other, tokens of a group in their own order."""
+    """Place the tokens of these windows in slots: groups one after the other, tokens of a group in their own order."""
     num_groups, group_size = grouping.num_groups, grouping.group_size
     tile = min(Tiles().padded(group_size), LARGEST_TILE)
     tiles_of_group = -(-group_size // tile)
@@ -69,7 +72,7 @@ def slots_in_groups(window: Int[np.ndarray, " n"], grouping: Grouping) -> Window
 def slots_in_tiles(
     window: Int[np.ndarray, " n"], counts: Sequence[int], *, largest: int, num_windows: int
 ) -> WindowSlots:
-    """Return the slots of tokens of these windows by the rule "tiles".
+    """Place the tokens of these windows in slots by the rule "tiles".
 
     Args:
         window: of each token, among those with tokens.
@@ -97,7 +100,7 @@ def slots_in_tiles(
 
 
 def most_tiles(*, tile: int, num_tokens: int, num_windows: int) -> int:
-    """Return how many tiles are enough for any ``num_windows`` windows with ``num_tokens`` tokens in all.
+    """Count the tiles that are enough for any ``num_windows`` windows with ``num_tokens`` tokens in all.
 
     In the best packing no two tiles would fit into one: the tokens of T > 1 tiles are at least T (tile + 1) / 2.
     """
@@ -126,7 +129,7 @@ def _in_a_row(window: Int[np.ndarray, " n"], counts: Int[np.ndarray, " W"], *, l
 
 
 def _grouped(window: Int[np.ndarray, " n"], grouping: Grouping) -> Int[np.ndarray, " n"]:
-    """Return the slot of each token: groups one after the other, tokens of a group in their own order."""
+    """Number the slot of each token: groups one after the other, tokens of a group in their own order."""
     group_of_window = np.empty(sum(map(len, grouping.groups)), dtype=np.int64)
     for group, windows in enumerate(grouping.groups):
         group_of_window[list(windows)] = group

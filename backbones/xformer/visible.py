@@ -6,7 +6,8 @@ sums over tokens leave hidden ones out, whatever part of a 2x2 patch is visible.
 stay one sequence, with gaps that count as zero in its 3-token kernel. Only attention's core (3 % of the products) runs
 on sequences of full length.
 
-Legend: b batch, n o visible tokens of a level and of the next, k visible units, l units, c d channels, e those of the stem.
+Legend: b batch, n o visible tokens of a level and of the next, k visible units, l units, c d channels, e those of the
+stem.
 """
 
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Level(Generic[Indices]):
 def forward_visible_xformer(
     model: XFormer, images: Float[Tensor, "b 3 h w"], layout: VisibleLayout, *, attention: Implementation
 ) -> Float[Tensor, "b k c"]:
-    """Return the features of the visible units, in raster order; ``attention`` has one implementation here."""
+    """Compute the features of the visible units, in raster order; ``attention`` has one implementation here."""
     levels: tuple[Level, ...] = layout.stages
     x = levels[0].tokens.tokens(unit_maps(images, layout), len(images))
     x = _conv(model.stem, x, levels[0].tokens, levels[1].tokens)
@@ -131,8 +132,8 @@ def _forward_masked(
 ) -> Float[Tensor, "b l c"]:
     """Run everything, without the masked pixels, and with the mask token after the stem.
 
-    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way on
-    visible tokens has statistics that fit whole images.
+    The stem's BatchNorm counts the zeros in the place of masked pixels, as dense masked pretraining does; only the way
+    on visible tokens has statistics that fit whole images.
     """
     pixels = token_map(visible, (images.shape[2], images.shape[3]))
     x = model.stem(torch.where(pixels, images, 0))

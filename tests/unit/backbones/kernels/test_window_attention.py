@@ -1,6 +1,7 @@
 """The fused window attention equals the reference, values and gradients, run by Triton's interpreter on a CPU.
 
-Kernels are bound to the interpreter or the compiler when they are imported, so they are interpreted in a process of their own.
+Kernels are bound to the interpreter or the compiler when they are imported, so they are interpreted in a process of
+their own.
 """
 
 import logging
@@ -79,7 +80,11 @@ NARROW = {"window": 5, "embed_dim": 16, "depths": (2, 1), "num_heads": (1, 2), "
     [
         ("swin_tiny_patch4_window7_224", {**NARROW, "rule": "tiles"}),
         ("swinv2_tiny_window8_256", {**NARROW, "rule": "optimal"}),
-        ("twins_svt_small", {"img_size": (64, 96), "rule": "tiles", "window": 7, "embed_dim": 8, "depths": (1,) * 4, "num_heads": (1,) * 4}),
+        (
+            "twins_svt_small",
+            {"img_size": (64, 96), "rule": "tiles", "window": 7, "embed_dim": 8,
+             "depths": (1,) * 4, "num_heads": (1,) * 4},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -133,6 +138,9 @@ def test_auto_is_the_kernel_for_plans_that_were_made_for_it(monkeypatch):
 
 
 def test_nothing_but_the_kernel_needs_triton():
-    script = "import sys; sys.modules['triton'] = None; import backbones.ops.window_attention; print('backbones.kernels.window_attention' in sys.modules)"
+    script = (
+        "import sys; sys.modules['triton'] = None; import backbones.ops.window_attention; "
+        "print('backbones.kernels.window_attention' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.strip() == "False", done.stderr[-2000:]

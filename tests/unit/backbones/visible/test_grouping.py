@@ -30,8 +30,8 @@ window_counts = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 def fewest_groups(counts: np.ndarray, capacities: np.ndarray) -> np.ndarray:
     """Fewest groups by dynamic programming over all subsets, for many problems at once.
 
-    counts [problems, windows] (0 pads), capacities [problems, capacities] -> groups [problems, capacities]. The state of
-    a subset is (groups, fill of the last one), least first: no bound, no heuristic, nothing in common with ours.
+    counts [problems, windows] (0 pads), capacities [problems, capacities] -> groups [problems, capacities]. The state
+    of a subset is (groups, fill of the last one), least first: no bound, no heuristic, nothing in common with ours.
     """
     num_windows = counts.shape[1]
     full = 1 << 16
