@@ -38,7 +38,7 @@ class VitStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VitLayout(Generic[Indices]):
+class VitPatches(Generic[Indices]):
     """The visible patches."""
 
     coords: Indices
@@ -103,8 +103,8 @@ def _check_plain(model: Any) -> None:
         )
 
 
-def _stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> tuple[VitLayout]:
-    return (VitLayout(coords=compact(units)),)
+def _stages(spec: LayoutSpec, units: Int[np.ndarray, "k 2"], *, rule: Rule) -> tuple[VitPatches]:
+    return (VitPatches(coords=compact(units)),)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from backbones.visible.layout import arrays_of, build_layout
 from backbones.visible.stacking import VisibleStack
 from benchmarks.kernels.cuda_graphs import recorded
 from tests.gpu.selection import selected
-from tests.unit.backbones.fused_attention_cases import CASES, plan_for
+from tests.unit.backbones.kernels.fused_attention_cases import CASES, plan_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +39,7 @@ QUICK = ("three_images", "shifted_in_tiles", "shifted_windows_in_a_row", "swin_b
     ),
 )
 def test_output_and_all_gradients_equal_the_reference(name, dtype):
-    from tests.unit.backbones.fused_attention_runs import errors
+    from tests.unit.backbones.kernels.fused_attention_runs import errors
 
     found, _ = errors(**{**CASES, **LARGE}[name], dtype=dtype, device="cuda")
     assert max(found) <= BOUNDS[dtype]

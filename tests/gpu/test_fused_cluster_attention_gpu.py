@@ -10,7 +10,7 @@ from backbones.kernels.availability import takes_kernels
 from backbones.sec.attention import rotation
 from backbones.visible.layout import build_layout
 from tests.gpu.selection import selected
-from tests.unit.backbones.fused_cluster_cases import CASES, HALF_CASES
+from tests.unit.backbones.kernels.fused_cluster_cases import CASES, HALF_CASES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +35,7 @@ QUICK = ("clusters_do_not_divide", "several_tiles", "half_whole_tile", "secvit_s
     selected(EVERY, BOUNDS, quick=lambda name, dtype: name in QUICK and dtype in (torch.bfloat16, torch.float32)),
 )
 def test_similarity_output_and_gradient_equal_the_plain_way_in_float64(name, dtype):
-    from tests.unit.backbones.fused_cluster_runs import errors
+    from tests.unit.backbones.kernels.fused_cluster_runs import errors
 
     found = errors(**EVERY[name], dtype=dtype, device="cuda")
     assert found.pop("similarity") <= 1e-5

@@ -18,7 +18,7 @@ from data.sources.scenes import scene_members
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.errors import UserError
 from engine.extensions import load_extensions
-from tests.unit.backbones.sec_reference import dense_reference, map_of, tokens_of
+from tests.unit.backbones.sec.dense_reference import dense_reference, map_of, tokens_of
 
 ROOT = Path(__file__).resolve().parents[3]
 BACKBONE = ROOT / "examples" / "extensions" / "backbone.py"

@@ -14,11 +14,11 @@ from backbones.kernels import availability as kernel_choice
 from backbones.sec import attention as sec_attention
 from backbones.sec.attention import SecAttention
 from backbones.visible.token_grid import dense_grid
-from tests.unit.backbones.fused_cluster_cases import CASES, HALF_CASES
-from tests.unit.backbones.interpreting import interpreting
+from tests.unit.backbones.kernels.fused_cluster_cases import CASES, HALF_CASES
+from tests.unit.backbones.kernels.interpreting import interpreting
 
 pytest.importorskip("triton", reason="no Triton on this system")
-RUNS = "tests.unit.backbones.fused_cluster_runs"
+RUNS = "tests.unit.backbones.kernels.fused_cluster_runs"
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def outcome(program, folder, **environment):
     """Run a program that has its own Triton and read its last line, which is JSON."""
     here = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/unit/backbones" / program)],
+        [sys.executable, str(ROOT / "tests/unit/backbones/kernels" / program)],
         env={**here, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), **environment},
         capture_output=True,
         text=True,

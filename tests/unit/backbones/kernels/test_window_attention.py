@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from backbones.ops import window_attention as dispatch
-from tests.unit.backbones.fused_attention_cases import CASES, plan_for
-from tests.unit.backbones.interpreting import interpreting
+from tests.unit.backbones.kernels.fused_attention_cases import CASES, plan_for
+from tests.unit.backbones.kernels.interpreting import interpreting
 
 pytest.importorskip("triton", reason="no Triton on this system")
-RUNS = "tests.unit.backbones.fused_attention_runs"
+RUNS = "tests.unit.backbones.kernels.fused_attention_runs"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from backbones.ops.exact_windows import EXACT_BLOCKS, use_exact_windows
-from tests.unit.backbones.dense_reference import forward_reference
+from tests.unit.backbones.timm_models.dense_reference import forward_reference
 
 SIZES = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "num_classes": 0}
 NAMES = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"]

@@ -12,8 +12,8 @@ from backbones.build import forward_masked, forward_visible, layout_spec, mask_t
 from backbones.sec.attention import num_clusters_for
 from backbones.visible.layout import build_layout
 from engine.distributed.batch_norm import commit_step_statistics, step_batch_norm
+from tests.unit.backbones.sec.dense_reference import dense_reference
 from tests.unit.backbones.sec.test_secvit import ABLATIONS, images, small
-from tests.unit.backbones.sec_reference import dense_reference
 
 NAMES = ["secvit_tiny", "sec_swin_tiny", "sec_faster_vit_0"]
 SIZES = [(64, 64), (96, 160), (160, 64)]

@@ -8,7 +8,7 @@ import torch
 from backbones.build import build, forward_visible, layout_spec
 from backbones.config import BackboneConfig
 from backbones.visible.layout import build_layout
-from tests.unit.backbones.dense_reference import forward_reference
+from tests.unit.backbones.timm_models.dense_reference import forward_reference
 
 TINY = "swin_tiny_patch4_window7_224"
 NARROW = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4)}

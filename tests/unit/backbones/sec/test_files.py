@@ -63,7 +63,7 @@ def test_a_folder_loads_in_another_process_after_importing_backbones(tmp_path, n
     x = images(64, 96).float()
     torch.save(x, tmp_path / "x.pt")
     command = [sys.executable, "-c", FRESH, *(str(tmp_path / name) for name in ("backbone", "x.pt", "out.pt"))]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=Path(__file__).parents[4], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr + done.stdout
     *features, logits = torch.load(tmp_path / "out.pt")
     with torch.no_grad():

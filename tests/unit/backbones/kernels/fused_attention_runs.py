@@ -15,7 +15,7 @@ from backbones.ops.window_attention import window_attention
 from backbones.visible.layout import LayoutSpec, build_layout
 from backbones.visible.stacking import VisibleStack
 from backbones.visible.window_layout import StageSpec, window_stages
-from tests.unit.backbones.fused_attention_cases import plan_for
+from tests.unit.backbones.kernels.fused_attention_cases import plan_for
 
 
 def relative_error(got, expected):

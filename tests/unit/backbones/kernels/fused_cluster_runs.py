@@ -9,7 +9,7 @@ import torch
 from backbones.build import forward_visible
 from backbones.kernels import cluster_attention as fused
 from backbones.sec.attention import ordered_attention, rotation, similarity, turned
-from tests.unit.backbones.fused_attention_runs import products_of_bf16, relative_error
+from tests.unit.backbones.kernels.fused_attention_runs import products_of_bf16, relative_error
 from tests.unit.backbones.sec.test_secvit import images as random_images
 from tests.unit.backbones.sec.test_secvit import small
 from tests.unit.backbones.sec.test_visible import layout_for
