@@ -10,7 +10,7 @@ import torch
 
 from data.loading.mixing import training_order
 from engine.checkpoint.store import newest_checkpoint
-from engine.loop.optimizer import describe, param_groups
+from engine.loop.optimizer import param_groups
 from engine.loop.training import Training
 from finetune.classification.data import open_data
 from finetune.classification.model import build_model
@@ -211,4 +211,4 @@ def test_layer_decay_falls_from_the_head_to_the_stem(micro):
     assert scales["patch_embed.proj.weight"] == pytest.approx(0.8**5)
     assert decays["head.fc.bias"] == decays["layers.0.blocks.0.attn.relative_position_bias_table"] == 0.0
     assert decays["head.fc.weight"] == 0.05
-    assert sum(row[2] for row in describe(groups)) == sum(p.numel() for p in network.parameters())
+    assert sum(p.numel() for group in groups for p in group["params"]) == sum(p.numel() for p in network.parameters())
