@@ -138,8 +138,8 @@ def _explain(axis: Axes) -> None:
     scale.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=CLUSTER_COLOURS)
     scale.set_xticks([0, 255], ["least", "most"], fontsize=9)
     scale.set_yticks([])
-    words = "Tokens of one colour attend to\neach other. They are sorted by how\nalike their key is to the mean key:"
-    axis.text(0.08, 0.68, words, transform=axis.transAxes, fontsize=10, va="bottom")
+    text = "Tokens of one colour attend to\neach other. They are sorted by how\nalike their key is to the mean key:"
+    axis.text(0.08, 0.68, text, transform=axis.transAxes, fontsize=10, va="bottom")
     below = "Below: what a masked Swin computes.\nWindows of one number share a group;\nhidden units are dark."
     axis.text(0.08, 0.34, below, transform=axis.transAxes, fontsize=10, va="top")
 

@@ -25,9 +25,9 @@ def run_list(options: List) -> None:
         Column(name, no_wrap=True) for name in ("timm name", "params", "MACs", "px", "strides", "unit", "encoder")
     ]
     table = Table(*columns, title="can be pretrained", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    known = read_counts()
+    all_counts = read_counts()
     for name in names:
-        counts = known.get(name) or _counted(name)
+        counts = all_counts.get(name) or _counted(name)
         if counts is not None:
             table.add_row(name, *_columns(counts))
     console = Console()

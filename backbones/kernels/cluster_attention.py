@@ -74,14 +74,14 @@ def fused_similarity(
     keys = qkv.select(2, 1)
     stride_b, stride_n, _, stride_h, _ = qkv.stride()
     sizes = (stride_b, stride_n, stride_h, num_tokens, num_heads, num_parts)
-    known = {"WITH_TURN": turn is not None, "DIM": dim, "BLOCK": TOKENS_PER_TILE, "BLOCK_D": padded_dim(dim)}
+    options = {"WITH_TURN": turn is not None, "DIM": dim, "BLOCK": TOKENS_PER_TILE, "BLOCK_D": padded_dim(dim)}
     turn = sums if turn is None else turn.contiguous()  # a kernel takes some pointer, and reads none without a turn
     with torch.cuda.device_of(qkv):  # whichever GPU is the current one
         kernels.sum_parts[num_heads * num_parts, images](
-            keys if mean_of_keys else qkv, turn, sums, *sizes, CHUNK=TOKENS_PER_SUM, enable_fp_fusion=True, **known
+            keys if mean_of_keys else qkv, turn, sums, *sizes, CHUNK=TOKENS_PER_SUM, enable_fp_fusion=True, **options
         )
         kernels.likeness_to_mean[num_heads * triton.cdiv(num_tokens, TOKENS_PER_TILE), images](
-            keys, turn, sums, likeness, *sizes, PARTS=PARTS_PER_READ, enable_fp_fusion=True, **known
+            keys, turn, sums, likeness, *sizes, PARTS=PARTS_PER_READ, enable_fp_fusion=True, **options
         )
     return likeness
 
@@ -96,8 +96,8 @@ def attention_in_order(
     """Attend inside intervals of ``order``, whose lengths differ by one at most; the values come out, too."""
     num_clusters = min(num_clusters, qkv.shape[1])
     turn = None if turn is None else turn.contiguous()
-    found: Any = _ClusterAttention.apply(_checked(qkv), turn, order.contiguous(), num_clusters)
-    return found
+    attended_and_values: Any = _ClusterAttention.apply(_checked(qkv), turn, order.contiguous(), num_clusters)
+    return attended_and_values
 
 
 def _checked(qkv: Tensor) -> Tensor:
@@ -116,9 +116,9 @@ class _ClusterAttention(torch.autograd.Function):
         images, num_tokens, _, num_heads, dim = qkv.shape
         out = qkv.new_empty(images, num_tokens, num_heads, dim)
         lse = qkv.new_empty(images, num_heads, num_tokens, dtype=torch.float32)
-        grid, sizes, known = _launch(qkv, turn, num_clusters)
+        grid, sizes, options = _launch(qkv, turn, num_clusters)
         with torch.cuda.device_of(qkv):  # whichever GPU is the current one
-            kernels.forward[grid](qkv, lse if turn is None else turn, order, out, lse, *sizes, **known)
+            kernels.forward[grid](qkv, lse if turn is None else turn, order, out, lse, *sizes, **options)
         ctx.save_for_backward(qkv, turn, order, out, lse)
         ctx.num_clusters = num_clusters
         ctx.set_materialize_grads(False)
@@ -133,15 +133,17 @@ class _ClusterAttention(torch.autograd.Function):
         grad = torch.zeros_like(out) if grads[0] is None else grads[0].contiguous()
         beside = grad if grads[1] is None else grads[1].contiguous()
         dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        grid, sizes, known = _launch(qkv, turn, ctx.num_clusters)
+        grid, sizes, options = _launch(qkv, turn, ctx.num_clusters)
         read = (qkv, lse if turn is None else turn, order, out, lse, grad)
         with_beside = grads[1] is not None
         with torch.cuda.device_of(qkv):
             if sizes.num_tiles == 1:
-                kernels.backward_of_small_clusters[grid](*read, beside, dqkv, *sizes, WITH_BESIDE=with_beside, **known)
+                kernels.backward_of_small_clusters[grid](
+                    *read, beside, dqkv, *sizes, WITH_BESIDE=with_beside, **options
+                )
             else:
-                kernels.backward_of_queries[grid](*read, dqkv, *sizes, **known)
-                kernels.backward_of_keys[grid](*read, beside, dqkv, *sizes, WITH_BESIDE=with_beside, **known)
+                kernels.backward_of_queries[grid](*read, dqkv, *sizes, **options)
+                kernels.backward_of_keys[grid](*read, beside, dqkv, *sizes, WITH_BESIDE=with_beside, **options)
         return dqkv, None, None, None
 
 
@@ -167,9 +169,9 @@ def _launch(qkv: Tensor, turn: Tensor | None, num_clusters: int) -> tuple[tuple[
     sides = TILES if exact or padded_dim(dim) > WHOLE_TILE_DIM else (*TILES, WHOLE_TILE)
     block = next((side for side in sides if largest <= side), TILES[-1])
     num_tiles = triton.cdiv(largest, block)
-    known = {"WITH_TURN": turn is not None, **tile_options(qkv.dtype, dim=dim, block=block)}
+    options = {"WITH_TURN": turn is not None, **tile_options(qkv.dtype, dim=dim, block=block)}
     stride_b, stride_n, stride_part, stride_h, _ = qkv.stride()
     sizes = _Sizes(
         stride_b, stride_n, stride_part, stride_h, num_tokens, num_heads, num_clusters, num_tiles, scale=dim**-0.5
     )
-    return (num_heads * num_tiles * num_clusters, images), sizes, known
+    return (num_heads * num_tiles * num_clusters, images), sizes, options

@@ -285,5 +285,5 @@ def likeness_to_mean(
         qkv, turn, image, head, tile * BLOCK, stride_b, stride_n, stride_h, num_tokens, WITH_TURN, DIM, BLOCK, BLOCK_D
     )
     length = tl.sqrt_rn(tl.sum(keys * keys, axis=1))
-    found = tl.sum(keys * mean[None, :], axis=1) / tl.maximum(length, 1.1754943508222875e-38)
-    tl.store(likeness + (image * num_heads + head) * num_tokens + token, found, mask=token >= 0)
+    cosine = tl.sum(keys * mean[None, :], axis=1) / tl.maximum(length, 1.1754943508222875e-38)
+    tl.store(likeness + (image * num_heads + head) * num_tokens + token, cosine, mask=token >= 0)

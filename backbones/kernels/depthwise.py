@@ -136,19 +136,19 @@ def _device(x: Tensor) -> Any:
 
 
 @triton.jit
-def _neighbour(windows, token, wanted, down, right, tokens, height, width, reach, whole: tl.constexpr):
+def _neighbour(windows, token, is_read, down, right, tokens, height, width, reach, whole: tl.constexpr):
     """Find the token so many rows down and columns to the right of ``token``, and whether there is one."""
     place = token % (height * width)
     row, col = place // width + down, place % width + right
     if whole:
-        found = row * width + col
-        there = wanted & (row >= 0) & (row < height) & (col >= 0) & (col < width)
+        neighbour = row * width + col
+        there = is_read & (row >= 0) & (row < height) & (col >= 0) & (col < width)
     else:
         first = token // (height * width) * (height + 2 * reach)
         at = (first + row + reach) * (width + 2 * reach) + col + reach
-        found = tl.load(windows + at, mask=wanted, other=tokens).to(tl.int32)  # m p q, flat
-        there = found < tokens
-    return found, there
+        neighbour = tl.load(windows + at, mask=is_read, other=tokens).to(tl.int32)  # m p q, flat
+        there = neighbour < tokens
+    return neighbour, there
 
 
 @triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_INDICES)
@@ -232,8 +232,8 @@ def _sum_gradients(
         is_row = row < rows
         token = row % tokens
         image = (row - token).to(tl.int64)
-        wanted = is_row[:, None] & (tap < side * side)[None]
-        other, there = _neighbour(windows, token[:, None], wanted, down, right, tokens, height, width, reach, whole)
+        is_read = is_row[:, None] & (tap < side * side)[None]
+        other, there = _neighbour(windows, token[:, None], is_read, down, right, tokens, height, width, reach, whole)
         at = (image[:, None] + other)[:, :, None] * stride + channel[None, None]
         read = tl.load(x + at, mask=there[:, :, None] & is_channel[None, None], other=0).to(tl.float32)
         at = row.to(tl.int64)[:, None] * channels + channel[None]

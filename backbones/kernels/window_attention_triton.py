@@ -323,6 +323,8 @@ def table_gradient(
         place = (mask * num_windows + own_window[None, :]) * (window_rows * window_cols) + r * window_cols + c
         partner_slot = tl.load(member + place, mask=real, other=-1)
         offset = ((mask * num_heads + head).to(tl.int64) * num_slots + slot)[None, :] * width
-        found = tl.load(pairs + offset + partner_slot - own_first[None, :], mask=real & (partner_slot >= 0), other=0.0)
-        total += tl.sum(found, axis=1)
+        gradients = tl.load(
+            pairs + offset + partner_slot - own_first[None, :], mask=real & (partner_slot >= 0), other=0.0
+        )
+        total += tl.sum(gradients, axis=1)
     tl.store(dtable + (tl.program_id(2) * num_rows + row) * num_heads + head, total, mask=row < num_rows)

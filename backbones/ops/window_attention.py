@@ -76,10 +76,10 @@ def _chosen(implementation: Implementation, qkv: Tensor, plan: GroupPlan) -> Imp
 @cache
 def _has_triton() -> bool:
     """Look whether Triton is installed, which has no packages for macOS and Windows; say once if not."""
-    found = find_spec("triton") is not None
-    if not found:
+    installed = find_spec("triton") is not None
+    if not installed:
         logger.warning("Triton is not installed, so window attention runs as sdpa instead of fused")
-    return found
+    return installed
 
 
 def pair_bias(table: Float[Tensor, "t h"], index: Int[Tensor, "G g g"]) -> Float[Tensor, "m g g"]:

@@ -30,13 +30,13 @@ def choose(cost: ForwardCost, *, budget: int) -> Choice | None:
 
     Exact: after each block all choices are followed but those that keep no less and compute no less than another.
     """
-    found = [_Partial()]
+    partials = [_Partial()]
     for block in cost.blocks:
-        both = (state for partial in found for state in (partial.keep(block), partial.recompute(block)))
-        found = _undominated(state for state in both if max(state.peak, cost.rest + state.kept) <= budget)
-    if not found or cost.rest > budget:
+        both = (state for partial in partials for state in (partial.keep(block), partial.recompute(block)))
+        partials = _undominated(state for state in both if max(state.peak, cost.rest + state.kept) <= budget)
+    if not partials or cost.rest > budget:
         return None
-    return min(found, key=lambda state: (state.flops, state.kept)).choice(cost)
+    return min(partials, key=lambda state: (state.flops, state.kept)).choice(cost)
 
 
 def least_budget(cost: ForwardCost) -> int:
@@ -79,8 +79,8 @@ class _Partial:
 
 def _undominated(states: Iterable[_Partial]) -> list[_Partial]:
     """Drop every state than which another keeps and computes less: within the budget so far there is no other merit."""
-    found: list[_Partial] = []
+    best: list[_Partial] = []
     for state in sorted(states, key=lambda state: (state.kept, state.flops)):
-        if not found or state.flops < found[-1].flops:
-            found.append(state)
-    return found
+        if not best or state.flops < best[-1].flops:
+            best.append(state)
+    return best

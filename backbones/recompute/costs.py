@@ -119,20 +119,20 @@ class _Meter:
 
     def run(self, block: nn.Module, *args: Any, forward: Forward, lean: Forward) -> Tensor:
         """Run a block as if it were recomputed, and then as it is kept."""
-        given = {_address(x): x.untyped_storage().nbytes() for x in args if isinstance(x, Tensor)}
+        inputs = {_address(x): x.untyped_storage().nbytes() for x in args if isinstance(x, Tensor)}
         started = needed = self.counter.get_total_flops()
 
         def note(address: int, size: int) -> None:
             nonlocal needed
             needed = self.counter.get_total_flops()
-            if address not in given and address not in self._storages:
+            if address not in inputs and address not in self._storages:
                 self._tried[address] = size
 
         with saved_storages(self._model, note) as alive:
             forward(block, *args)
         self._tried_flops += self.counter.get_total_flops() - started
         again = sum(self._tried.values())
-        self._calls.append(_Call(name=self._names[id(block)], inputs=given, again=again, flops=needed - started))
+        self._calls.append(_Call(name=self._names[id(block)], inputs=inputs, again=again, flops=needed - started))
         self._inside = len(self._calls) - 1
         try:
             return lean(block, *args)

@@ -165,10 +165,10 @@ def num_clusters_for(num_units: int, *, at_224: int) -> int:
     """
     if at_224 <= 1:
         return 1
-    wanted = max(1.0, num_units / UNITS_AT_224)
+    ratio = max(1.0, num_units / UNITS_AT_224)
     divisors = [m for m in range(1, num_units + 1) if num_units % m == 0]
-    best = min(divisors, key=lambda m: abs(math.log(m / wanted)))
-    return at_224 * (best if max(best / wanted, wanted / best) <= 2 else round(wanted))
+    best = min(divisors, key=lambda m: abs(math.log(m / ratio)))
+    return at_224 * (best if max(best / ratio, ratio / best) <= 2 else round(ratio))
 
 
 def partition_attention(
@@ -198,8 +198,8 @@ def turned(
     qkv: Float[Tensor, "b n 3 h d"], turn: Float[Tensor, "n f 2"]
 ) -> tuple[Float[Tensor, "b n h d"], Float[Tensor, "b n h d"], Float[Tensor, "b n h d"]]:
     """Split into queries and keys, their pairs of features turned, in fp32 or better, and the values as they are."""
-    found: Any = _Turned.apply(qkv, turn)
-    return found
+    parts: Any = _Turned.apply(qkv, turn)
+    return parts
 
 
 class _Turned(torch.autograd.Function):

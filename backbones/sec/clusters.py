@@ -65,12 +65,12 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
     Raises:
         UserError: the network has no such attention.
     """
-    found: dict[int, Clusters] = {}
+    clusters_of_stage: dict[int, Clusters] = {}
 
     def note(stage: int, attn: Any, inputs: tuple[Any, ...]) -> None:
         clusters = _clusters(attn, *inputs, stage=stage)
         if clusters is not None:
-            found[stage] = clusters
+            clusters_of_stage[stage] = clusters
 
     # the stack undoes what is done to the caller's model; a later layer's clusters replace those of its stage
     with ExitStack() as after:
@@ -80,9 +80,9 @@ def clusters_of(model: nn.Module, images: Tensor) -> list[Clusters]:
                 if isinstance(layer, SecAttention):
                     after.enter_context(layer.register_forward_pre_hook(partial(note, stage)))
         model.eval()(images)
-    if not found:
+    if not clusters_of_stage:
         raise UserError("this network has no attention in clusters; choose a network such as secvit_tiny")
-    return list(found.values())
+    return list(clusters_of_stage.values())
 
 
 def _clusters(attn: SecAttention, x: Tensor, grid: TokenGrid, turn: Tensor | None, *, stage: int) -> Clusters | None:

@@ -124,8 +124,8 @@ class SecNetwork(nn.Module):
         final = self.final(tokens[-1]) if whole else tokens[-1]
         maps = [final if norm and whole and i == len(tokens) - 1 else tokens[i] for i in take]
         # levels 0 and 1 are pixels and the stem's half resolution
-        found = [levels[i + 2].maps(x) for i, x in zip(take, maps, strict=True)]
-        return found if intermediates_only else (levels[len(tokens) + 1].maps(final), found)
+        outputs = [levels[i + 2].maps(x) for i, x in zip(take, maps, strict=True)]
+        return outputs if intermediates_only else (levels[len(tokens) + 1].maps(final), outputs)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -191,11 +191,11 @@ class SecNetwork(nn.Module):
         self, x: Float[Tensor, "b n c"], levels: Sequence[TokenGrid], *, num_stages: int | None = None
     ) -> list[Tensor]:
         """Run the stages on the stem's tokens and keep the tokens [b n c] after each."""
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for i, stage in enumerate(self.layers[:num_stages]):
             x = stage(x, above=levels[i + 1], grid=levels[i + 2], recompute=self.grad_checkpointing)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
 
 def dense_levels(images: Float[Tensor, "b 3 y x"], *, num_levels: int = 6) -> list[TokenGrid]:

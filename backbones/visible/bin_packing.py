@@ -129,7 +129,7 @@ class _Search:
         return False
 
     def _branch(self, copies: list[int], *, num_bins: int, total: int) -> bool:
-        first = next(k for k, left in enumerate(copies) if left)
+        first = next(k for k, count in enumerate(copies) if count)
         largest = self._values[first]
         copies[first] -= 1
         waste = num_bins * self._capacity - total

@@ -132,16 +132,16 @@ def _as_plan(bins: Sequence[Sequence[int]], model: CostModel) -> _Plan:
 
 def _candidates(sizes: tuple[int, ...], model: CostModel, best: _Plan) -> list[tuple[float, int, int]]:
     """List each number of groups that could beat ``best``, cheapest first, as (least cost, G, least capacity)."""
-    found: list[tuple[float, int, int]] = []
+    candidates: list[tuple[float, int, int]] = []
     total = sum(sizes)
     for num_groups in range(1, len(best.bins) + 1):
         capacity = max(sizes[0], -(-total // num_groups))
         while num_groups * model.per_group(capacity) < best.cost:
             if volume_needs(sizes, capacity=capacity) <= num_groups:
-                found.append((num_groups * model.per_group(capacity), num_groups, capacity))
+                candidates.append((num_groups * model.per_group(capacity), num_groups, capacity))
                 break
             capacity += 1
-    return sorted(found)
+    return sorted(candidates)
 
 
 def _improve(sizes: tuple[int, ...], model: CostModel, best: _Plan, *, num_groups: int, smallest: int) -> _Plan:

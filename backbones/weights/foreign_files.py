@@ -71,8 +71,8 @@ def load_pickled(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|function ([^\n]+)|instantiate ([\w.]+)", str(error))
-        named = next((group for group in found.groups() if group), "") if found else ""
+        match = re.search(r"GLOBAL ([\w.]+)|function ([^\n]+)|instantiate ([\w.]+)", str(error))
+        named = next((group for group in match.groups() if group), "") if match else ""
         raise UserError(
             f"{path}: holds {named or 'objects'}, which this program does not open, because making it could run code; "
             f"expected tensors in plain containers: ask its author for a safetensors file"

@@ -186,11 +186,11 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
 
 def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: str) -> None:
     """Refuse weights that lack one of the model's or have another shape; only the classifier may start random."""
-    wanted = {name: value for name, value in target.state_dict().items() if not is_classifier(name, target)}
-    missing = {name for name in wanted if name not in state}
+    expected = {name: value for name, value in target.state_dict().items() if not is_classifier(name, target)}
+    missing = {name for name in expected if name not in state}
     shapes = {
         f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
+        for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     }
     faults = {"lacks": missing, "differs in": shapes}
@@ -254,8 +254,8 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> di
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
-        said = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
-        raise UserError(f"{where}: the weights do not fit the architecture they are handed off as; {said}")
+        details = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
+        raise UserError(f"{where}: the weights do not fit the architecture they are handed off as; {details}")
     return {name: state[name].detach().cpu().contiguous().clone() for name in expected}
 
 
@@ -268,7 +268,7 @@ def _config(
     std: Sequence[float],
     interpolation: str,
 ) -> dict[str, Any]:
-    known: Any = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg
     return {
         "num_features": model.num_features,
         "model_args": dict(model_args),
@@ -276,23 +276,23 @@ def _config(
             "tag": "pretrained",
             "custom_load": False,
             "input_size": [3, *img_size],
-            "fixed_input_size": bool(known.get("fixed_input_size", False)),
+            "fixed_input_size": bool(cfg.get("fixed_input_size", False)),
             "interpolation": interpolation,
-            "crop_pct": known.get("crop_pct", 0.9),
-            "crop_mode": known.get("crop_mode", "center"),
+            "crop_pct": cfg.get("crop_pct", 0.9),
+            "crop_mode": cfg.get("crop_mode", "center"),
             "mean": list(mean),
             "std": list(std),
             "pool_size": None,
-            "first_conv": known.get("first_conv"),
-            "classifier": known.get("classifier"),
+            "first_conv": cfg.get("first_conv"),
+            "classifier": cfg.get("classifier"),
         },
     }
 
 
 def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> Size:
-    known: Any = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg
     size: Any = model_args.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    size = size or known["input_size"][1:]
+    size = size or cfg["input_size"][1:]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

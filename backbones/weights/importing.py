@@ -69,32 +69,32 @@ def import_backbone(
     """
     check_replaceable(out)
     read = read_source(source)
-    found = to_timm(read.state, merge_order=merge_order)
+    translated = to_timm(read.state, merge_order=merge_order)
     # what is wrong with the weights is found by functions that do not know the file: its name is put before their words
     try:
-        name, own_args = _architecture_of(read, found.state, architecture)
+        name, own_args = _architecture_of(read, translated.state, architecture)
         model_args = own_args | {key: value for key, value in (sizes or {}).items() if value is not None}
         model = skeleton(name, num_classes=0, **model_args)
         # tables that are not square are resized rightly only from a model of the file's own size, where that is known
         same_source = architecture in (None, read.architecture)
         own_model = skeleton(name, num_classes=0, **own_args) if own_args and same_source else None
-        state, resized = fit_state(found.state, model, source=own_model)
+        state, resized = fit_state(translated.state, model, source=own_model)
         missing, unexpected = _differences(state, model)
-        left_out = found.left_out | _of_the_head(state, model, besides=found.left_out)
+        left_out = translated.left_out | _of_the_head(state, model, besides=translated.left_out)
         if (missing or unexpected) and not partial:
             raise UserError(_mismatch(missing, unexpected, name))
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    known: Any = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg
     write_backbone(
         out,
         architecture=name,
         model_args=model_args,
         state=state,
-        mean=mean or read.mean or known["mean"],
-        std=std or read.std or known["std"],
-        provenance=_provenance(read, found, merge_order, resized, missing),
+        mean=mean or read.mean or cfg["mean"],
+        std=std or read.std or cfg["std"],
+        provenance=_provenance(read, translated, merge_order, resized, missing),
     )
     return Imported(
         architecture=name,
@@ -142,15 +142,15 @@ def infer_secvit(state: Mapping[str, Tensor], *, name: str | None = None) -> tup
     return name, {"version": version}
 
 
-def _architecture_of(read: Source, state: Mapping[str, Tensor], asked: str | None) -> tuple[str, dict[str, Any]]:
-    if read.architecture and asked in (None, read.architecture):
+def _architecture_of(read: Source, state: Mapping[str, Tensor], name: str | None) -> tuple[str, dict[str, Any]]:
+    if read.architecture and name in (None, read.architecture):
         return read.architecture, dict(read.model_args or {})
-    if asked and not asked.startswith("secvit"):
-        return asked, {}
+    if name and not name.startswith("secvit"):
+        return name, {}
     if "layers.0.blocks.0.attn.out_proj.weight" in state:
-        return infer_secvit(state, name=asked)
-    if asked:
-        return asked, {}
+        return infer_secvit(state, name=name)
+    if name:
+        return name, {}
     return infer_swin(state, computed=read.state)
 
 
@@ -220,11 +220,11 @@ def _mismatch(missing: list[str], unexpected: list[str], architecture: str) -> s
 
 
 def _provenance(
-    read: Source, found: Translated, merge_order: MergeOrder, resized: list[Resized], missing: list[str]
+    read: Source, translated: Translated, merge_order: MergeOrder, resized: list[Resized], missing: list[str]
 ) -> dict[str, Any]:
     return {
         "imported_from": read.provenance,
-        "layout": found.naming,
+        "layout": translated.naming,
         "merge_order": merge_order,
         "resized": list(map(str, resized)),
         "random": missing,

@@ -88,11 +88,11 @@ def _linear(value: Tensor) -> Tensor:
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Strip the prefixes that wrappers of the whole model leave on every name."""
-    found = dict(state)
+    unwrapped = dict(state)
     for prefix in ("module.", "_orig_mod.", "model."):
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
+        if unwrapped and all(name.startswith(prefix) for name in unwrapped):
+            unwrapped = {name.removeprefix(prefix): value for name, value in unwrapped.items()}
+    return unwrapped
 
 
 def _reason_to_leave_out(name: str) -> str | None:

@@ -76,12 +76,12 @@ def resize_bias_table(
 
 def _fit_table(name: str, table: Tensor, module: Any, source: Any | None) -> tuple[Tensor, Resized | None]:
     after: Size = tuple(module.window_size)
-    wanted: Tensor = module.relative_position_bias_table
+    expected: Tensor = module.relative_position_bias_table
     before: Size = tuple(source.window_size) if source is not None else _square_window(name, table, after)
     if before == after:
         return table, None
-    if table.shape[-1] != wanted.shape[-1]:
-        raise UserError(f"{name} has {table.shape[-1]} heads, the model {wanted.shape[-1]}: another architecture?")
+    if table.shape[-1] != expected.shape[-1]:
+        raise UserError(f"{name} has {table.shape[-1]} heads, the model {expected.shape[-1]}: another architecture?")
     return resize_bias_table(table, before=before, after=after), Resized(name=name, before=before, after=after)
 
 
@@ -112,15 +112,15 @@ def _spline(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """Matrix to resize one axis: from ``old`` values on the geometric grid to ``new`` on the integers around 0."""
     if new <= old:
         return np.eye(old)[(old - new) // 2 :][:new]
-    known = _geometric_grid(old // 2, new // 2)
-    wanted = np.clip(np.arange(new) - new // 2, known[0], known[-1]).astype(np.float64)
+    grid = _geometric_grid(old // 2, new // 2)
+    places = np.clip(np.arange(new) - new // 2, grid[0], grid[-1]).astype(np.float64)
     if old < 4:
-        return _polynomial(known, wanted)
-    return _not_a_knot(known, wanted)
+        return _polynomial(grid, places)
+    return _not_a_knot(grid, places)
 
 
 def _geometric_grid(steps: int, reach: int) -> Float[np.ndarray, " grid"]:
-    """Place the known offsets: -s_n .. 0 .. s_n, s_k = 1 + q + ... + q^(k-1), s_n = ``reach`` as far as possible."""
+    """Place the grid offsets: -s_n .. 0 .. s_n, s_k = 1 + q + ... + q^(k-1), s_n = ``reach`` as far as possible."""
     low, high = 1.0, float(max(reach, 2))
     for _ in range(100):
         middle = (low + high) / 2
@@ -129,14 +129,14 @@ def _geometric_grid(steps: int, reach: int) -> Float[np.ndarray, " grid"]:
     return np.concatenate([-side[::-1], [0.0], side])
 
 
-def _polynomial(known: Float[np.ndarray, " old"], wanted: Float[np.ndarray, " new"]) -> Float[np.ndarray, "new old"]:
-    powers = np.arange(len(known))
-    return np.linalg.solve((known[:, None] ** powers).T, (wanted[:, None] ** powers).T).T
+def _polynomial(grid: Float[np.ndarray, " old"], places: Float[np.ndarray, " new"]) -> Float[np.ndarray, "new old"]:
+    powers = np.arange(len(grid))
+    return np.linalg.solve((grid[:, None] ** powers).T, (places[:, None] ** powers).T).T
 
 
-def _not_a_knot(known: Float[np.ndarray, " old"], wanted: Float[np.ndarray, " new"]) -> Float[np.ndarray, "new old"]:
-    """Cubic spline through values at ``known``, read at ``wanted``, as a matrix on the values."""
-    n, gap = len(known), np.diff(known)
+def _not_a_knot(grid: Float[np.ndarray, " old"], places: Float[np.ndarray, " new"]) -> Float[np.ndarray, "new old"]:
+    """Cubic spline through values at ``grid``, read at ``places``, as a matrix on the values."""
+    n, gap = len(grid), np.diff(grid)
     left, right = np.zeros((n, n)), np.zeros((n, n))  # left @ second derivatives = right @ values
     for i in range(1, n - 1):
         left[i, i - 1 : i + 2] = gap[i - 1] / 6, (gap[i - 1] + gap[i]) / 3, gap[i] / 6
@@ -144,8 +144,8 @@ def _not_a_knot(known: Float[np.ndarray, " old"], wanted: Float[np.ndarray, " ne
     left[0, :3] = gap[1], -gap[0] - gap[1], gap[0]  # the third derivative is continuous at the second point
     left[-1, -3:] = gap[-1], -gap[-2] - gap[-1], gap[-2]
     curvature = np.linalg.solve(left, right)
-    k = np.clip(np.searchsorted(known, wanted, side="right") - 1, 0, n - 2)
+    k = np.clip(np.searchsorted(grid, places, side="right") - 1, 0, n - 2)
     values = np.eye(n)
-    a, b = ((known[k + 1] - wanted) / gap[k])[:, None], ((wanted - known[k]) / gap[k])[:, None]
+    a, b = ((grid[k + 1] - places) / gap[k])[:, None], ((places - grid[k]) / gap[k])[:, None]
     bend = (gap[k] ** 2 / 6)[:, None]
     return a * values[k] + b * values[k + 1] + bend * ((a**3 - a) * curvature[k] + (b**3 - b) * curvature[k + 1])

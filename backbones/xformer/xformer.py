@@ -147,19 +147,19 @@ class XFormer(nn.Module):
         if output_fmt != "NCHW":
             raise UserError(f"XFormer's maps have the format NCHW, got output_fmt {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), indices)
-        found: list[Tensor] = []
+        maps: list[Tensor] = []
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
                 break
             x = stage(x)
             if i in take:
-                found.append(x)
+                maps.append(x)
         if intermediates_only:
-            return found
+            return maps
         # the last convolution belongs to the last stage: there is nothing for it where the network ended early
         whole = not stop_early or last + 1 == len(self.stages)
-        return self.final_conv(x) if whole else x, found
+        return self.final_conv(x) if whole else x, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -10,8 +10,8 @@ from backbones.weights.handoff import read_backbone
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["backbones/main.py", *map(str, words)])
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["backbones/main.py", *map(str, argv)])
         monkeypatch.setenv("COLUMNS", "160")
         main()
         return capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_show_says_why_a_network_cannot_be_pretrained(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "stages"),
+    ("argv", "stages"),
     [
         (("convnext_tiny", "--img-size", "224", "256"), ["56x64", "28x32", "14x16", "7x8"]),
         (("sec_faster_vit_0",), ["56x56", "28x28", "14x14", "7x7"]),
@@ -67,8 +67,8 @@ def test_show_says_why_a_network_cannot_be_pretrained(run):
         (("vit_tiny_patch16_224",), ["14x14"]),
     ],
 )
-def test_show_numbers_the_stages_and_gives_their_grids(run, words, stages):
-    rows = [line.replace("│", " ").split() for line in run("show", *words).splitlines() if line.startswith("│")]
+def test_show_numbers_the_stages_and_gives_their_grids(run, argv, stages):
+    rows = [line.replace("│", " ").split() for line in run("show", *argv).splitlines() if line.startswith("│")]
     assert [row[:2] for row in rows] == [[str(number), grid] for number, grid in enumerate(stages, start=1)]
 
 
@@ -80,7 +80,7 @@ def test_list_names_what_matches_and_can_be_pretrained(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["show", "nothing.pth"], "timm has no architecture 'nothing.pth'"),
         (
@@ -93,8 +93,8 @@ def test_list_names_what_matches_and_can_be_pretrained(run):
         (["export", "nothing", "out.pth"], "nothing: no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_one(monkeypatch, capsys, words, message):
-    monkeypatch.setattr(sys, "argv", ["backbones/main.py", *words])
+def test_bad_input_is_one_line_and_exit_code_one(monkeypatch, capsys, argv, message):
+    monkeypatch.setattr(sys, "argv", ["backbones/main.py", *argv])
     with pytest.raises(SystemExit) as stop:
         main()
     error = capsys.readouterr().err
