@@ -120,7 +120,7 @@ def test_features_and_logits_equal_the_published_listing(name):
                 value.copy_(0.1 * torch.randn_like(value) + (1 if "running_var" in key else 0)).abs_()
     plain.load_state_dict(state)
     translated = to_timm(state, keep_classifier=True)
-    assert translated.layout == "secvit"
+    assert translated.naming == "secvit"
     model.load_state_dict(translated.state)
     x = images(224, 224, batch=1)
     with torch.no_grad():
