@@ -97,7 +97,7 @@ def run_program(
     name = default
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-    elif arguments and arguments[-1] in commands and not Path(arguments[-1]).exists():
+    elif _ends_in_command(arguments, commands):
         raise UserError(f"the command comes first: {program} {arguments[-1]} {' '.join(arguments[:-1])}")
     if name is None or name not in commands:
         raise UserError(_unknown(name or arguments[0], commands))
@@ -171,6 +171,13 @@ def say(text: str) -> None:
     """Write a text for the user, on rank 0 only."""
     if on_rank_zero():
         sys.stdout.write(text + "\n")
+
+
+def _ends_in_command(arguments: Sequence[str], commands: Mapping[str, Command]) -> bool:
+    """Whether a command stands behind its options; what follows an option, or is there as a file, is a value."""
+    if len(arguments) < 2 or arguments[-1] not in commands:
+        return False
+    return not arguments[-2].startswith("-") and not Path(arguments[-1]).exists()
 
 
 def _everyday(options: type, names: Sequence[str]) -> list[str]:

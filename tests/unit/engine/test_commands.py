@@ -101,6 +101,10 @@ def test_a_command_behind_its_options_is_refused_with_the_right_order():
         run("--inner.name", "b", "train")
 
 
+def test_the_value_of_an_option_may_be_called_like_a_command():
+    assert run("--inner.name", "train") == Options(inner=Inner(name="train"))
+
+
 def test_help_before_a_command_is_help_of_the_command(capsys):
     with pytest.raises(SystemExit) as ended:
         run("--help", "look")
