@@ -100,6 +100,8 @@ def parse_training(argv: Sequence[str], program: str) -> FinetuneConfig | Evalua
     """
     named, rest = take_option(argv, "--eval-only")
     what = named[-1] if named else None
+    if what == "":
+        raise UserError("--eval-only takes what to measure, got nothing; it is now: finetune/main.py evaluate WHAT")
     if what is None:
         _help_on_request(argv, program=program, about="Fine-tune a backbone: classify, detect or segment.")
         name, options = choose_task(rest)

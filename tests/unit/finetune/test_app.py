@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
         ),
         (["--data.shards", "x", "--val-shards", "x"], "nothing to start from"),
         (["results", "missing"], "results takes one run folder that exists, got missing"),
+        (["--eval-only"], "--eval-only takes what to measure, got nothing"),
         (["evaluat"], "there is no command 'evaluat'; did you mean 'evaluate'?"),
     ],
 )
