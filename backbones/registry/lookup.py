@@ -8,6 +8,10 @@ from torch import nn
 from backbones.registry.backbone import Backbone
 from backbones.registry.zoo import ZOO
 
+_ANSWERS: dict[tuple[type[nn.Module], int], Backbone | None] = {}
+"""By class, and by the number of backbones that were known. ``torch.compile`` follows no imports, so what it compiles
+must find the answer here; whoever has made a visible layout of a network has asked."""
+
 
 def backbones() -> tuple[Backbone, ...]:
     """List all backbones, those from outside last."""
@@ -16,7 +20,11 @@ def backbones() -> tuple[Backbone, ...]:
 
 def backbone_of(model: nn.Module) -> Backbone | None:
     """Find what is known of a network; None if it is none of the backbones."""
-    return next((backbone for backbone in reversed(backbones()) if isinstance(model, backbone.network)), None)
+    key = (type(model), len(ZOO))
+    if key not in _ANSWERS:
+        matches = (backbone for backbone in reversed(backbones()) if isinstance(model, backbone.network))
+        _ANSWERS[key] = next(matches, None)
+    return _ANSWERS[key]
 
 
 def backbone_named(architecture: str) -> Backbone | None:
