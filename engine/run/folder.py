@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engine.documents import parse_yaml, read_yaml
+from engine.documents import parse_yaml, read_json, read_yaml
 from engine.errors import UserError, explain
 from engine.recipe import dump
 from engine.run.durable import write_durably
@@ -154,10 +154,11 @@ class RunFolder:
                     "checkpoint of this one with --run.branch-from"
                 )
         write_durably(self.config, text.encode())
-        starts: list[Any] = []
-        with contextlib.suppress(OSError, ValueError):
-            starts = json.loads(self.environment.read_text())
-        write_durably(self.environment, json.dumps([*starts, describe_environment()], indent=1).encode())
+        starts: Any = []
+        with contextlib.suppress(OSError, UserError):
+            starts = read_json(self.environment)
+        earlier: list[Any] = starts if isinstance(starts, list) else []
+        write_durably(self.environment, json.dumps([*earlier, describe_environment()], indent=1).encode())
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -10,7 +10,7 @@ import timm
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import load_backbone, read_backbone
 from data.shards.shard_set import ShardSet
-from engine.errors import UserError
+from engine.errors import UserError, is_refusal
 from engine.terms import Size
 from finetune.classification.data import check_labels
 from finetune.classification.model import build_bare
@@ -77,7 +77,9 @@ def _from_timm(name: str, *, img_size: Size | None) -> Trained:
     options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     try:
         network: Any = timm.create_model(name.removeprefix("timm/"), pretrained=True, **options)
-    except Exception as error:
+    except Exception as error:  # of timm, of the hub and of the network
+        if not is_refusal(error):
+            raise
         raise UserError(f"timm's weights of {name} cannot be had: {error}") from error
     settings = network.pretrained_cfg
     if network.num_classes == 0:

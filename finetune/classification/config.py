@@ -1,5 +1,6 @@
 """Every choice of a classification run. Imports no torch."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,9 @@ from data.config import DataConfig
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig, may_change
 from engine.errors import UserError
 from finetune.config import StartConfig, check_evaluation
+
+RAND_AUGMENT = r"rand(-((m|n|mmax)\d+|(mstd|p)\d+(\.\d+)?|inc[01]|t(weights|3a|3aw|0)?))*"
+"""The policies that timm understands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +86,11 @@ class AugmentConfig:
                 raise UserError(f"augment.{name.replace('_', '-')} is a probability, got {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"augment.label-smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.rand_augment is not None and not self.rand_augment.startswith("rand-"):
+        if self.rand_augment is not None and not re.fullmatch(RAND_AUGMENT, self.rand_augment):
             raise UserError(
-                f"augment.rand-augment takes a policy such as rand-m9-mstd0.5-inc1, or None, got {self.rand_augment!r}"
+                "augment.rand-augment takes None, or rand with parts such as m9 (strength), n2 (operations an image), "
+                "mstd0.5 (deviation of the strength), mmax10, p0.5 (probability), inc1 (rising strengths), tweights, "
+                f"t3a or t3aw (operations): rand-m9-mstd0.5-inc1; got {self.rand_augment!r}"
             )
 
     @property

@@ -9,15 +9,15 @@ Restarted from an older checkpoint, a run forgets what it measured after it. So 
 on disk are kept, not only the best of all.
 """
 
-import contextlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.documents import json_lines, read_json
+from engine.errors import UserError
 from engine.run.durable import write_durably
 from finetune.network.weights import best_folder, is_whole, scores_file
 
@@ -64,7 +64,7 @@ class EvaluationLog:
     def best_step(self, weights: str, *, until: int | None = None) -> int | None:
         """Find the step of the best figure of one kind of weights, of those measured until a step."""
         ranks = [
-            (-_or_least(line[self._figure]), line["step"])
+            (-_or_least(line.get(self._figure)), line["step"])
             for line in self.lines
             if line["weights"] == weights and (until is None or line["step"] <= until)
         ]
@@ -85,7 +85,11 @@ class EvaluationLog:
         if not path.is_file():
             logger.warning("%s is missing: the best %s weights are not listed", path, weights)
             return None
-        return json.loads(path.read_text())
+        try:
+            return read_json(path)
+        except UserError as error:
+            logger.warning("%s: the best %s weights are not listed", error, weights)
+            return None
 
     def _write(self) -> None:
         write_durably(self._file, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
@@ -114,9 +118,7 @@ def _or_least(figure: float | None) -> float:
     return -1.0 if figure is None else figure
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a line cut short by a kill
-            yield json.loads(line)
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """List the lines that a kill or a damaged disk left whole."""
+    lines = json_lines(path.read_bytes()) if path.exists() else []
+    return [line for line in lines if isinstance(line.get("step"), int) and "weights" in line]

@@ -15,7 +15,7 @@ from backbones.build import architecture
 from backbones.config import BackboneConfig
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
-from engine.errors import UserError
+from engine.errors import UserError, is_refusal
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
 from engine.terms import Size
@@ -89,6 +89,8 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
         try:
             return load_backbone(start.folder, **options)
         except (RuntimeError, TypeError, AssertionError) as error:
+            if not is_refusal(error):
+                raise
             raise UserError(
                 f"the weights in {start.folder} do not fit a {start.architecture} made with {start.model_args}: {error}"
             ) from error

@@ -13,14 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from backbones.weights.handoff import CONFIG, read_backbone, write_backbone
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.documents import read_json
+from engine.checkpoint.tensor_files import read_tensors
+from engine.documents import DocumentError, member, read_json
 from engine.errors import UserError
 from engine.pixels import Pixels, Statistics
 from engine.run.durable import fsync_folder, write_durably
@@ -32,6 +33,20 @@ T = TypeVar("T")
 METADATA, TENSORS = "described.json", "weights.safetensors"
 OLD_TASKS = {"finetune": "classify"}
 """What tasks are called in checkpoints of earlier versions."""
+MEMBERS = {
+    "weights": str,
+    "step": int,
+    "program": str,
+    "architecture": str,
+    "model_args": dict,
+    "img_size": tuple[int, int],
+    "mean": tuple[float, float, float],
+    "std": tuple[float, float, float],
+    "num_classes": int,
+    "classes": tuple[str, ...] | None,
+    "recipe": dict,
+}
+"""What ``described.json`` holds at least, in every task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +124,7 @@ def task_in(metadata: Mapping[str, Any]) -> str:
 def stored_metadata(folder: Path) -> dict[str, Any] | None:
     """Read what a checkpoint or best weights say of themselves, task and recipe too; None where nothing does."""
     if (folder / METADATA).is_file():
-        return read_json(folder / METADATA)
+        return read_described(folder)
     if (folder / CONFIG).is_file():
         provenance = read_backbone(folder).provenance
         return {"program": "classify", **provenance} if "method" in provenance else None
@@ -117,6 +132,22 @@ def stored_metadata(folder: Path) -> dict[str, Any] | None:
         state = read_index(folder)["state"]
         return state if "program" in state else None
     return None
+
+
+def read_described(folder: Path) -> dict[str, Any]:
+    """Read what a folder of best weights says of them.
+
+    Raises:
+        UserError: the file is damaged; the message names the place.
+    """
+    path = folder / METADATA
+    metadata = read_json(path)
+    try:
+        for name, kind in MEMBERS.items():
+            member(metadata, name, kind)
+    except DocumentError as error:
+        raise UserError(f"{path}: {error}; restore the file, or take other weights of the run") from None
+    return metadata
 
 
 def find_weights(path: Path, *, task: str, build: Callable[[Mapping[str, Any]], nn.Module]) -> Loaders:
@@ -133,7 +164,7 @@ def find_weights(path: Path, *, task: str, build: Callable[[Mapping[str, Any]], 
     if not path.is_dir():
         raise UserError(f"{path} is no folder; give that of a run, of one of its checkpoints or of best weights")
     if (path / METADATA).is_file():
-        metadata = read_json(path / METADATA)
+        metadata = read_described(path)
         _check_task(path, metadata, task=task)
         return {metadata["weights"]: partial(_load_folder, path, metadata, build)}
     checkpoint = _checkpoint(path)
@@ -275,7 +306,7 @@ def _load_checkpoint(
 def _load_folder(folder: Path, metadata: dict[str, Any], build: Callable[[Mapping[str, Any]], nn.Module]) -> Trained:
     network = build(metadata)
     try:
-        network.load_state_dict(load_file(folder / TENSORS))
-    except (OSError, RuntimeError) as error:
+        network.load_state_dict(read_tensors(folder / TENSORS))
+    except RuntimeError as error:
         raise UserError(f"{folder / TENSORS} does not fit {metadata['architecture']}: {error}") from error
     return as_trained(network.eval(), name=metadata["weights"], step=metadata["step"], metadata=metadata)

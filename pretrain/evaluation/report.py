@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import yaml
 from matplotlib.figure import Figure
 
-from engine.documents import json_lines
+from engine.documents import json_lines, read_yaml
 from engine.errors import UserError
 from engine.run.durable import write_durably
 from engine.run.reporting import PHASES
@@ -111,8 +110,8 @@ def _reconstructions(folder: Path) -> str:
 def _target(folder: Path) -> str:
     """Read what the run predicts; runs from before there was a choice predict pixels."""
     config = folder / "config.yaml"
-    recipe = yaml.safe_load(config.read_text()) if config.exists() else {}
-    return recipe.get("mim", {}).get("target", PIXELS)
+    mim = read_yaml(config).get("mim") if config.exists() else None
+    return mim.get("target", PIXELS) if isinstance(mim, dict) else PIXELS
 
 
 def _probes(probes: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from timm.data.auto_augment import rand_augment_transform
 
 from data.config import DataConfig
 from engine.recipe import parse
@@ -62,3 +63,14 @@ def test_evaluations_come_every_so_many_passes():
     assert steps_between_evaluations(ClassifyEvaluationConfig(every_epochs=0.5), steps_per_epoch=100) == 50
     assert steps_between_evaluations(ClassifyEvaluationConfig(every_epochs=0.001), steps_per_epoch=100) == 1
     assert steps_between_evaluations(ClassifyEvaluationConfig(every_steps=7), steps_per_epoch=100) == 7
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-qq5", "rand-mm", "rand-", "rand-m9-n-1", "m9", "rand-mnan", "rand-m9-w0"])
+def test_policies_that_timm_cannot_read_are_refused_before_a_worker_meets_them(policy):
+    with pytest.raises(ValueError, match=r"augment\.rand-augment takes"):
+        AugmentConfig(rand_augment=policy)
+
+
+@pytest.mark.parametrize("policy", ["rand", "rand-m9-mstd0.5-inc1", "rand-m7-n3-mmax12-p0.5", "rand-mstd1-tweights"])
+def test_policies_that_timm_reads_are_taken(policy):
+    assert rand_augment_transform(AugmentConfig(rand_augment=policy).rand_augment, {}).num_layers

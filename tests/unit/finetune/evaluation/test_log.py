@@ -84,3 +84,16 @@ def test_a_log_of_the_old_name_is_gone_on_with(folder):
     assert not measure(folder, log, 2, 0.4)
     assert [json.loads(text)["step"] for text in (folder / "evaluations.jsonl").read_text().splitlines()] == [1, 2]
     assert not (folder / "accuracy.jsonl").exists()
+
+
+def test_damaged_lines_and_scores_cost_no_run(folder, caplog):
+    log = EvaluationLog(folder, step=0, figure="top1")
+    measure(folder, log, 1, 0.5)
+    with (folder / "evaluations.jsonl").open("ab") as file:
+        file.write(b'[1]\n{"step": "x", "weights": "raw"}\n{"step": 2}\n\xff\x00\n{"step": 3, "weights": "raw"}\n')
+    (folder / "best" / "raw-step-000000001.json").write_text('{"step": 1, "to')
+    again = EvaluationLog(folder, step=4, figure="top1")
+    assert [line["step"] for line in again.lines] == [1, 3]
+    assert again.best_step("raw") == 1
+    assert again.best_result("raw") is None
+    assert "raw-step-000000001.json: expected JSON" in caplog.text
