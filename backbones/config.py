@@ -13,6 +13,8 @@ Naming = Literal["timm", "microsoft", "secvit"]
 """Whose names the weights of a file have."""
 ExportNaming = Literal["timm", "microsoft"]
 """Names that weights can be written under."""
+LONGEST_SIDE_PX = 16_384
+"""Of the images that a backbone is made for: a slip of the keyboard must not ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +81,5 @@ class BackboneConfig:
             )
         if min(self.img_size) < 1:
             raise UserError(f"backbone.img-size must be two positive numbers, got {self.img_size}")
+        if max(self.img_size) > LONGEST_SIDE_PX:
+            raise UserError(f"backbone.img-size must be at most {LONGEST_SIDE_PX} pixels a side, got {self.img_size}")

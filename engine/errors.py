@@ -41,7 +41,7 @@ REMEDIES = {
 MACHINE_REMEDIES = {
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENFILE: "the machine has too many open files: close other programs",
-    errno.ENOMEM: "the machine has no memory left: use fewer processes, or smaller batches",
+    errno.ENOMEM: "the machine has not that much memory: use fewer processes, smaller images or smaller batches",
     errno.EAGAIN: "the machine starts no more processes: use fewer, or raise the limit: ulimit -u",
 }
 """What a user can do about an error of the system at no path."""
@@ -55,9 +55,9 @@ class UserError(ValueError):
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     """End ``main`` with ``error: ...`` on standard error and exit code 1 where the user has to act.
 
-    That is a ``UserError``, a full disk, and what the system says of a path (``REMEDIES``). Ctrl-C and a reader of the
-    output that has gone (``| head``) end it silently. Everything else keeps its traceback. Where all processes fail
-    alike, the launcher ends the others as soon as rank 0 has spoken.
+    That is a ``UserError``, a full disk or memory, or what the system says of a path (``REMEDIES``). Ctrl-C and a
+    reader of the output that has gone (``| head``) end it silently. Everything else keeps its traceback. Where all
+    processes fail alike, the launcher ends the others as soon as rank 0 has spoken.
     """
 
     @functools.wraps(main)
@@ -72,6 +72,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(BROKEN_PIPE)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except MemoryError as error:
+            _end(f"{error or 'no memory is left'}; {MACHINE_REMEDIES[errno.ENOMEM]}")
         except SystemExit as stop:
             if (bug := _bug_behind(stop)) is not None:
                 raise bug from None

@@ -1,5 +1,6 @@
 """The options of `data/main.py index|verify|show|bench` (`write`: data/sources/config.py). Imports no torch."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,5 +96,7 @@ class Bench:
         """Refuse what cannot be measured."""
         if self.images < 1 or self.size < 1:
             raise UserError(f"images and size must be at least 1, got {self.images} and {self.size}")
+        if self.size**2 > DataConfig.max_pixels:
+            raise UserError(f"size must be at most {math.isqrt(DataConfig.max_pixels)} pixels, got {self.size}")
         if self.gpu_images_per_s is not None and self.gpu_images_per_s <= 0:
             raise UserError(f"gpu-images-per-s must be positive, got {self.gpu_images_per_s}")

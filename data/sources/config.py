@@ -93,6 +93,8 @@ class Write:
             raise UserError(f"count must be at least 1, got {self.count}")
         if self.size is not None and self.size < 32:
             raise UserError(f"size must be at least 32 pixels, got {self.size}")
+        if self.size is not None and self.size**2 > self.max_pixels:
+            raise UserError(f"images of size {self.size} have more pixels than max-pixels {self.max_pixels} allows")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality must lie in 1 to 100, got {self.quality}")
         if self.quality != 95 and self.size is None:

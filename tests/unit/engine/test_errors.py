@@ -158,6 +158,12 @@ def test_who_raised_an_error_tells_a_refusal_from_a_bug():
     assert not is_refusal(error_of(bug))
 
 
+def test_a_lack_of_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        raising(MemoryError("Unable to allocate 35.5 PiB"))()
+    assert capsys.readouterr().err.startswith("error: Unable to allocate 35.5 PiB; the machine has not that much")
+
+
 def test_an_interrupt_ends_without_a_traceback():
     with pytest.raises(SystemExit) as ended:
         raising(KeyboardInterrupt())()
