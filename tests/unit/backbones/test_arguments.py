@@ -5,6 +5,7 @@ import pytest
 from backbones.arguments import timm_arguments
 from backbones.config import BackboneConfig, SecConfig
 from backbones.weights.handoff import skeleton
+from engine.errors import UserError
 
 SIZES = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4), "window": 4},
@@ -69,3 +70,9 @@ def test_options_of_sec_reach_secvit_and_are_refused_elsewhere():
         timm_arguments(BackboneConfig(name="swin_tiny_patch4_window7_224", sec=SecConfig(global_token="q")))
     with pytest.raises(ValueError, match=r"backbone.sec.stem, backbone.sec.version: sec_swin_tiny has no such option"):
         timm_arguments(BackboneConfig(name="sec_swin_tiny", sec=SecConfig(version=2, stem="conv", rope=True)))
+
+
+@pytest.mark.parametrize("size", [(0, 224), (224, -1), (224, 10**6)])
+def test_sizes_that_no_image_has_are_refused(size):
+    with pytest.raises(UserError, match=r"backbone\.img-size must be"):
+        BackboneConfig(img_size=size)

@@ -229,9 +229,9 @@ def test_impossible_options_are_explained(run, tmp_path, words, message):
 
 
 def test_sizes_that_no_memory_holds_are_one_line(run, tmp_path):
-    out = run("write", "--source", "scenes", "--out", tmp_path / "s", "--count", 2, "--size", 10**8, code=1).err
+    out = run("write", "--source", "scenes", "--out", tmp_path / "s", "--count", 2, "--size", 10**8, code=2).err
     assert "images of size 100000000 have more pixels than max-pixels" in out
-    assert "size must be at most" in run("bench", tmp_path, "--size", 10**6, code=1).err
+    assert "size must be at most" in run("bench", tmp_path, "--size", 10**6, code=2).err
 
 
 COMMANDS = ("write", "index", "verify", "show", "bench")
