@@ -48,7 +48,7 @@ def train(config: PretrainConfig) -> None:
 def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:
     model = build_model(config)
     keep_to_budget(config, model, engine=engine)
-    shards = open_shards(config.data.shards, cache=config.data.cache)
+    shards = open_shards(config.data.shards, cache=config.data.cache, labelled=False)
     order = training_order(config.data, shards, seed=config.run.seed)
     training = Training(
         config,

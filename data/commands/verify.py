@@ -171,10 +171,10 @@ def _say_findings(findings: Findings, *, console: Console) -> None:
 def _file_problem(state: tuple[ShardSet, bool], info: ShardInfo) -> str | None:
     """Compare a tar and its index with the manifest; say why the shard cannot be looked into."""
     shards, digests = state
-    tar, index = cached_files(shards.folder, info=info)
+    tar, index = cached_files(shards.root, info=info)
     for name, sha256, remote in ((info.name, info.sha256, tar), (info.index, info.index_sha256, index)):
         if remote is None:
-            problem = _local_problem(Path(join(shards.folder, name)), sha256=sha256 if digests else None)
+            problem = _local_problem(Path(join(shards.root, name)), sha256=sha256 if digests else None)
         else:
             problem = _remote_problem(shards, remote) if digests else None
         if problem is not None:

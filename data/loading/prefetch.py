@@ -92,7 +92,7 @@ def leave_signals_to_trainer() -> None:
 def _fetch(shards: ShardSet, shard: int) -> None:
     info, cache = shards.manifest.shards[shard], shards.cache
     try:
-        for file in cached_files(shards.folder, info=info, local=cache.config.local):
+        for file in cached_files(shards.root, info=info, local=cache.config.local):
             if file is not None:
                 cache.prefetch(file)
     except (OSError, UserError) as error:

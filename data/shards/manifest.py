@@ -100,8 +100,12 @@ def _read_local(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]) -> Manifest:
-    """Join manifests into one of all shards, one folder's after the other's, with whole paths.
+def merge_manifests(
+    folders: Sequence[Path | str], manifests: Sequence[Manifest], *, labelled: bool = True
+) -> Manifest:
+    """Join manifests into one of all shards, one folder's after the other's, named by URLs and absolute paths.
+
+    Where labels are not read (``labelled`` is false), folders of different classes become one without classes.
 
     Raises:
         UserError: two manifests name different classes.
@@ -109,18 +113,25 @@ def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest]
     named = [
         (folder, manifest.classes) for folder, manifest in zip(folders, manifests, strict=True) if manifest.classes
     ]
-    for folder, classes in named[1:]:
-        if classes != named[0][1]:
-            raise UserError(
-                f"the {len(classes)} classes of {folder} are not the {len(named[0][1])} of {named[0][0]}; "
-                "folders that are read together must have the same classes"
-            )
+    differing = next(((folder, classes) for folder, classes in named[1:] if classes != named[0][1]), None)
+    if differing is not None and labelled:
+        folder, classes = differing
+        raise UserError(
+            f"the {len(classes or ())} classes of {folder} are not the {len(named[0][1] or ())} of {named[0][0]}; "
+            "folders that are read together for their labels must have the same classes"
+        )
     shards = [
-        dataclasses.replace(shard, name=join(folder, shard.name), index=join(folder, shard.index))
+        dataclasses.replace(shard, name=_whole(folder, shard.name), index=_whole(folder, shard.index))
         for folder, manifest in zip(folders, manifests, strict=True)
         for shard in manifest.shards
     ]
-    return Manifest(shards=tuple(shards), classes=named[0][1] if named else None)
+    return Manifest(shards=tuple(shards), classes=named[0][1] if named and differing is None else None)
+
+
+def _whole(folder: Path | str, name: str) -> str:
+    """Name a file of one folder's manifest so that it means the same from any other folder."""
+    location = join(folder, name)
+    return location if is_remote(location) else str(Path(location).absolute())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -63,14 +63,19 @@ class ShardSet:
         parts: tuple[range, ...] | None = None,
         selection: npt.NDArray[np.int64] | None = None,
         cache: CacheConfig | None = None,
+        root: Path | str | None = None,
     ) -> None:
-        """Read the shards of ``manifest``, whose names are relative to ``folder``; `open_shards` makes all this."""
+        """Read the shards of ``manifest``; `open_shards` makes all this.
+
+        Messages call them ``folder``; their names start from ``root``, which by default is the same.
+        """
         self._open: OrderedDict[int, OpenShard] = OrderedDict()  # first: it is closed however making this ends
         self.cache = ShardCache(cache or CacheConfig())
         self._counters = ReadingCounters()
         self._process = os.getpid()
         self._confirmed: set[int] = set()
         self.folder = folder
+        self.root = folder if root is None else root
         self.manifest = manifest
         self.parts = parts or (range(len(manifest.shards)),)
         self._starts = np.concatenate(
@@ -101,7 +106,12 @@ class ShardSet:
         if len(selection) and not (selection[0] >= 0 and selection[-1] < self._starts[-1]):
             raise UserError(f"sample ids must lie in [0, {self._starts[-1]}), got {selection[0]} to {selection[-1]}")
         return ShardSet(
-            self.folder, manifest=self.manifest, parts=self.parts, selection=selection, cache=self.cache.config
+            self.folder,
+            manifest=self.manifest,
+            parts=self.parts,
+            selection=selection,
+            cache=self.cache.config,
+            root=self.root,
         )
 
     def read(self, shard: int, position: int, *, repeat: int = 0) -> Sample:
@@ -165,12 +175,12 @@ class ShardSet:
     @property
     def cached(self) -> bool:
         """Whether any shard goes through the cache."""
-        remote = is_remote(self.folder) or any(is_remote(shard.name) for shard in self.manifest.shards)
+        remote = is_remote(self.root) or any(is_remote(shard.name) for shard in self.manifest.shards)
         return remote or self.cache.config.local
 
     def cached_tar(self, shard: int) -> CachedFile | None:
         """Describe a shard's tar as a file for the cache; None where it is read in place."""
-        return cached_files(self.folder, info=self.manifest.shards[shard], local=self.cache.config.local)[0]
+        return cached_files(self.root, info=self.manifest.shards[shard], local=self.cache.config.local)[0]
 
     def labels(self) -> npt.NDArray[np.int64]:
         """Read every sample's class number, -1 where there is none, in the order of their global numbers."""
@@ -181,7 +191,7 @@ class ShardSet:
 
     def shard_of(self, sample_id: int) -> str:
         """Tell where the shard of a sample, by its global number, lies."""
-        return join(self.folder, self.manifest.shards[self._number_of(sample_id)].name)
+        return join(self.root, self.manifest.shards[self._number_of(sample_id)].name)
 
     def confirm(self, sample_ids: Iterable[int]) -> None:
         """Compare the shards of samples that do not decode with the manifest, each once in a process.
@@ -222,7 +232,7 @@ class ShardSet:
 
     def _fetch_indexes(self) -> None:
         """Fetch the indexes of remote shards, several at a time."""
-        files = [cached_files(self.folder, info=info)[1] for info in self.manifest.shards]
+        files = [cached_files(self.root, info=info)[1] for info in self.manifest.shards]
         with ThreadPoolExecutor(INDEXES_AT_ONCE) as pool:
             list(pool.map(self.cache.prefetch, [file for file in files if file is not None]))
 
@@ -243,7 +253,7 @@ class ShardSet:
         if len(self._open) >= MAX_OPEN_SHARDS:
             self._open.popitem(last=False)[1].close()
         info = self.manifest.shards[number]
-        opened = self._retried(number, lambda: OpenShard(self.folder, info=info, cache=self.cache))
+        opened = self._retried(number, lambda: OpenShard(self.root, info=info, cache=self.cache))
         self._open[number] = opened
         return opened
 
@@ -265,11 +275,14 @@ class ShardSet:
         raise AssertionError("unreachable")
 
 
-def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig | None = None) -> ShardSet:
+def open_shards(
+    *folders: Path | str | Sequence[Path | str], cache: CacheConfig | None = None, labelled: bool = True
+) -> ShardSet:
     """Open the data set whose manifest lies in a folder, or of several, as one: their shards one after another.
 
     A folder is a local path or a URL (data/remote/locations.py); remote shards are read through ``cache``. Sample
-    numbers count through all of them; `ShardSet.parts` says which shards came from which folder.
+    numbers count through all of them; `ShardSet.parts` says which shards came from which folder. Folders of different
+    classes are one set only for who reads no labels (``labelled`` is false).
 
     Raises:
         UserError: a folder has no sound manifest, or their classes differ.
@@ -283,7 +296,8 @@ def open_shards(*folders: Path | str | Sequence[Path | str], cache: CacheConfig 
     ends = np.cumsum([len(manifest.shards) for manifest in manifests]).tolist()
     return ShardSet(
         ", ".join(map(str, names)),
-        manifest=merge_manifests(names, manifests),
+        manifest=merge_manifests(names, manifests, labelled=labelled),
         cache=cache,
+        root="/",
         parts=tuple(range(end - len(manifest.shards), end) for end, manifest in zip(ends, manifests, strict=True)),
     )

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from data.shards.manifest import read_manifest, write_manifest
-from data.shards.shard_set import open_shards
+from data.shards.manifest import merge_manifests, read_manifest, write_manifest
+from data.shards.shard_set import ShardSet, open_shards
 
 
 def test_several_folders_read_as_one_set(write):
@@ -45,10 +45,36 @@ def test_the_digest_of_several_folders_is_that_of_their_content(write, tmp_path)
     assert open_shards(moved, second.folder).manifest.digest == digest
 
 
+def test_folders_may_be_named_by_relative_paths_and_from_elsewhere(write, tmp_path, monkeypatch):
+    first, second = write(6, name="first"), write(6, name="second")
+    monkeypatch.chdir(tmp_path)
+    both = open_shards("first", "second")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert both.read(2, 3).image == second.read(0, 3).image
+    assert both.subset([7]).read(2, 0).image == second.read(0, 1).image
+    assert both.shard_of(6) == f"{second.folder}/shard-000000.tar"
+    assert open_shards("../first", second.folder).read(0, 1).image == first.read(0, 1).image
+
+
+def test_a_url_and_a_local_folder_are_one_set(write):
+    shards = write(6)
+    info = shards.manifest.shards[0]
+    merged = merge_manifests(["https://host/far", shards.folder], [shards.manifest, shards.manifest])
+    both = ShardSet("both", manifest=merged, root="/")
+    assert both.shard_of(0) == f"https://host/far/{info.name}"
+    assert both.read(2, 0).image == shards.read(0, 0).image
+    assert both.cached_tar(0) is not None
+    assert both.cached_tar(2) is None
+
+
 def test_folders_with_other_classes_do_not_mix_but_unlabelled_ones_do(write):
     first, second = write(6, name="first"), write(6, name="second", classes=("a", "b"))
     with pytest.raises(ValueError, match=r"the 2 classes of .*second are not the 3 of .*first"):
         open_shards(first.folder, second.folder)
+    without_labels = open_shards(first.folder, second.folder, labelled=False)
+    assert (without_labels.classes, without_labels.num_samples) == (None, 12)
+    assert open_shards(first.folder, first.folder, labelled=False).classes == ("a", "b", "c")
     unlabelled = write(6, name="third", classes=None)
     assert open_shards(unlabelled.folder, first.folder).classes == ("a", "b", "c")
 
