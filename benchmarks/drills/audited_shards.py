@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data.shards.scan import index_shards
+from data.shards.tar_files import find_tars
 
 BROKEN = (b"\xff\xd8\xff no image", b"neither is this")
 CLASSES = ("a", "b")
@@ -26,7 +27,7 @@ def write_uneven(out: Path, *, num_samples: int, num_broken: int, seed: int) -> 
                 _add(tar, f"{number:06d}.jpg", image)
                 _add(tar, f"{number:06d}.cls", str(number % len(CLASSES)).encode())
         start += size
-    index_shards(out, out=out, classes=CLASSES)
+    index_shards(find_tars(out), out=out, classes=CLASSES)
     return broken
 
 

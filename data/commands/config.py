@@ -17,13 +17,15 @@ class Index:
     """Make manifest and index files for WebDataset tars that were written elsewhere."""
 
     source: Path
-    """Folder with the tars; nothing is written there unless it is also OUT."""
+    """Folder with the tars, one tar, or `shard-{000000..000999}.tar`; nothing is written there but in OUT."""
     out: Path
     """Folder for manifest and index files; may be the one with the tars, but is never guessed."""
     pattern: str = "*.tar"
-    """Which tars, for example `train-*.tar`."""
+    """Which tars of a folder, for example `train-*.tar` or `shard-{000000..000999}.tar`."""
     classes: Path | None = None
     """Class names in label order (JSON list or one a line); default: classes.json or classes.txt beside the tars."""
+    first_class: int | None = None
+    """Number of the first class in the tars: 1 where they count from 1 (default: 0)."""
     processes: int = field(default_factory=num_cores)
     """Processes that read the tars."""
 

@@ -100,9 +100,7 @@ def _read_local(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def merge_manifests(
-    folders: Sequence[Path | str], manifests: Sequence[Manifest], *, labelled: bool = True
-) -> Manifest:
+def merge_manifests(folders: Sequence[Path | str], manifests: Sequence[Manifest], *, labelled: bool = True) -> Manifest:
     """Join manifests into one of all shards, one folder's after the other's, named by URLs and absolute paths.
 
     Where labels are not read (``labelled`` is false), folders of different classes become one without classes.

@@ -7,14 +7,14 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from data.parallel import in_order
-from data.shards.class_names import MAX_CLASSES
 from data.shards.index import EXTENSIONS, IMAGE_EXTENSIONS, MAX_KEY_BYTES, Member, SampleEntry, index_bytes
+from data.shards.labels import MAX_JSON_BYTES, MAX_LABEL_BYTES, json_label, text_label
 from data.shards.manifest import Manifest, ShardInfo, file_sha256, write_manifest
 from data.shards.tar_members import TarMember, read_at, tar_members
 from engine.errors import UserError
@@ -22,8 +22,11 @@ from engine.run.durable import write_durably
 
 logger = logging.getLogger(__name__)
 
-ALL_TARS = "*.tar"
-MAX_LABEL_BYTES = 20
+
+MAX_NAMES = 100_000
+"""More different texts as labels are captions, not classes."""
+MAX_REASONS = 1000
+"""Kinds of members that are told apart in what is passed over."""
 
 
 @dataclass(kw_only=True)
@@ -34,58 +37,73 @@ class Scan:
     """Its samples, in order."""
     ignored: Counter[str] = field(default_factory=Counter[str])
     """What was passed over, by reason."""
+    names: set[str] = field(default_factory=set[str])
+    """Class names among the labels that have no number yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How labels are read."""
+
+    first_class: int = 0
+    """The number of the first class."""
+    numbers: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Class numbers, from 0, by name."""
 
 
 def index_shards(
-    source: Path,
+    tars: Sequence[Path],
     *,
     out: Path,
-    pattern: str = ALL_TARS,
     classes: Sequence[str] | None = None,
+    first_class: int | None = None,
     digests: bool = True,
     processes: int = 1,
 ) -> tuple[Manifest, Counter[str]]:
-    """Write a manifest and index files into ``out`` for the tars in ``source``; the tars stay as they are.
+    """Write a manifest and index files into ``out`` for ``tars``, which stay as they are.
 
-    Without ``digests`` the tars' bytes are not read through, and the manifest serves only this once. Gives the manifest
-    and what was passed over in the tars, by reason.
+    Labels are class numbers, or names: those of ``classes``, without which the names found are numbered in their sorted
+    order. Without ``digests`` the tars' bytes are not read through, and the manifest serves only this once. Gives the
+    manifest and what was passed over in the tars, by reason.
 
     Raises:
-        UserError: no tars, tars that cannot be read (all are named), no image in them, or too few class names.
+        UserError: tars that cannot be read (all are named), no image in them, or labels that are not of ``classes``.
     """
-    tars = find_tars(source, pattern=pattern)
     out.mkdir(parents=True, exist_ok=True)
     _check_writable(out)
-    results = in_order(_index_tar, enumerate(tars), state=(out, digests), processes=processes)
+    numbers = {name: number for number, name in enumerate(classes or ())}
+    reading = Reading(first_class=first_class or 0, numbers=numbers)
+    indexed = _index(tars, out=out, reading=reading, digests=digests, processes=processes)
+    names = set[str]().union(*(tar.names for tar in indexed))
+    if names:
+        classes = _named_classes(names, indexed, given=classes)
+        reading = replace(reading, numbers={name: number for number, name in enumerate(classes or ())})
+        indexed = _index(tars, out=out, reading=reading, digests=digests, processes=processes)
+    ignored = sum((tar.ignored for tar in indexed), Counter[str]())
+    if not any(tar.info.num_samples for tar in indexed):
+        extensions = ", ".join(f"{reason} ({count})" for reason, count in ignored.most_common(5)) or "nothing"
+        raise UserError(
+            f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in {_named(tars)}, which hold {extensions}; an "
+            "extension is what follows the first dot of a name, as in WebDataset: names must have no other dot"
+        )
+    names_of_classes = _class_names(classes, indexed, asked_first=first_class)
+    manifest = Manifest(shards=tuple(tar.info for tar in indexed), classes=names_of_classes)
+    write_manifest(out, manifest)
+    return manifest, ignored
+
+
+def _index(tars: Sequence[Path], *, out: Path, reading: Reading, digests: bool, processes: int) -> "list[_IndexedTar]":
+    results = in_order(_index_tar, enumerate(tars), state=(out, digests, reading), processes=processes)
     indexed: list[_IndexedTar] = []
     for tar, result in zip(tars, results, strict=True):
         logger.info("%s: %s", tar.name, result.problem or f"{result.info.num_samples} samples")
         indexed.append(result)
     _refuse_broken(indexed)
-    if not any(tar.info.num_samples for tar in indexed):
-        raise UserError(f"no sample with an image ({', '.join(IMAGE_EXTENSIONS)}) in the {len(tars)} tars of {source}")
-    highest = max(tar.highest_label for tar in indexed)
-    manifest = Manifest(shards=tuple(tar.info for tar in indexed), classes=_class_names(classes, highest=highest))
-    write_manifest(out, manifest)
-    return manifest, sum((tar.ignored for tar in indexed), Counter[str]())
+    return indexed
 
 
-def find_tars(source: Path, *, pattern: str) -> list[Path]:
-    """List the tars of a folder in the order of their names."""
-    if not source.is_dir():
-        raise UserError(f"expected a folder with tar shards, but {source} is no folder")
-    if Path(pattern).is_absolute():
-        raise UserError(f"--pattern is of names in {source}, such as 'train-*.tar', got {pattern!r}")
-    try:
-        tars = sorted(path for path in source.glob(pattern) if path.is_file())
-    except ValueError as error:
-        raise UserError(f"--pattern is of names in {source}, such as 'train-*.tar': {error}") from None
-    if not tars:
-        others = sorted(path.name for path in source.iterdir())[:5]
-        raise UserError(f"no file in {source} matches {pattern!r}; it holds {', '.join(others) or 'nothing'}")
-    if pattern == ALL_TARS and all(any(tar.name.startswith(split) for tar in tars) for split in ("train", "val")):
-        raise UserError(f"{source} holds both train and val tars: choose one with --pattern 'train*.tar' or 'val*.tar'")
-    return tars
+def _named(tars: Sequence[Path]) -> str:
+    return str(tars[0]) if len(tars) == 1 else f"{tars[0]} and {len(tars) - 1} more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +112,24 @@ class _IndexedTar:
 
     info: ShardInfo
     ignored: Counter[str] = field(default_factory=Counter[str])
-    highest_label: int = -1
+    labels: range = range(0)
+    """From the lowest to the highest class number."""
+    names: frozenset[str] = frozenset()
     problem: str | None = None
 
 
-def _index_tar(state: tuple[Path, bool], numbered: tuple[int, Path]) -> _IndexedTar:
-    (out, digests), (number, tar) = state, numbered
+def _index_tar(state: tuple[Path, bool, Reading], numbered: tuple[int, Path]) -> _IndexedTar:
+    (out, digests, reading), (number, tar) = state, numbered
     try:
-        scan = scan_tar(tar)
+        scan = scan_tar(tar, reading=reading)
     except UserError as error:
         empty = ShardInfo(name=tar.name, num_samples=0, size_bytes=0, sha256="", index="", index_sha256="")
         return _IndexedTar(info=empty, problem=str(error))
     index_name = f"{number:06d}-{tar.stem}.idx"
     info = describe_shard(tar, out=out, entries=scan.entries, index_name=index_name, digest=digests)
-    highest = max((entry.label for entry in scan.entries if entry.label is not None), default=-1)
-    return _IndexedTar(info=info, ignored=scan.ignored, highest_label=highest)
+    labels = [entry.label for entry in scan.entries if entry.label is not None]
+    numbers = range(min(labels), max(labels) + 1) if labels else range(0)
+    return _IndexedTar(info=info, ignored=scan.ignored, labels=numbers, names=frozenset(scan.names))
 
 
 def _refuse_broken(tars: Sequence[_IndexedTar]) -> None:
@@ -145,51 +166,67 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder} is read-only; write manifest and index into another folder with --out")
 
 
-def scan_tar(path: Path) -> Scan:
+def scan_tar(path: Path, *, reading: Reading | None = None) -> Scan:
     """List the samples of one tar.
 
     Raises:
         UserError: it is no tar, or it ends too early.
     """
-    scan = Scan()
+    scan, reading = Scan(), reading or Reading()
     with path.open("rb") as file:
         try:
             for key, members in _group(tar_members(file, ignored=scan.ignored), ignored=scan.ignored):
-                _add_sample(scan, file=file, key=key, members=members)
+                _add_sample(scan, file=file, key=key, members=members, reading=reading)
         except UserError as error:
             raise UserError(f"{path} is no readable tar shard: {error}") from error
     return scan
 
 
-def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterator[tuple[str, dict[str, TarMember]]]:
-    """Gather neighbouring members whose names differ only behind the first dot of the file name, as WebDataset does."""
-    key, sample = "", dict[str, TarMember]()
+def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterable[tuple[str, dict[str, TarMember]]]:
+    """Gather the members whose names differ only behind the first dot of the file name, as WebDataset does.
+
+    Unlike there, they need not be neighbours: tars are also written as all images and then all labels. A sample begins
+    anew where its extension comes again, or a second image after another sample.
+    """
+    samples: list[tuple[str, dict[str, TarMember]]] = []
+    places: dict[str, int] = {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
         if not stem or not dot:
             ignored["names without an extension"] += 1
             continue
-        extension = extension.lower()
-        if folder + slash + stem != key or extension in sample:
-            if sample:
-                yield key, sample
-            key, sample = folder + slash + stem, {}
-        sample[extension] = member
-    if sample:
-        yield key, sample
+        key, extension = folder + slash + stem, extension.lower()
+        place = places.get(key)
+        if place is None or not _belongs(extension, samples[place][1], neighbour=place == len(samples) - 1):
+            place = places[key] = len(samples)
+            samples.append((key, {}))
+        samples[place][1][extension] = member
+    return samples
 
 
-def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarMember]) -> None:
+def _belongs(extension: str, sample: Mapping[str, TarMember], *, neighbour: bool) -> bool:
+    if neighbour or extension not in IMAGE_EXTENSIONS:
+        return extension not in sample
+    return not any(image in sample for image in IMAGE_EXTENSIONS)
+
+
+def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarMember], reading: Reading) -> None:
     image = next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
-    scan.ignored.update(f".{extension}" for extension in members if extension not in EXTENSIONS)
+    for extension in members:
+        if extension not in EXTENSIONS:
+            reason = f".{extension}"
+            known = reason in scan.ignored or len(scan.ignored) < MAX_REASONS
+            scan.ignored[reason if known else "members of other kinds"] += 1
     if image is None:
         scan.ignored["samples without an image"] += 1
         return
     others = [extension for extension in members if extension in EXTENSIONS and extension not in (image, "cls")]
-    label = _label(file, member=members["cls"]) if "cls" in members else None
-    if "cls" in members and label is None:
-        scan.ignored["labels that are no class number"] += 1
+    label = _label(file, members=members, reading=reading, ignored=scan.ignored)
+    if isinstance(label, str):
+        if label not in reading.numbers and len(scan.names) <= MAX_NAMES:
+            scan.names.add(label)
+        label = reading.numbers.get(label)
     scan.entries.append(
         SampleEntry(
             key=key.encode()[:MAX_KEY_BYTES].decode(errors="ignore"),
@@ -204,17 +241,57 @@ def _entry(extension: str, *, member: TarMember) -> Member:
     return Member(extension=extension, offset=member.offset, size=member.size)
 
 
-def _label(file: BinaryIO, *, member: TarMember) -> int | None:
-    text = read_at(file, offset=member.offset, size=member.size) if member.size <= MAX_LABEL_BYTES else b""
-    number = int(text) if text.strip().isdigit() else MAX_CLASSES
-    return number if number < MAX_CLASSES else None
+def _label(
+    file: BinaryIO, *, members: Mapping[str, TarMember], reading: Reading, ignored: Counter[str]
+) -> int | str | None:
+    first = reading.first_class
+    if (member := members.get("cls")) is not None:
+        content = read_at(file, offset=member.offset, size=member.size) if member.size <= MAX_LABEL_BYTES else b""
+        return text_label(content, first=first, ignored=ignored)
+    if (member := members.get("json")) is not None and member.size <= MAX_JSON_BYTES:
+        return json_label(read_at(file, offset=member.offset, size=member.size), first=first, ignored=ignored)
+    return None
 
 
-def _class_names(classes: Sequence[str] | None, *, highest: int) -> tuple[str, ...] | None:
-    if highest < 0:
+def _named_classes(
+    names: set[str], tars: Sequence[_IndexedTar], *, given: Sequence[str] | None
+) -> Sequence[str] | None:
+    """Tell the classes that labels name which are not among those ``given``.
+
+    Raises:
+        UserError: they should be among those, or other labels are numbers.
+    """
+    shown = ", ".join(repr(name) for name in sorted(names)[:3])
+    if given is not None:
+        raise UserError(f"{len(names)} labels are not among the {len(given)} class names given, such as {shown}")
+    numbered = next((tar.labels for tar in tars if tar.labels), None)
+    if numbered is not None:
+        raise UserError(
+            f"some labels are numbers, such as {numbered.start}, and some are names, such as {shown}: give the class "
+            "names in the order of their numbers with --classes"
+        )
+    if len(names) > MAX_NAMES:
+        logger.warning("labels are of more than %d kinds (%s): taken for captions, not for classes", MAX_NAMES, shown)
         return None
+    logger.info("labels are class names: %d of them, numbered in their sorted order", len(names))
+    return sorted(names)
+
+
+def _class_names(
+    classes: Sequence[str] | None, tars: Sequence[_IndexedTar], *, asked_first: int | None
+) -> tuple[str, ...] | None:
+    labels = [tar.labels for tar in tars if tar.labels]
+    if not labels:
+        return None
+    lowest, highest = min(each.start for each in labels), max(each.stop for each in labels) - 1
+    from_one = lowest == 1 and asked_first is None
     if classes is None:
-        return tuple(str(number) for number in range(highest + 1))
+        if from_one:
+            logger.warning("no sample has class 0, the lowest is 1: if they count from 1, say --first-class 1")
+        return tuple(str(number + (asked_first or 0)) for number in range(highest + 1))
     if highest >= len(classes):
-        raise UserError(f"the shards hold class number {highest}, but only {len(classes)} class names were given")
+        remedy = "; if they count from 1, say --first-class 1" if from_one and highest == len(classes) else ""
+        raise UserError(
+            f"the shards hold class number {highest}, but only {len(classes)} class names were given{remedy}"
+        )
     return tuple(classes)

@@ -17,6 +17,7 @@ BLOCK = 512
 MAX_EXTENDED_BYTES = 64 * 1024
 MAX_MEMBER_BYTES = 2**30
 MAX_LENGTH_DIGITS, MAX_SIZE_DIGITS = 6, 20
+PACKINGS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 REGULAR_TYPES = (b"0", b"\0")
 LONG_NAME, LONG_LINK, PAX, GLOBAL_PAX, FOLDER, GNU_SPARSE = b"L", b"K", b"x", b"g", b"5", b"S"
 
@@ -36,40 +37,75 @@ class TarMember:
 def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]:
     """Yield the regular files, and count in ``ignored`` what is passed over.
 
+    Tars that were joined (`cat a.tar b.tar`) are read to the end of the last.
+
     Raises:
         UserError: it is no tar, it ends too early, or a header is malformed.
     """
     end = os.fstat(file.fileno()).st_size
-    place = 0
+    _refuse_packed(read_at(file, offset=0, size=8))
+    place = tar_end = 0
     extended = _Extended()
     while place + BLOCK <= end:  # every turn moves at least one block forward
         header = read_at(file, offset=place, size=BLOCK)
         if header == bytes(BLOCK):
-            return
+            tar_end, place = place + 2 * BLOCK, _after_zeros(file, place=place, end=end)
+            if place >= end:
+                return
+            continue
+        if tar_end:
+            _check_joined(header, place=place, tar_end=tar_end)
         size = _check_header(header, place=place)
         kind = header[156:157]
-        if (
-            kind in REGULAR_TYPES
-        ):  # what an extended header says of a size is of the file, not of the next extended header
-            size = size if extended.size is None else extended.size
+        if kind in REGULAR_TYPES and extended.size is not None:  # which is of the file, not of an extended header
+            size = extended.size
         body = place + BLOCK
         if body + size > end:
             raise UserError(
                 f"it ends at byte {end}, inside the member at byte {place} that needs {size} bytes (truncated?)"
             )
         place = body + -(-size // BLOCK) * BLOCK
-        if kind == LONG_NAME:
-            extended.name = _text(_read_extended(file, offset=body, size=size))
-        elif kind == PAX:
-            extended.update(_read_extended(file, offset=body, size=size))
-        elif kind not in (GLOBAL_PAX, LONG_LINK):
-            reason = _why_ignored(kind, size=size, extended=extended)
-            if reason is None:
-                yield TarMember(name=extended.name or _header_name(header), offset=body, size=size)
-            elif kind != FOLDER:
-                ignored[reason] += 1
-            extended = _Extended()
+        if kind in (LONG_NAME, PAX, GLOBAL_PAX, LONG_LINK):
+            extended.read(kind, file, offset=body, size=size)
+            continue
+        reason = _why_ignored(kind, size=size, extended=extended)
+        if reason is None:
+            yield TarMember(name=extended.name or _header_name(header), offset=body, size=size)
+        elif kind != FOLDER:
+            ignored[reason] += 1
+        extended = _Extended()
     raise UserError(f"it ends at byte {end} without the zero block that ends a tar (truncated?)")
+
+
+def _refuse_packed(start: bytes) -> None:
+    packing = next((name for magic, name in PACKINGS.items() if start.startswith(magic)), None)
+    if packing is not None:
+        raise UserError(
+            f"it is compressed ({packing}): samples are read by position, which needs a plain tar; unpack it"
+        )
+
+
+def _check_joined(header: bytes, *, place: int, tar_end: int) -> None:
+    """Refuse what follows the end of a tar, unless it is a tar beyond doubt."""
+    if header[257:262] != b"ustar":
+        raise UserError(
+            f"its end is at byte {tar_end}, and what follows at byte {place} is no tar: if nothing is lost, cut it off "
+            f"with `truncate -s {tar_end}`"
+        )
+
+
+def _after_zeros(file: BinaryIO, *, place: int, end: int) -> int:
+    """Find the first block behind zeros, of which a sparse file may have any number."""
+    while place < end:
+        try:
+            place = max(place, os.lseek(file.fileno(), place, os.SEEK_DATA) // BLOCK * BLOCK)
+        except OSError:  # nothing but a hole follows
+            return end
+        piece = read_at(file, offset=place, size=MAX_EXTENDED_BYTES)
+        if rest := len(piece.lstrip(b"\0")):
+            return place + (len(piece) - rest) // BLOCK * BLOCK
+        place += max(len(piece), BLOCK)
+    return end
 
 
 def _why_ignored(kind: bytes, *, size: int, extended: "_Extended") -> str | None:
@@ -123,6 +159,13 @@ class _Extended:
     name: str | None = None
     size: int | None = None
     is_sparse: bool = False
+
+    def read(self, kind: bytes, file: BinaryIO, *, offset: int, size: int) -> None:
+        """Take what an extended header of any kind says of the next member."""
+        if kind == LONG_NAME:
+            self.name = _text(_read_extended(file, offset=offset, size=size))
+        elif kind == PAX:
+            self.update(_read_extended(file, offset=offset, size=size))
 
     def update(self, records: bytes) -> None:
         """Read `length key=value` lines for the path and the size, each line once."""

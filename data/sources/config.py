@@ -57,7 +57,9 @@ class Write:
     label_column: str | None = None
     """table: column of labels (default: one called label, class, wnid, ...); `none` for no labels."""
     pattern: str = "*.tar"
-    """webdataset: which tars of a folder without manifest."""
+    """webdataset: which tars of a folder without manifest, for example `train-*.tar` or `{000000..000999}.tar`."""
+    first_class: int | None = None
+    """webdataset: number of the first class in the tars, 1 where they count from 1 (default: 0)."""
     classes: Path | None = None
     """Class names in label order: JSON list, or one a line; for imagenet the wnids."""
     val_fraction: float = 0.0

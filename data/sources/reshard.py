@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.images.decode import BadImage
+from data.shards.class_names import find_class_names, read_class_names
 from data.shards.index import UNLABELLED, SampleEntry
 from data.shards.manifest import MANIFEST_NAME
 from data.shards.scan import index_shards
 from data.shards.shard_set import ShardSet, open_shards
+from data.shards.tar_files import COMPRESSED, TarGroup, find_tars_by_split, split_of
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import MAX_FILE_BYTES, prepare_image
@@ -79,23 +81,60 @@ class StoredSamples:
 def find_shards(options: Write, index_folder: Path) -> dict[str, StoredSamples]:
     """Open the samples of a folder with a manifest, or with tars, which are then indexed in ``index_folder``.
 
+    A folder that holds both training and held-out samples gives both splits.
+
     Raises:
-        UserError: no tars, or broken ones.
+        UserError: no tars, broken ones, or some of which it is not clear what they are.
     """
     folder = Path(options.source)
     if (folder / MANIFEST_NAME).is_file():
         return {"train": stored_samples(open_shards(folder), preparation=options.preparation)}
+    written = _written_splits(folder)
+    if written:
+        shards = {split: open_shards(path) for split, path in written.items()}
+        return {split: stored_samples(each, preparation=options.preparation) for split, each in shards.items()}
+    groups = _train_and_val(find_tars_by_split(folder, pattern=options.pattern), source=options.source)
+    names = options.classes or find_class_names(folder) or find_class_names(next(iter(groups.values())).tars[0].parent)
+    classes = None if names is None else tuple(read_class_names(names))
+    splits: dict[str, StoredSamples] = {}
+    for split, group in groups.items():  # train first: its classes are those of val
+        shards = _indexed(group, classes=classes, options=options, index_folder=index_folder / split)
+        classes = classes or shards.classes
+        splits[split] = stored_samples(shards, preparation=options.preparation)
+    return splits
+
+
+def _written_splits(folder: Path) -> dict[str, Path]:
+    """Find the folders with manifests that `write` makes of a source with two splits."""
+    paths = {split: folder / split for split in ("train", "val")}
+    return paths if all((path / MANIFEST_NAME).is_file() for path in paths.values()) else {}
+
+
+def _train_and_val(groups: Mapping[str, TarGroup], *, source: str) -> dict[str, TarGroup]:
+    """Choose what to train on and what to hold out; tests are for neither where there is something else."""
+    if len(groups) == 1:
+        return {"train": next(iter(groups.values()))}
+    held_out = "val" if "val" in groups else "test"
+    if "train" not in groups:
+        choices = ", ".join(group.choice for group in groups.values())
+        raise UserError(f"{source} holds the tars of {' and '.join(groups)}, and none to train on: choose {choices}")
+    for split in groups.keys() - {"train", held_out}:
+        logger.warning("the %d tars of %s are left alone: %s", len(groups[split].tars), split, groups[split].choice)
+    return {"train": groups["train"], "val": groups[held_out]}
+
+
+def _indexed(group: TarGroup, *, classes: tuple[str, ...] | None, options: Write, index_folder: Path) -> ShardSet:
     _, ignored = index_shards(
-        folder,
+        group.tars,
         out=index_folder,
-        pattern=options.pattern,
-        classes=options.class_names,
+        classes=classes,
+        first_class=options.first_class,
         digests=False,
         processes=options.processes,
     )
     for reason, count in ignored.most_common(10):
         logger.warning("left behind: %d x %s", count, reason)
-    return {"train": stored_samples(open_shards(index_folder), preparation=options.preparation)}
+    return open_shards(index_folder)
 
 
 def stored_samples(shards: ShardSet, *, preparation: Preparation, keep_names: bool = True) -> StoredSamples:
@@ -149,7 +188,14 @@ def is_plain_key(key: str) -> bool:
 
 
 def _is_shards(source: Path) -> bool:
-    return source.is_dir() and ((source / MANIFEST_NAME).is_file() or next(source.glob("*.tar"), None) is not None)
+    if not source.is_dir():
+        return source.name.endswith((".tar", *COMPRESSED))
+    folders = [source, *(each for each in source.iterdir() if each.is_dir() and split_of(each.name) is not None)]
+    return any((folder / MANIFEST_NAME).is_file() or _holds_tars(folder) for folder in folders)
 
 
-FORMAT = SourceFormat(open=find_shards, recognise=_is_shards, options=("pattern", "classes"))
+def _holds_tars(folder: Path) -> bool:
+    return any(next(folder.glob(f"*{suffix}"), None) is not None for suffix in (".tar", *COMPRESSED))
+
+
+FORMAT = SourceFormat(open=find_shards, recognise=_is_shards, options=("pattern", "classes", "first_class"))

@@ -1,5 +1,6 @@
 """Indexing tars that anyone may have written: the same samples as WebDataset finds, and no harm from hostile ones."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.shards.scan import index_shards, scan_tar
+from data.shards.scan import Reading, index_shards, scan_tar
 from data.shards.shard_set import open_shards
+from data.shards.tar_files import find_tars
 
 REAL_SHARDS = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenette_128_shards"
 
@@ -43,7 +45,7 @@ def test_shards_written_by_webdataset_read_the_same(encoded, tmp_path):
         with webdataset.ShardWriter(str(source / "train-%04d.tar"), maxcount=4, verbose=0) as writer:
             for n in range(10):
                 writer.write({"__key__": f"part/{n:04d}", "jpg": encoded(n), "cls": n % 3, "json": {"n": n}})
-    manifest, ignored = index_shards(source, out=tmp_path / "ours", pattern="train-*.tar")
+    manifest, ignored = index_shards(find_tars(source, pattern="train-*.tar"), out=tmp_path / "ours")
     shards = open_shards(tmp_path / "ours")
     assert manifest.classes == ("0", "1", "2")
     assert not ignored
@@ -100,11 +102,114 @@ def test_links_devices_and_climbing_names_do_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar"]
 
 
-@pytest.mark.parametrize("label", [b"x", b"", b"-1", b"9" * 100, b"1.5", "٣".encode()])
+@pytest.mark.parametrize(
+    "label", [b"", b"9" * 100, b"9" * 300, b"1.5", b"nan", b"-2", b"a\nb", b"\xff", b"\x80\x04K\x03."]
+)
 def test_labels_that_are_no_number_are_counted(tmp_path, label):
     scan = scan_tar(make_tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.cls", label)]))
     assert scan.entries[0].label is None
     assert scan.ignored == {"labels that are no class number": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "label"),
+    [
+        ({"cls": b"1"}, 1),
+        ({"cls": b" 007\n\0"}, 7),
+        ({"cls": b"2.0"}, 2),
+        ({"cls": b"\xef\xbb\xbf3\r\n"}, 3),
+        ({"cls": b"dog"}, 5),
+        ({"cls": "größe x".encode()}, 6),
+        ({"json": b'{"label": 4, "width": 3}'}, 4),
+        ({"json": b'{"caption": "x", "class_name": "dog"}'}, 5),
+        ({"json": b'{"label": 1.0}'}, 1),
+        ({"cls": b"1", "json": b'{"label": 4}'}, 1),
+        ({"json": b'{"label": true}'}, None),
+        ({"json": b'{"label": [1, 0]}'}, None),
+        ({"json": b'{"objects": [{"class": 1}]}'}, None),
+        ({"json": b"["}, None),
+    ],
+)
+def test_labels_are_numbers_or_names_in_cls_or_json(tmp_path, members, label):
+    named = [(f"a.{extension}", content) for extension, content in members.items()]
+    reading = Reading(numbers={"dog": 5, "größe x": 6})
+    scan = scan_tar(make_tar(tmp_path / "a.tar", [("a.jpg", b"x"), *named]), reading=reading)
+    assert (scan.entries[0].label, scan.ignored) == (label, {})
+
+
+def index_labels(folder, *labels, classes=None, first_class=None):
+    folder.mkdir(exist_ok=True)
+    for number, label in enumerate(labels):
+        make_tar(folder / f"{number}.tar", [("a.jpg", b"x"), ("a.cls", label)])
+    index_shards(find_tars(folder), out=folder / "o", classes=classes, first_class=first_class)
+    shards = open_shards(folder / "o")
+    return shards.classes, shards.labels().tolist()
+
+
+def test_names_as_labels_are_numbered_over_all_tars(tmp_path):
+    assert index_labels(tmp_path, b"dog", b"cat", b"dog") == (("cat", "dog"), [1, 0, 1])
+    assert index_labels(tmp_path, b"dog", b"cat", b"dog", classes=["x", "dog", "cat"])[1] == [1, 2, 1]
+    with pytest.raises(ValueError, match="1 labels are not among the 2 class names given, such as 'cat'"):
+        index_labels(tmp_path, b"dog", b"cat", classes=["x", "dog"])
+    with pytest.raises(ValueError, match="some labels are numbers, such as 0, and some are names, such as 'dog'"):
+        index_labels(tmp_path, b"0", b"dog", b"0")
+
+
+def test_classes_that_count_from_one_are_asked_about(tmp_path, caplog):
+    assert index_labels(tmp_path, b"1", b"2")[1] == [1, 2]
+    assert "the lowest is 1: if they count from 1, say --first-class 1" in caplog.text
+    assert index_labels(tmp_path, b"1", b"2", first_class=1) == (("1", "2"), [0, 1])
+    assert index_labels(tmp_path, b"1", b"2", classes=["x", "y"], first_class=1) == (("x", "y"), [0, 1])
+    with pytest.raises(ValueError, match="class number 2, but only 2 class names were given; if they count from 1"):
+        index_labels(tmp_path, b"1", b"2", classes=["x", "y"])
+
+
+def test_members_need_not_be_neighbours(tmp_path):
+    members = [("a.jpg", b"1"), ("b.jpg", b"22"), ("a.cls", b"1"), ("b.cls", b"2"), ("b.jpg", b"333"), ("b.cls", b"3")]
+    entries = scan_tar(make_tar(tmp_path / "a.tar", members)).entries
+    assert [(entry.key, entry.image.size, entry.label) for entry in entries] == [("a", 1, 1), ("b", 2, 2), ("b", 3, 3)]
+    again = [("a.jpg", b"1"), ("a.cls", b"1"), ("b.jpg", b"22"), ("a.png", b"333"), ("a.cls", b"3")]
+    entries = scan_tar(make_tar(tmp_path / "a.tar", again)).entries
+    assert [(entry.key, entry.image.size, entry.label) for entry in entries] == [
+        ("a", 1, 1),
+        ("b", 2, None),
+        ("a", 3, 3),
+    ]
+
+
+def test_keys_with_dots_are_named(tmp_path):
+    make_tar(tmp_path / "a.tar", [(f"a.{n}.v1.jpg", b"x") for n in range(3000)])
+    with pytest.raises(
+        ValueError, match=r"which hold members of other kinds \(2000\), \.0\.v1\.jpg \(1\).* no other dot"
+    ):
+        index_shards(find_tars(tmp_path), out=tmp_path / "o")
+
+
+def test_joined_tars_are_read_to_the_end(tmp_path):
+    one = make_tar(tmp_path / "a", [("a.jpg", b"x")]).read_bytes()
+    two = make_tar(tmp_path / "b", [("b.jpg", b"y")]).read_bytes()
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(one + bytes(512 * 300) + two)
+    entries = scan_tar(joined).entries
+    assert [entry.key for entry in entries] == ["a", "b"]
+    assert joined.read_bytes()[entries[1].image.offset :][:1] == b"y"
+    joined.write_bytes(one + b"signature" * 100)
+    with pytest.raises(
+        ValueError, match=r"its end is at byte 2048, and what follows at byte 10240 .* `truncate -s 2048`"
+    ):
+        scan_tar(joined)
+    os.truncate(joined, 2048)
+    assert len(scan_tar(joined).entries) == 1
+    os.truncate(joined, 2**40)  # zeros that no disk holds
+    start = time.monotonic()
+    assert len(scan_tar(joined).entries) == 1
+    assert time.monotonic() - start < 1
+
+
+def test_compressed_tars_are_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(gzip.compress(make_tar(tmp_path / "b", [("a.jpg", b"x")]).read_bytes()))
+    with pytest.raises(ValueError, match=r"it is compressed \(gzip\).*unpack it"):
+        scan_tar(tmp_path / "a.tar")
 
 
 def test_truncated_tars_and_other_files_are_named(tmp_path):
@@ -151,17 +256,17 @@ def test_damaged_tars_end_in_a_message_and_quickly(tmp_path_factory, place, nois
 
 
 def test_bad_sources_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is no folder"):
-        index_shards(tmp_path / "nowhere", out=tmp_path / "o")
+    with pytest.raises(ValueError, match="nowhere is missing"):
+        index_shards(find_tars(tmp_path / "nowhere"), out=tmp_path / "o")
     (tmp_path / "a.zip").touch()
     with pytest.raises(ValueError, match=r"matches '\*.tar'; it holds a.zip"):
-        index_shards(tmp_path, out=tmp_path / "o")
+        index_shards(find_tars(tmp_path), out=tmp_path / "o")
     make_tar(tmp_path / "a.tar", [("a.txt", b"x")])
     with pytest.raises(ValueError, match="no sample with an image"):
-        index_shards(tmp_path, out=tmp_path / "o")
+        index_shards(find_tars(tmp_path), out=tmp_path / "o")
     make_tar(tmp_path / "a.tar", [("a.jpg", b"x"), ("a.cls", b"5")])
     with pytest.raises(ValueError, match="class number 5, but only 2 class names"):
-        index_shards(tmp_path, out=tmp_path / "o", classes=["x", "y"])
+        index_shards(find_tars(tmp_path), out=tmp_path / "o", classes=["x", "y"])
 
 
 def test_a_folder_marked_read_only_is_not_written_to_even_by_root(tmp_path):
@@ -172,16 +277,16 @@ def test_a_folder_marked_read_only_is_not_written_to_even_by_root(tmp_path):
     with pytest.raises(
         ValueError, match=r"theirs is read-only; write manifest and index into another folder with --out"
     ):
-        index_shards(source, out=source)
+        index_shards(find_tars(source), out=source)
     assert [path.name for path in source.iterdir()] == ["a.tar"]
     source.chmod(0o755)
-    assert index_shards(source, out=source)[0].shards[0].name == "a.tar"
+    assert index_shards(find_tars(source), out=source)[0].shards[0].name == "a.tar"
 
 
 @pytest.mark.skipif(not REAL_SHARDS.is_dir(), reason="the real shards are not on this machine: ../shared/data")
 def test_real_foreign_shards_are_all_found(tmp_path):
-    train, ignored = index_shards(REAL_SHARDS, out=tmp_path / "train", pattern="train-*.tar")
-    val, _ = index_shards(REAL_SHARDS, out=tmp_path / "val", pattern="val-*.tar")
+    train, ignored = index_shards(find_tars(REAL_SHARDS, pattern="train-*.tar"), out=tmp_path / "train")
+    val, _ = index_shards(find_tars(REAL_SHARDS, pattern="val-*.tar"), out=tmp_path / "val")
     assert (train.num_samples, len(train.shards), val.num_samples) == (9469, 4, 2000)
     assert not ignored
     shards = open_shards(tmp_path / "train")

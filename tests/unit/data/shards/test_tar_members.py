@@ -10,6 +10,7 @@ import tracemalloc
 import pytest
 
 from data.shards.scan import index_shards, scan_tar
+from data.shards.tar_files import find_tars
 
 LIMIT_S = 5.0
 MIB = 2**20
@@ -188,7 +189,7 @@ def test_a_class_number_in_the_billions_makes_no_list_of_names(scan, tmp_path):
     found = scan(SAMPLE + header("a.cls", size=9) + padded(b"999999999") + END)
     assert found.entries[0].label is None
     assert found.ignored == {"labels that are no class number": 1}
-    assert index_shards(tmp_path, out=tmp_path / "o")[0].classes is None
+    assert index_shards(find_tars(tmp_path), out=tmp_path / "o")[0].classes is None
 
 
 def test_a_long_link_name_does_not_take_away_the_long_name(tmp_path):
@@ -203,13 +204,13 @@ def test_all_broken_tars_are_named_at_once(tmp_path):
     for name, content in (("a", b"hello"), ("b", SAMPLE + END), ("c", SAMPLE)):
         (tmp_path / f"{name}.tar").write_bytes(content)
     with pytest.raises(ValueError, match=r"2 of 3 tars cannot be read.*a\.tar is no readable.*c\.tar is no readable"):
-        index_shards(tmp_path, out=tmp_path / "o")
+        index_shards(find_tars(tmp_path), out=tmp_path / "o")
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
 def test_train_and_val_tars_are_not_indexed_as_one_set(tmp_path):
     for name in ("train-0", "val-0"):
         (tmp_path / f"{name}.tar").write_bytes(SAMPLE + END)
-    with pytest.raises(ValueError, match="holds both train and val tars: choose one with --pattern"):
-        index_shards(tmp_path, out=tmp_path / "o")
-    assert index_shards(tmp_path, out=tmp_path / "o", pattern="train*.tar")[0].num_samples == 1
+    with pytest.raises(ValueError, match="holds the tars of train and val: choose one with --pattern 'train-"):
+        index_shards(find_tars(tmp_path), out=tmp_path / "o")
+    assert index_shards(find_tars(tmp_path, pattern="train*.tar"), out=tmp_path / "o")[0].num_samples == 1

@@ -11,7 +11,9 @@ import pytest
 
 from data.shards.scan import index_shards
 from data.shards.shard_set import open_shards
+from data.shards.tar_files import find_tars
 from data.sources.config import Preparation
+from data.sources.formats import detect_format
 from data.sources.reshard import find_shards, is_plain_key, stored_samples
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
@@ -149,7 +151,7 @@ def test_what_webdataset_wrote_is_the_same_after_indexing(encoded, tmp_path):
                     "txt": f"text {n}",
                 }
                 writer.write({**sample, "seg.png": b"map %d" % n})
-    index_shards(tmp_path, out=tmp_path)
+    index_shards(find_tars(tmp_path), out=tmp_path)
     shards = open_shards(tmp_path)
     ours = [(shard, position) for shard, size in enumerate(shards.sizes) for position in range(size)]
     theirs = with_webdataset(sorted(tmp_path.glob("*.tar")))
@@ -173,3 +175,27 @@ def test_real_shards_hold_the_same_samples_after_resharding(find, tmp_path):
     assert [item["__key__"] for item in after] != [item["__key__"] for item in before]
     as_set = [{(item["__key__"], item["jpg"], item["cls"]) for item in items} for items in (before, after)]
     assert as_set[0] == as_set[1]
+
+
+def test_tars_of_both_splits_become_both_with_the_classes_of_training(foreign, tmp_path, encoded):
+    for split, labels in (("train", ("dog", "cat")), ("validation", ("dog",))):
+        members = [
+            (f"{n}.{name}", each)
+            for n, label in enumerate(labels)
+            for name, each in (("jpg", encoded(n)), ("cls", label.encode()))
+        ]
+        folder = foreign(*members, name=f"x-{split}-0.tar")
+    splits = find_shards(write_options(folder), tmp_path / "index")
+    assert {split: (source.classes, source.labels) for split, source in splits.items()} == {
+        "train": (("cat", "dog"), (1, 0)),
+        "val": (("cat", "dog"), (1,)),
+    }
+
+
+def test_what_write_made_of_two_splits_is_read_again(write, tmp_path):
+    train, _ = write(8, name="out/train"), write(4, name="out/val")
+    splits = find_shards(write_options(tmp_path / "out"), tmp_path / "index")
+    assert {split: len(source) for split, source in splits.items()} == {"train": 8, "val": 4}
+    assert splits["train"].classes == train.classes
+    assert detect_format(str(tmp_path / "out")) == "webdataset"
+    assert detect_format(str(tmp_path / "shard-{000..003}.tar")) == "webdataset"
