@@ -18,6 +18,7 @@ import simplejpeg
 from PIL import Image
 
 from data.config import DataConfig
+from data.images import png
 from data.images.jpeg import START, Frame, decode_upper, exif_orientation, num_scans, read_segments
 from data.shards.shard_set import Sample
 from engine.errors import UserError, is_refusal
@@ -26,7 +27,15 @@ from engine.terms import Size
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS: int = DataConfig.max_pixels
+DARK = 15
+"""What 12 bits in 16 amount to in the upper eight."""
+MAX_SIDE = 65_535
+"""Most pixels of a row or column, JPEG's own limit: memory and time of decoders also go by their number."""
+BYTES_PER_PIXEL = 32
+"""Most memory that decoding takes for each of ``max_pixels``."""
 MAX_SCANS = 100  # progressive JPEGs have about ten; a scan of 31 bytes costs a pass over all pixels
+LOST_ROWS = "premature end of data segment"
+"""What libjpeg says where the end marker comes before the last row."""
 PIL_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
 T = TypeVar("T")
@@ -51,6 +60,8 @@ class Header:
     """EXIF orientation, 1 (upright) to 8."""
     frame: Frame | None = None
     """A JPEG's frame header, where it can be cut short."""
+    layout: png.PngLayout | None = None
+    """How a PNG's pixels are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,8 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         BadImage: no image, of an unknown format, or with more pixels than allowed.
     """
     header = _jpeg_header(data) if data[:3] == START else _pil_header(data)
+    if max(header.height, header.width) > MAX_SIDE:
+        raise BadImage(f"{header.height}x{header.width} pixels: a side is longer than {MAX_SIDE}")
     if header.height * header.width > max_pixels:
         raise BadImage(f"{header.height}x{header.width} pixels are more than the {max_pixels} allowed")
     return header
@@ -89,7 +102,7 @@ def decode_rgb(
     """
     header = header or read_header(data, max_pixels=max_pixels)
     if header.format != "JPEG":
-        return _decode_pil(data)
+        return _decode_pil(data, header=header)
     return _upright(_decode_jpeg(data, min_size=min_size, header=header), orientation=header.orientation)
 
 
@@ -176,12 +189,18 @@ def _decoders_size(data: bytes) -> Size:
 
 
 def _pil_header(data: bytes) -> Header:
+    layout = None
+    if data[: len(png.SIGNATURE)] == png.SIGNATURE:
+        try:
+            layout = png.read_layout(data)  # before PIL, which unpacks all profiles
+        except UserError as error:
+            raise BadImage(str(error)) from None
     with _open_pil(data) as image:
         orientation = _pil_orientation(image)
         width, height = image.size
         if orientation >= 5:
             height, width = width, height
-        return Header(height=height, width=width, format=str(image.format), orientation=orientation)
+        return Header(height=height, width=width, format=str(image.format), orientation=orientation, layout=layout)
 
 
 def _pil_orientation(image: Image.Image) -> int:
@@ -200,26 +219,54 @@ def _open_pil(data: bytes) -> Image.Image:
         raise BadImage(f"no image that is decoded here ({', '.join(PIL_FORMATS)})") from error
 
 
-def _decode_pil(data: bytes) -> Pixels:
+def _decode_pil(data: bytes, *, header: Header) -> Pixels:
     with _open_pil(data) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        orientation = _pil_orientation(image)
         try:
-            pixels = _as_rgb(image)
+            image.load()
+            if header.layout is not None:
+                _check_rows(image, data, layout=header.layout)
+            pixels = _as_rgb(image, layout=header.layout)
+        except UserError as error:
+            raise BadImage(f"{image.format} does not decode: {error}") from None
         except Exception as error:
             if not is_refusal(error):
                 raise
             raise BadImage(f"{image.format} does not decode: {error}") from error
-    return _upright(pixels, orientation=orientation)
+    return _upright(pixels, orientation=header.orientation)
 
 
-def _as_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits, which PIL's own conversion would clip
-        grey = (np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+def _check_rows(image: Image.Image, data: bytes, *, layout: png.PngLayout) -> None:
+    """Demand all rows of a PNG: rows that are missing leave zeros, and only then is it worth the time to count them."""
+    lowest = image.crop((0, image.height - 1, image.width, image.height))
+    if layout.interlaced or not np.asarray(lowest).any():
+        png.check_rows(data, layout)
+
+
+def _as_rgb(image: Image.Image, *, layout: png.PngLayout | None = None) -> Pixels:
+    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
+        return np.repeat(_eight_bits(np.asarray(image), layout=layout)[..., None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
+    if layout is not None and layout.bits == 16 and pixels.max() <= DARK:  # PIL hands on the upper eight bits
+        raise UserError("its 16-bit colours use no more than 12 bits, and come out black; write it with 8 bits")
+    return pixels
+
+
+def _eight_bits(values: npt.NDArray[Any], *, layout: png.PngLayout | None) -> Pixels:
+    """Scale 16-bit grey by the bits that it uses: those that the file names, or 12, 10 or 8 where no value needs more.
+
+    Cameras and scanners write 12 bits into 16: taken for 16, they come out black.
+    """
+    highest = int(values.max())
+    named = 16 if layout is None else layout.significant_bits
+    bits = next((bits for bits in (8, 10, 12, named) if highest < 2**bits), 16)
+    grey = np.empty(values.shape, np.uint8)
+    full = 2**bits - 1
+    for row, line in enumerate(values):  # one at a time, since whole numbers that wide take four times the image
+        grey[row] = (line.clip(0, full).astype(np.uint32) * 255 + full // 2) // full
+    return grey
 
 
 def _decode_jpeg(data: bytes, *, min_size: Size, header: Header) -> Pixels:
@@ -230,6 +277,8 @@ def _decode_jpeg(data: bytes, *, min_size: Size, header: Header) -> Pixels:
             data, min_height=height if scaled else 0, min_width=width if scaled else 0, min_factor=2 if scaled else 1
         )
     except Exception as error:  # its errors on hostile bytes are not only ValueErrors
+        if LOST_ROWS in str(error):  # which PIL would fill with grey
+            raise BadImage(f"JPEG does not decode: {error}") from error
         logger.debug("simplejpeg: %s; trying PIL", error)
     with _open_pil(data) as image:
         try:

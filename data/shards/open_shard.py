@@ -123,7 +123,7 @@ def _check_index(index: ShardIndex, location: str, *, info: ShardInfo) -> None:
 
 def _open_tar(path: Path, *, info: ShardInfo) -> int:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is not waited for
     except FileNotFoundError:
         raise UserError(f"the shard {path} is missing; bring it back or make the manifest again") from None
     size_bytes = os.fstat(descriptor).st_size

@@ -1,5 +1,7 @@
 """What is done to an image file on its way into a shard: its header is read, it is decoded once, shrunk if asked to."""
 
+import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,10 +54,15 @@ def read_limited(path: Path) -> bytes:
     """Read a file of a size that no hostile one exceeds.
 
     Raises:
-        BadImage: it is larger than `MAX_FILE_BYTES`.
+        BadImage: it is larger than `MAX_FILE_BYTES`, or no file but a pipe or a device, which may never end.
         OSError: it cannot be read.
     """
-    size_bytes = path.stat().st_size
-    if size_bytes > MAX_FILE_BYTES:
-        raise BadImage(f"{size_bytes} bytes, at most {MAX_FILE_BYTES} are read")
-    return path.read_bytes()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # which does not wait at a pipe
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("no regular file")
+        content = b"" if status.st_size > MAX_FILE_BYTES else file.read(MAX_FILE_BYTES + 1)
+    if max(status.st_size, len(content)) > MAX_FILE_BYTES:  # it may have grown
+        raise BadImage(f"{status.st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    return content
