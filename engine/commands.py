@@ -24,7 +24,7 @@ import tyro
 
 from engine.errors import UserError
 from engine.extensions import load_extensions
-from engine.recipe import check_finite, on_rank_zero, parse
+from engine.recipe import check_finite, expand_home, on_rank_zero, origins, parse
 
 WIDTH = 100
 """Columns of an overview."""
@@ -87,7 +87,7 @@ def run_program(
     Raises:
         UserError: there is no such command.
     """
-    arguments = load_extensions(sys.argv[1:] if argv is None else argv)
+    arguments = load_extensions([expand_home(each) for each in (sys.argv[1:] if argv is None else argv)])
     program = program_name()
     if (not arguments and default is None) or arguments in (["-h"], ["--help"]):
         say(overview(commands, program=program, about=about, default=default))
@@ -101,8 +101,12 @@ def run_program(
         raise UserError(f"the command comes first: {program} {arguments[-1]} {' '.join(arguments[:-1])}")
     if name is None or name not in commands:
         raise UserError(_unknown(name or arguments[0], commands))
-    options = parse_options(commands[name], arguments, program=f"{program} {name}")
-    resolve(commands[name].run)(options)
+    try:
+        options = parse_options(commands[name], arguments, program=f"{program} {name}")
+        resolve(commands[name].run)(options)
+    except UserError as error:
+        error.args = (origins(str(error), arguments),)
+        raise
 
 
 def parse_options(command: Command, arguments: Sequence[str], *, program: str) -> Any:

@@ -7,12 +7,17 @@ from typing import Any, Literal
 from engine.errors import UserError
 
 
-def may_change(default: Any = MISSING) -> Any:
+def may_change(default: Any = MISSING, *, overrides: str | None = None) -> Any:
     """Mark a config field that may differ when a run is resumed: it changes no sample, mask, model or schedule.
 
-    Without a default it must be given.
+    Without a default it must be given. ``overrides`` is as in :func:`overriding`.
     """
-    return field(default=default, metadata={"may_change": True})
+    return field(default=default, metadata={"may_change": True} | ({"overrides": overrides} if overrides else {}))
+
+
+def overriding(name: str) -> Any:
+    """Mark a config field that is None, or holds in place of the field ``name``; what is given later wins."""
+    return field(default=None, metadata={"overrides": name})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +99,14 @@ class OptimizerConfig:
     """Length of the run, learning rate and AdamW."""
 
     epochs: float = 800.0
-    """Length of the run in passes over the samples, mixed ones counted together; `steps` overrides it."""
+    """Length of the run in passes over the samples, mixed ones counted together; or give `steps`."""
     base_lr: float = 1.5e-4
     """Learning rate per `lr_batch_size` images, above 0; the peak is base_lr * batch_size / lr_batch_size."""
     warmup_epochs: float = 40.0
-    """Linear warm-up in passes over the samples; `warmup_steps` overrides it."""
-    steps: int | None = None
+    """Linear warm-up in passes over the samples; or give `warmup_steps`."""
+    steps: int | None = overriding("epochs")
     """Length of the run in optimizer steps, at least 1; None follows `epochs`."""
-    warmup_steps: int | None = None
+    warmup_steps: int | None = overriding("warmup_epochs")
     """Linear warm-up in optimizer steps; None follows `warmup_epochs`."""
     weight_decay: float = 0.05
     """Decoupled weight decay, at least 0; none for 1-D tensors, bias tables, LayerScale and tokens."""

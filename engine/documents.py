@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -129,6 +129,23 @@ def parse_yaml(content: bytes | str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise DocumentError(f"expected a mapping at the top, got {_named(tree)}")
     return tree  # pyright: ignore[reportUnknownVariableType]
+
+
+def line_numbers(content: bytes) -> dict[str, int]:
+    """Find the line of each value of a YAML document with a mapping at its top, by its keys joined with dots.
+
+    Raises:
+        DocumentError: it is none.
+    """
+    parse_yaml(content)
+    return dict(_lines_below(yaml.compose(_decoded(content), _Loader), prefix=""))
+
+
+def _lines_below(node: yaml.Node | None, *, prefix: str) -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _lines_below(value, prefix=f"{prefix}{key.value}.")
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:

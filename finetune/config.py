@@ -72,8 +72,8 @@ class EvaluationConfig:
     """When a run is measured; the last step always is."""
 
     every_epochs: float = may_change(1.0)
-    """Passes over the training samples between evaluations; `every_steps` overrides it."""
-    every_steps: int | None = may_change(None)
+    """Passes over the training samples between evaluations; or give `every_steps`."""
+    every_steps: int | None = may_change(None, overrides="every_epochs")
     """Optimizer steps between evaluations."""
     micro_batch_size: int = may_change(1)
     """Images of one forward in evaluations."""

@@ -5,6 +5,7 @@ A group holds the parameters of one layer id that share one weight decay. Every 
 us, not by a timm scheduler (which would square the layer decay).
 """
 
+import logging
 import math
 import re
 from collections import defaultdict
@@ -17,7 +18,11 @@ from torch import nn
 from engine.config import OptimizerConfig
 from engine.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 Group = dict[str, Any]
+MOST_MILLIONS_ON_CPU = 20.0
+"""Parameters, above which a step on CPUs takes many seconds."""
 
 _NO_DECAY_LEAF = re.compile(r"relative_position_bias_table|pos_embed|token|^gamma|^layer_?scale", re.IGNORECASE)
 _MERGE = re.compile(r"^((?:layers|stages)\.\d+\.)downsample\.")
@@ -168,6 +173,14 @@ class Schedule:
                 "optimizer.warmup-steps"
             )
 
+    def __str__(self) -> str:
+        epochs = self.total_steps / self.steps_per_epoch
+        return (
+            f"{self.total_steps} steps of {self.batch_size} images ({epochs:.4g} epochs of {self.steps_per_epoch} "
+            f"steps), {self.warmup_steps} of them warm-up to a learning rate of "
+            f"{self.config.base_lr * self.batch_size / self.config.lr_batch_size:.3g}"
+        )
+
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
@@ -199,3 +212,15 @@ class Schedule:
         """Compute each group's learning rate at ``step``."""
         lr = self.lr(step)
         return [lr * group["lr_scale"] for group in optimizer.param_groups]
+
+
+def say_plan(schedule: Schedule, model: nn.Module, *, device: torch.device) -> None:
+    """Say how long the run is, whatever led to it, and that a network is one for GPUs where there are none."""
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("%.1f M parameters on %s; %s", millions, device, schedule)
+    if device.type == "cpu" and millions > MOST_MILLIONS_ON_CPU:
+        logger.warning(
+            "a network of %.0f M parameters takes about a minute a step on CPUs, and there are %d steps; --recipe "
+            "tiny_cpu is for trying things out, --optimizer.steps sets another length",
+            *(millions, schedule.total_steps),
+        )

@@ -22,7 +22,7 @@ from engine.faults.watchdog import Watchdog
 from engine.loop.bad_samples import BadSamples
 from engine.loop.device_feed import DeviceFeed
 from engine.loop.ema import SlicedEma
-from engine.loop.optimizer import Schedule, build_optimizer
+from engine.loop.optimizer import Schedule, build_optimizer, say_plan
 from engine.loop.resume import InitialState, find_checkpoint
 from engine.loop.sections import ReadCost, Sections
 from engine.loop.step_sums import COUNT, NORMS, StepSums
@@ -98,6 +98,8 @@ class Training:
         self._fetched: list[tuple[MicroBatchKey, dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
         self._initial_state: InitialState | None = None
+        if engine.is_main:
+            say_plan(self.schedule, model, device=engine.device)
         self._restore(model)
         self.reporter = Reporter(
             folder,

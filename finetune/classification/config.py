@@ -104,8 +104,8 @@ class ClassifyEvaluationConfig:
     """When and how accuracy is measured; the last step is always measured."""
 
     every_epochs: float = may_change(1.0)
-    """Passes over the training samples between evaluations; `every_steps` overrides it."""
-    every_steps: int | None = may_change(None)
+    """Passes over the training samples between evaluations; or give `every_steps`."""
+    every_steps: int | None = may_change(None, overrides="every_epochs")
     """Optimizer steps between evaluations."""
     crop_ratio: float = 0.875
     """Side of the centre crop over the resized image's side (224 of 256)."""

@@ -6,7 +6,10 @@ from typing import Literal
 
 import pytest
 
-from engine.recipe import dump, parse
+from engine.config import overriding
+from engine.documents import line_numbers
+from engine.errors import UserError
+from engine.recipe import dump, find_recipe, origins, parse, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +142,67 @@ def test_a_recipe_in_two_sub_folders_is_refused_with_both(tmp_path):
 def test_a_recipe_that_is_nowhere_is_named_as_it_was_given(tmp_path):
     with pytest.raises(SystemExit, match=rf"{tmp_path / 'a.yaml'}: No such file or directory; check its name"):
         parse(Outer, ["--recipe", str(tmp_path / "a.yaml")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    epochs: float = 8.0
+    steps: int | None = overriding("epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengthy:
+    """A config with two ways to say one thing."""
+
+    length: Length = field(default_factory=Length)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "options", "steps"),
+    [
+        (["length: {steps: 20}"], ["--length.epochs", "2"], None),
+        (["length: {steps: 20}"], ["--length.epochs=2"], None),
+        (["length: {steps: 20}", "length: {epochs: 2}"], [], None),
+        (["length: {epochs: 2}", "length: {steps: 20}"], [], 20),
+        (["length: {steps: 20, epochs: 2}"], [], 20),
+        (["length: {epochs: 3}"], ["--length.steps", "5"], 5),
+        ([], ["--length.steps", "5", "--length.epochs", "2"], None),
+        ([], ["--length.epochs", "2", "--length.steps", "5"], 5),
+    ],
+)
+def test_what_is_given_later_wins_over_its_rival(write, recipes, options, steps):
+    argv = [word for number, text in enumerate(recipes) for word in write(text, f"{number}.yaml")]
+    config = parse(Lengthy, [*argv, *options])
+    assert config.length.steps == steps
+    assert parse(Lengthy, [], below=plain(config)) == config
+
+
+def test_home_is_expanded_in_recipes_and_options(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    argv = write("inner: {path: ~/a, names: [~/b, c~]}")
+    config = parse(Outer, [*argv, "--steps", "1", "--inner.text=~/c"])
+    assert (config.inner.path, config.inner.names) == (Path("/home/me/a"), ("/home/me/b", "c~"))
+    assert config.inner.text == "/home/me/c"
+    assert parse(Outer, [*argv, "--steps", "1", "--inner.path", "~/d"]).inner.path == Path("/home/me/d")
+
+
+def test_shipped_recipe_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "swin_tiny").mkdir()
+    assert find_recipe(Path("swin_tiny"), program="pretrain").parts[-3:] == ("pretrain", "recipes", "swin_tiny.yaml")
+    assert find_recipe(Path("vit_base.yaml"), program="pretrain").parts[-2:] == ("vit", "vit_base.yaml")
+    (tmp_path / "vit_base.yaml").touch()
+    assert find_recipe(Path("vit_base.yaml"), program="pretrain") == Path("vit_base.yaml")
+
+
+def test_wrong_recipe_name_lists_the_recipes():
+    with pytest.raises(UserError, match=r"no recipe swin_tinny; did you mean swin_tiny.*one of .*vit_large"):
+        find_recipe(Path("swin_tinny"), program="pretrain")
+
+
+def test_refused_option_names_the_recipes_line(write):
+    argv = write("# made by hand\nsteps: 1\ninner:\n  lr: 5\n  flag: true\n")
+    assert origins("inner.lr must be small", argv).endswith("r.yaml, line 4)")
+    assert origins("inner.lr must be small", [*argv, "--inner.lr", "6"]) == "inner.lr must be small"
+    assert origins("inner.size must be small", argv) == "inner.size must be small"
+    assert line_numbers(b"a:\n  b: 1\nc: 2") == {"a": 1, "a.b": 2, "c": 3}

@@ -1,5 +1,6 @@
 """Parameter groups and schedules against the published figures."""
 
+import logging
 import math
 import re
 
@@ -9,7 +10,15 @@ import torch
 from torch import nn
 
 from engine.config import OptimizerConfig
-from engine.loop.optimizer import Schedule, build_optimizer, decays, find_backbone, layer_ids, param_groups
+from engine.loop.optimizer import (
+    Schedule,
+    build_optimizer,
+    decays,
+    find_backbone,
+    layer_ids,
+    param_groups,
+    say_plan,
+)
 
 SMALL_SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 
@@ -262,3 +271,21 @@ def test_what_lies_outside_the_backbone_gets_its_own_learning_rate():
 def test_a_learning_rate_for_heads_is_refused_where_the_classifier_is_inside_the_backbone():
     with pytest.raises(ValueError, match=r"head-lr-scale 10 is for heads outside the backbone"):
         param_groups(WithHead().encoder, weight_decay=0.1, head_lr_scale=10.0)
+
+
+def test_plan_of_the_run_is_said_whatever_led_to_it(caplog):
+    caplog.set_level(logging.INFO)
+    config = OptimizerConfig(epochs=2, warmup_epochs=0.5, base_lr=1e-3)
+    say_plan(Schedule(config, batch_size=32, steps_per_epoch=10), nn.Linear(4, 4), device=torch.device("cpu"))
+    assert (
+        "20 steps of 32 images (2 epochs of 10 steps), 5 of them warm-up to a learning rate of 0.000125" in caplog.text
+    )
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+def test_network_for_gpus_is_warned_of_on_cpus(caplog):
+    schedule = Schedule(OptimizerConfig(), batch_size=256, steps_per_epoch=1)
+    with torch.device("meta"):
+        say_plan(schedule, nn.Linear(5000, 5000), device=torch.device("cpu"))
+    assert "25 M parameters" in caplog.text
+    assert "800 steps" in caplog.text
