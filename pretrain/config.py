@@ -124,6 +124,11 @@ class ProbeConfig:
             )
         if self.every_steps is not None and (self.train_shards is None or self.val_shards is None):
             raise UserError("probe.every-steps needs labelled shards: set probe.train-shards and probe.val-shards")
+        if self.every_steps is None and (self.train_shards is not None or self.val_shards is not None):
+            raise UserError(
+                "probe.train-shards and probe.val-shards are measured on every probe.every-steps steps: set that too, "
+                "or leave the shards out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

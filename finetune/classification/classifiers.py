@@ -1,5 +1,6 @@
 """Any classifier that can be measured: of a run, a checkpoint, a backbone folder with a classifier, or timm's own."""
 
+import logging
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,14 @@ import timm
 
 from backbones.ops.exact_windows import use_exact_windows
 from backbones.weights.handoff import load_backbone, read_backbone
+from data.shards.labelled import check_labels
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError, is_refusal
 from engine.terms import Size
-from finetune.classification.data import check_labels
 from finetune.classification.model import build_bare
 from finetune.network.weights import Loaders, Trained, find_weights, three
+
+logger = logging.getLogger(__name__)
 
 
 def find_classifiers(what: str, *, img_size: Size | None = None) -> Loaders:
@@ -44,7 +47,9 @@ def find_classifiers(what: str, *, img_size: Size | None = None) -> Loaders:
 
 
 def check_classes(trained: Trained, val: ShardSet) -> None:
-    """Refuse shards with another number of classes than a classifier tells apart, or with samples without a label.
+    """Refuse shards with other classes than a classifier tells apart, or with samples without a label.
+
+    Other names for all classes, as of another language, are only warned of; a name that has another number is refused.
 
     Raises:
         UserError: says both numbers, or what is wrong with the labels.
@@ -54,7 +59,22 @@ def check_classes(trained: Trained, val: ShardSet) -> None:
             f"the {trained.name} weights tell {trained.num_classes} classes apart, but val-shards {val.folder} has "
             f"{len(val.classes)}; measure it on the classes that it was trained on"
         )
-    check_labels(val, num_classes=trained.num_classes, option="val-shards")
+    remedy = "measure it on the classes that it was trained on"
+    check_labels(val, num_classes=trained.num_classes, option="val-shards", remedy=remedy)
+    if val.classes is None or trained.classes in (None, val.classes):
+        return
+    numbers = {name: number for number, name in enumerate(trained.classes)}
+    moved = [(name, number) for number, name in enumerate(val.classes) if numbers.get(name, number) != number]
+    if moved:
+        name, number = moved[0]
+        raise UserError(
+            f"class {name!r} is number {number} in val-shards {val.folder}, and {numbers[name]} for the {trained.name} "
+            f"weights; {remedy}, written with the same class folders"
+        )
+    logger.warning(
+        "the classes of val-shards %s have other names (%s) than those that were trained (%s); taken by their numbers",
+        *(val.folder, val.classes[0], trained.classes[0]),
+    )
 
 
 def _from_folder(folder: Path, *, img_size: Size | None) -> Trained:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.shards.shard_set import ShardSet, open_shards
+from data.shards.labelled import check_labels, check_same_classes
+from data.shards.shard_set import open_shards
 from engine.errors import UserError
 from engine.randomness import stream
 from finetune.classification.config import ClassifyConfig
@@ -27,12 +28,8 @@ def open_data(config: ClassifyConfig) -> TaskData:
     classes = train.classes or val.classes
     num_classes = _num_classes(config, classes, folders=train.folder)
     for option, shards in (("data.shards", train), ("val-shards", val)):
-        check_labels(shards, num_classes=num_classes, option=option)
-    if train.classes and val.classes and train.classes != val.classes:
-        raise UserError(
-            f"the classes of data.shards ({len(train.classes)}: {_some(train.classes)}) are not those of val-shards "
-            f"({len(val.classes)}: {_some(val.classes)}); write both with the same class folders"
-        )
+        check_labels(shards, num_classes=num_classes, option=option, remedy="set a larger task.num-classes")
+    check_same_classes(train, val, options=("data.shards", "val-shards"))
     task, subset = config.task, None
     if task.label_fraction < 1 or task.labels_per_class is not None:
         subset = choose_labelled(
@@ -51,29 +48,6 @@ def write_subset(folder: Path, data: TaskData) -> None:
     rows = zip(data.subset.tolist(), data.train.labels().tolist(), numbers.tolist(), strict=True)
     lines = ["sample\tclass\tshard", *(f"{sample}\t{label}\t{shards[number].name}" for sample, label, number in rows)]
     (folder / LIST_NAME).write_text("\n".join(lines) + "\n")
-
-
-def check_labels(shards: ShardSet, *, num_classes: int, option: str) -> None:
-    """Refuse shards in which a sample has no label, or one that is too large.
-
-    Raises:
-        UserError: says how many, and what to do.
-    """
-    labels = shards.labels()
-    if not len(labels):
-        raise UserError(f"{option} {shards.folder} holds no samples; write some with `python data/main.py write`")
-    missing = int((labels < 0).sum())
-    if missing:
-        raise UserError(
-            f"{option} {shards.folder}: {missing} of {len(labels)} samples have no label, and classification needs "
-            f"one for each (the first: sample {int(np.argmax(labels < 0))}); write the shards from a folder with one "
-            "subfolder per class"
-        )
-    if labels.max() >= num_classes:
-        raise UserError(
-            f"{option} {shards.folder} has class {int(labels.max())}, but there are {num_classes} classes, 0 to "
-            f"{num_classes - 1}; set task.num-classes to at least {int(labels.max()) + 1}"
-        )
 
 
 def choose_labelled(
@@ -115,7 +89,3 @@ def _num_classes(config: ClassifyConfig, classes: tuple[str, ...] | None, *, fol
             f"leave task.num-classes out or set it to {len(classes)}"
         )
     return option if classes is None else len(classes)  # pyright: ignore[reportReturnType]
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

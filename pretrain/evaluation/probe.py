@@ -7,7 +7,6 @@ linear probe rises; so all four are written, one line of ``probes.jsonl`` a prob
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from data.loading.evaluation import EvaluationBuilder
 from data.loading.loader import evaluation_batches
-from data.shards.shard_set import open_shards
+from data.shards.labelled import check_labels, check_same_classes
+from data.shards.shard_set import ShardSet, open_shards
 from engine.loop.training import Training
 from engine.pixels import Pixels
 from engine.probes import extract_features, knn_accuracy, linear_probe_accuracy, pixel_features
@@ -36,6 +36,8 @@ class Probe:
         self._config, self._training = config, training
         self._file = training.folder.path / "probes.jsonl"
         self._forget_later_than(training.step)
+        if config.probe.every_steps is not None:
+            self._num_classes = check_probe_shards(config)
         if config.probe.every_steps is not None and floor:
             self._write({"step": 0, **self._accuracies(), **self._pixel_floor()})
 
@@ -69,33 +71,28 @@ class Probe:
         model_args = self._training.metadata["model_args"]
         encoder = plain_encoder(self._config, model_args=model_args, state=state).to(engine.device)
         train, val = self._features(encoder, self._train), self._features(encoder, self._val)
-        num_classes = int(max(train[1].max(), val[1].max())) + 1
-        accuracies = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=num_classes)}
+        accuracies = {"knn_accuracy": knn_accuracy(*train, *val, num_classes=self._num_classes)}
         if self._config.probe.linear:
-            accuracies["linear_accuracy"] = linear_probe_accuracy(*train, *val, num_classes=num_classes)
+            accuracies["linear_accuracy"] = linear_probe_accuracy(*train, *val, num_classes=self._num_classes)
         return accuracies
 
     def _pixel_floor(self) -> dict[str, float]:
         train, val = self._features(pixel_features, self._train), self._features(pixel_features, self._val)
-        num_classes = int(max(train[1].max(), val[1].max())) + 1
-        return {"knn_accuracy_of_pixels": knn_accuracy(*train, *val, num_classes=num_classes)}
+        return {"knn_accuracy_of_pixels": knn_accuracy(*train, *val, num_classes=self._num_classes)}
 
     @property
-    def _train(self) -> Path:
-        assert self._config.probe.train_shards is not None
-        return self._config.probe.train_shards
+    def _train(self) -> ShardSet:
+        return open_probe_shards(self._config)[0]
 
     @property
-    def _val(self) -> Path:
-        assert self._config.probe.val_shards is not None
-        return self._config.probe.val_shards
+    def _val(self) -> ShardSet:
+        return open_probe_shards(self._config)[1]
 
-    def _features(self, forward: Any, shards: Path) -> tuple[Tensor, Tensor]:
+    def _features(self, forward: Any, labelled: ShardSet) -> tuple[Tensor, Tensor]:
         """Collect features and labels of the samples, from all processes."""
         engine, config = self._training.engine, self._config
-        labelled = open_shards(shards, cache=config.data.cache)
         batches = evaluation_batches(
-            labelled.subset(range(min(config.probe.max_samples, labelled.num_samples))),
+            labelled,
             EvaluationBuilder(size=config.backbone.img_size, max_pixels=config.data.max_pixels),
             micro_batch_size=PROBE_MICRO_BATCH,
             rank=engine.rank,
@@ -109,6 +106,31 @@ class Probe:
         for batch in batches:
             self._training.note_progress("probe")
             yield batch
+
+
+def open_probe_shards(config: PretrainConfig) -> tuple[ShardSet, ShardSet]:
+    """Open the shards that probes learn from and are measured on, of each the samples that are used."""
+    train, val = config.probe.train_shards, config.probe.val_shards
+    assert train is not None
+    assert val is not None
+    sets = (open_shards(shards, cache=config.data.cache) for shards in (train, val))
+    first, second = (labelled.subset(range(min(config.probe.max_samples, labelled.num_samples))) for labelled in sets)
+    return first, second
+
+
+def check_probe_shards(config: PretrainConfig) -> int:
+    """Refuse shards that no probe could learn from or be measured on; count their classes.
+
+    Raises:
+        UserError: a sample has no label, or the two sets have other classes.
+    """
+    train, val = open_probe_shards(config)
+    classes = train.classes or val.classes
+    remedy = "write both with the same class folders"
+    for option, shards in (("probe.train-shards", train), ("probe.val-shards", val)):
+        check_labels(shards, num_classes=len(classes) if classes else None, option=option, remedy=remedy)
+    check_same_classes(train, val, options=("probe.train-shards", "probe.val-shards"))
+    return len(classes) if classes else 1 + int(max(train.labels().max(), val.labels().max()))
 
 
 def plain_encoder(config: PretrainConfig, *, model_args: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:

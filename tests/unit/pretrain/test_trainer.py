@@ -101,7 +101,11 @@ def test_kept_checkpoints_come_with_a_backbone(micro, tmp_path):
 @pytest.mark.parametrize("section", ["data", "probe"])
 def test_a_url_with_a_password_is_refused_before_anything_is_written(micro, tmp_path, section):
     url = "https://me:hunter2@host/shards"
-    fields = {"shards": (url,)} if section == "data" else {"train_shards": Path(url), "val_shards": Path(url)}
+    fields = (
+        {"shards": (url,)}
+        if section == "data"
+        else {"train_shards": Path(url), "val_shards": Path(url), "every_steps": 3}
+    )
     with pytest.raises(ValueError, match="the URL of host holds a user name or password") as caught:
         train(micro(**{section: fields}))
     assert "hunter2" not in str(caught.value)
