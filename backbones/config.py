@@ -9,7 +9,7 @@ from engine.terms import Size
 
 MergeOrder = Literal["swin", "official-2022"]
 """Channel order of merged 2x2 cells; official-2022: row by row, as in GreenMIM's code until January 2023."""
-Naming = Literal["timm", "microsoft", "secvit"]
+Naming = Literal["timm", "microsoft", "secvit", "greenmim-twins", "simmim-vit"]
 """Whose names the weights of a file have."""
 ExportNaming = Literal["timm", "microsoft"]
 """Names that weights can be written under."""

@@ -27,6 +27,14 @@ def run_import(options: Import) -> None:
     )
     console = Console()
     console.print(_report(imported))
+    if imported.assumed_size is not None:
+        height, width = imported.assumed_size
+        console.print(
+            f"the file does not say for which images its weights were made: {height}x{width} px is assumed; "
+            "--img-size HEIGHT WIDTH says another size",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(
         f'wrote {options.out}: timm.create_model("local-dir:{options.out}", pretrained=True)',
         soft_wrap=True,

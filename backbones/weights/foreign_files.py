@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +26,31 @@ from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoi
 from engine.checkpoint.tensor_files import read_tensors
 from engine.errors import UserError
 
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Turn into bytes what pickle has as text: the number in one of numpy's scalars."""
+    if encoding != "latin1":
+        raise UserError(f"expected bytes in latin1, got {encoding}")
+    return text.encode("latin1")
+
+
+def _scalar(kind: "np.dtype[Any]", content: bytes = b"") -> Any:
+    """Make one of numpy's scalars, such as a best accuracy, unless it holds an object."""
+    if kind.hasobject or len(content) != kind.itemsize:
+        raise UserError(f"expected a number of numpy's, got {len(content)} bytes for {kind}")
+    return np.frombuffer(content, kind)[0]
+
+
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     PosixPath,
     PurePosixPath,
     (OrderedDict, "yacs.config.CfgNode"),  # read as the plain mapping that it is
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "?")),
+    (_scalar, "numpy.core.multiarray.scalar"),  # as numpy 1 and 2 name it
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_latin1, "_codecs.encode"),
 ]
 _WRAPPERS = ("model", "state_dict", "module")
 

@@ -71,21 +71,28 @@ def write_backbone(
     interpolation: str = "bicubic",
     num_classes: int = 0,
     img_size: Size | None = None,
+    crop_pct: float | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> None:
     """Write a backbone folder beside ``folder`` and rename it there, in the place of an older one.
 
     ``state`` may hold more than the model keeps: buffers that timm computes itself and, with ``num_classes=0``, a
     classifier are left out. ``img_size`` is what the weights were trained at, for architectures that take no such
-    argument.
+    argument; ``crop_pct`` the share of a resized image's side that is looked at, the architecture's own if not given;
+    ``label_names`` name the classes.
 
     Raises:
         UserError: ``state`` does not fit the architecture in this size.
     """
     model = skeleton(architecture, num_classes=num_classes, **model_args)
     weights = _checked(state, model, where=str(folder))
-    size = img_size or _img_size(model, model_args)
+    size = img_size or input_size(model, model_args)
     config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
     config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
+    if crop_pct is not None:
+        config["pretrained_cfg"]["crop_pct"] = crop_pct
+    if label_names is not None:
+        config["label_names"] = list(label_names)
     # written beside and then renamed, so that what has the folder's name is always whole
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
@@ -256,7 +263,15 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module, *, where: str) -> di
     if any(faults.values()):
         details = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
         raise UserError(f"{where}: the weights do not fit the architecture they are handed off as; {details}")
-    return {name: state[name].detach().cpu().contiguous().clone() for name in expected}
+    return fp32({name: state[name].detach().cpu().contiguous().clone() for name in expected})
+
+
+def fp32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn what was stored in fewer bits into fp32; numbers of 64 bits and counts stay."""
+    return {
+        name: value.float() if value.is_floating_point() and value.element_size() < 4 else value
+        for name, value in state.items()
+    }
 
 
 def _config(
@@ -289,7 +304,8 @@ def _config(
     }
 
 
-def _img_size(model: nn.Module, model_args: Mapping[str, Any]) -> Size:
+def input_size(model: nn.Module, model_args: Mapping[str, Any]) -> Size:
+    """Find the height and width of the images that a network is made for."""
     cfg: Any = model.pretrained_cfg
     size: Any = model_args.get("img_size") or getattr(getattr(model, "patch_embed", None), "img_size", None)
     size = size or cfg["input_size"][1:]

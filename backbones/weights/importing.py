@@ -9,12 +9,14 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from backbones.config import MergeOrder
+from backbones.config import MergeOrder, Naming
 from backbones.weights.foreign_files import Source, read_source
-from backbones.weights.handoff import check_replaceable, is_classifier, skeleton, write_backbone
+from backbones.weights.handoff import check_replaceable, fp32, input_size, is_classifier, skeleton, write_backbone
 from backbones.weights.key_names import CLASSIFIER, Translated, to_timm
-from backbones.weights.resizing import TABLE, Resized, fit_state
+from backbones.weights.pretraining_layouts import infer_beit, infer_twins, is_beit, is_twins
+from backbones.weights.resizing import POSITIONS, TABLE, Resized, fit_state
 from engine.errors import UserError
+from engine.terms import Size
 
 _SWIN_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "swin_tiny_patch4_window7_224",
@@ -28,6 +30,7 @@ _SECVIT_NAMES: dict[tuple[int, tuple[int, ...]], str] = {
     (80, (4, 8, 26, 8)): "secvit_base",
     (112, (4, 8, 26, 8)): "secvit_large",
 }
+_RECOMPUTED: tuple[Naming, ...] = ("greenmim-twins", "simmim-vit")
 _SOME_SWIN = "swin_tiny_patch4_window7_224"
 
 
@@ -39,6 +42,8 @@ class Imported:
     model_args: dict[str, Any]
     num_taken: int
     resized: list[Resized]
+    assumed_size: Size | None
+    """Height and width that the weights are taken to be made for, where neither the file nor the user says it."""
     missing: list[str]
     """Weights of the model that the file lacks; they stay random."""
     unexpected: list[str]
@@ -69,7 +74,7 @@ def import_backbone(
     """
     check_replaceable(out)
     read = read_source(source)
-    translated = to_timm(read.state, merge_order=merge_order)
+    translated = to_timm(fp32(read.state), merge_order=merge_order)
     # what is wrong with the weights is found by functions that do not know the file: its name is put before their words
     try:
         name, own_args = _architecture_of(read, translated.state, architecture)
@@ -82,11 +87,13 @@ def import_backbone(
         missing, unexpected = _differences(state, model)
         left_out = translated.left_out | _of_the_head(state, model, besides=translated.left_out)
         if (missing or unexpected) and not partial:
-            raise UserError(_mismatch(missing, unexpected, name))
+            raise UserError(_mismatch(missing, unexpected, name, naming=translated.naming))
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     cfg: Any = model.pretrained_cfg
+    is_told = "img_size" in (sizes or {}) and (sizes or {})["img_size"] is not None
+    assumed = None if is_told or _says_size(read, state) else input_size(model, model_args)
     write_backbone(
         out,
         architecture=name,
@@ -94,13 +101,15 @@ def import_backbone(
         state=state,
         mean=mean or read.mean or cfg["mean"],
         std=std or read.std or cfg["std"],
-        provenance=_provenance(read, translated, merge_order, resized, missing),
+        provenance=_provenance(read, translated, merge_order, resized, missing)
+        | ({"img_size": "not known, assumed"} if assumed else {}),
     )
     return Imported(
         architecture=name,
         model_args=model_args,
         num_taken=len(model.state_dict()) - len(missing),
         resized=resized,
+        assumed_size=assumed,
         missing=missing,
         unexpected=unexpected,
         left_out=left_out,
@@ -151,7 +160,16 @@ def _architecture_of(read: Source, state: Mapping[str, Tensor], name: str | None
         return infer_secvit(state, name=name)
     if name:
         return name, {}
+    if is_twins(state):
+        return infer_twins(state), {}
+    if is_beit(state):
+        return infer_beit(state)
     return infer_swin(state, computed=read.state)
+
+
+def _says_size(read: Source, state: Mapping[str, Tensor]) -> bool:
+    """Whether it is known for which images the weights were made: a folder says it, positions and BEiT's tables do."""
+    return read.architecture is not None or POSITIONS in state or is_beit(state)
 
 
 def _heads_and_window(state: Mapping[str, Tensor], computed: Mapping[str, Tensor], stage: int) -> tuple[int, int]:
@@ -207,16 +225,15 @@ def _completed(
     return kept | {name: fresh[name] for name in missing}
 
 
-def _mismatch(missing: list[str], unexpected: list[str], architecture: str) -> str:
+def _mismatch(missing: list[str], unexpected: list[str], architecture: str, *, naming: Naming) -> str:
     parts = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
-    return (
-        f"its weights do not fit {architecture}: {' and '.join(parts)}; "
-        f"give the right --architecture, or --partial to take what fits and leave the rest random"
-    )
+    # what had to be recomputed for another architecture is of no use in parts
+    partial = ", or --partial to take what fits and leave the rest random" if naming not in _RECOMPUTED else ""
+    return f"its weights do not fit {architecture}: {' and '.join(parts)}; give the right --architecture{partial}"
 
 
 def _provenance(

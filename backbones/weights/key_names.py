@@ -5,7 +5,7 @@ its end, timm's at the start of the next one, and the classifier is ``head``, ti
 the network in ``encoder.``. Buffers that every model computes itself are dropped.
 
 SecViT's published files ("secvit"): a stage downsamples at its end, 1x1 convolutions where ours are linear layers,
-norms and scales with the shapes of maps.
+norms and scales with the shapes of maps. For GreenMIM's Twins and SimMIM's ViT see pretraining_layouts.py.
 """
 
 import re
@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 
 from backbones.config import MergeOrder, Naming
+from backbones.weights.pretraining_layouts import (
+    from_greenmim_twins,
+    from_simmim_vit,
+    is_greenmim_twins,
+    is_simmim_vit,
+)
 from engine.errors import UserError
 
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "angle")
@@ -51,6 +57,10 @@ def to_timm(
         kept = {_moved_downsample(re.sub(r"^head\.", "head.fc.", name), by=1): value for name, value in kept.items()}
     elif naming == "secvit":
         kept = {_moved_downsample(_bare_norm(name), by=1): _linear(value) for name, value in kept.items()}
+    elif naming == "greenmim-twins":
+        kept = from_greenmim_twins(kept)
+    elif naming == "simmim-vit":
+        kept = from_simmim_vit(kept)
     if merge_order == "official-2022" and naming != "secvit":
         kept = {name: _swap_merged_blocks(name, value) for name, value in kept.items()}
     return Translated(state=kept, naming=naming, left_out=left_out)
@@ -71,6 +81,10 @@ def to_microsoft(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _naming_of(state: Mapping[str, Tensor]) -> Naming:
     if "layers.0.blocks.0.norm1.norm.weight" in state:
         return "secvit"
+    if is_greenmim_twins(state):
+        return "greenmim-twins"
+    if is_simmim_vit(state):
+        return "simmim-vit"
     return "microsoft" if any(name.startswith("layers.0.downsample.") for name in state) else "timm"
 
 

@@ -2,8 +2,9 @@
 
 A relative position bias table says what a pair of tokens gains by their offset. In a larger window the small offsets
 keep their places and the large ones are spread: known values lie on a geometric grid 1, 1 + q, 1 + q + q^2, ... that
-ends at the new largest offset, and a cubic spline reads between them (BEiT's and SimMIM's way; theirs caps q at 1.5).
-In a smaller window the offsets that remain keep their values exactly. Swin V2 has no tables and needs none of this.
+ends at the new largest offset, or before it, since q is at most 1.5; a cubic spline reads between them, and beyond the
+grid its last value holds (BEiT's and SimMIM's way). In a smaller window the offsets that remain keep their values
+exactly. Swin V2 has no tables and needs none of this.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from engine.terms import Size
 
 TABLE = "relative_position_bias_table"
 POSITIONS = "pos_embed"
+MOST_RATIO = 1.5
+"""Largest q, as usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +80,19 @@ def resize_bias_table(
 def _fit_table(name: str, table: Tensor, module: Any, source: Any | None) -> tuple[Tensor, Resized | None]:
     after: Size = tuple(module.window_size)
     expected: Tensor = module.relative_position_bias_table
-    before: Size = tuple(source.window_size) if source is not None else _square_window(name, table, after)
+    # BEiT's table ends in three rows for the class token, which has no place
+    others = len(expected) - (2 * after[0] - 1) * (2 * after[1] - 1)
+    before: Size = tuple(source.window_size) if source is not None else _square_window(name, len(table) - others, after)
     if before == after:
         return table, None
     if table.shape[-1] != expected.shape[-1]:
         raise UserError(f"{name} has {table.shape[-1]} heads, the model {expected.shape[-1]}: another architecture?")
-    return resize_bias_table(table, before=before, after=after), Resized(name=name, before=before, after=after)
+    places, tokens = table[: len(table) - others], table[len(table) - others :]
+    resized = torch.cat([resize_bias_table(places, before=before, after=after), tokens])
+    return resized, Resized(name=name, before=before, after=after)
 
 
-def _square_window(name: str, table: Tensor, after: Size) -> Size:
-    rows = len(table)
+def _square_window(name: str, rows: int, after: Size) -> Size:
     if rows == (2 * after[0] - 1) * (2 * after[1] - 1):
         return after
     side = round(rows**0.5)
@@ -121,7 +127,7 @@ def _spline(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 def _geometric_grid(steps: int, reach: int) -> Float[np.ndarray, " grid"]:
     """Place the grid offsets: -s_n .. 0 .. s_n, s_k = 1 + q + ... + q^(k-1), s_n = ``reach`` as far as possible."""
-    low, high = 1.0, float(max(reach, 2))
+    low, high = 1.0, MOST_RATIO  # with more the few known values of a small window would swing between far places
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if sum(middle**k for k in range(steps)) > reach else (middle, high)

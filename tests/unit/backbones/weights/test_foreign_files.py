@@ -4,11 +4,12 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from backbones.weights.foreign_files import read_source
+from backbones.weights.foreign_files import load_pickled, read_source
 from engine.checkpoint.slices import TensorSlice
 from engine.checkpoint.store import CheckpointStore
 
@@ -58,6 +59,22 @@ def test_argparse_namespace_is_read(tmp_path):
     path = tmp_path / "mae.pth"
     torch.save({"model": WEIGHTS, "args": argparse.Namespace(lr=1e-4, path=Path("x")), "epoch": 3}, path)
     assert same(read_source(path))
+
+
+def test_scalars_and_types_of_numpy_are_read(tmp_path):
+    path = tmp_path / "best.pth"
+    extra = {"max_accuracy": np.float64(83.7), "epoch": np.int64(3), "best": np.bool_(True), "type": np.dtype("f4")}
+    torch.save({"model": WEIGHTS, **extra}, path)
+    assert same(read_source(path))
+    assert load_pickled(path)["max_accuracy"] == 83.7
+
+
+def test_object_scalar_of_numpy_is_refused(tmp_path):
+    path = tmp_path / "odd.pkl"
+    scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O'\nI00\nI01\ntRS'x'\ntR."
+    path.write_bytes(scalar)
+    with pytest.raises(ValueError, match=r"odd.pkl"):
+        read_source(path)
 
 
 def test_yacs_node_is_read_as_a_mapping_without_yacs(tmp_path, monkeypatch):

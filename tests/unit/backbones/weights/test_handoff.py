@@ -211,3 +211,12 @@ def test_bad_folders_are_named(tmp_path):
 def test_unknown_architecture_is_refused(tmp_path):
     with pytest.raises(ValueError, match="timm has no architecture 'swim'"):
         hand_off(tmp_path / "backbone", make("vit"), "vit", architecture="swim")
+
+
+def test_crop_and_class_names_are_where_timm_reads_them(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(MODELS["swin"][0], num_classes=3, **SMALL_SWIN)
+    names = ("ant", "bee", "cat")
+    hand_off(tmp_path / "b", model, "swin", num_classes=3, crop_pct=0.8, label_names=names)
+    cfg = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).pretrained_cfg
+    assert (cfg["crop_pct"], tuple(cfg["label_names"])) == (0.8, names)

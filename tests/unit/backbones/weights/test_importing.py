@@ -168,3 +168,23 @@ def test_export_refuses_other_endings_and_layouts(tmp_path):
         export_weights(tmp_path / "vit.pth", tmp_path / "out.bin", naming="timm")
     with pytest.raises(ValueError, match="exists for Swin and Swin V2 only"):
         export_weights(tmp_path / "vit.pth", tmp_path / "out.pth", naming="microsoft")
+
+
+def test_weights_of_fewer_bits_become_fp32(tmp_path):
+    model = small()
+    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "half.pth")
+    import_backbone(tmp_path / "half.pth", tmp_path / "backbone", sizes={"window_size": 3})
+    stored = read_state(tmp_path / "backbone")
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+    name = "layers.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(stored[name], state[name].float())
+
+
+def test_size_that_the_file_does_not_say_is_said_to_be_assumed(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "swin.pth")
+    assumed = import_backbone(tmp_path / "swin.pth", tmp_path / "a")
+    told = import_backbone(tmp_path / "swin.pth", tmp_path / "b", sizes={"img_size": (256, 256)})
+    again = import_backbone(tmp_path / "b", tmp_path / "c")
+    assert (assumed.assumed_size, told.assumed_size, again.assumed_size) == ((128, 128), None, None)
+    assert read_backbone(tmp_path / "a").provenance["img_size"] == "not known, assumed"

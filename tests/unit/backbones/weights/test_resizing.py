@@ -40,12 +40,12 @@ def test_constant_table_stays_constant_from_any_window(before, after):
 
 
 def test_spline_reads_a_cubic_of_the_geometric_grid_exactly():
-    q = np.roots([1, 1, 1 - 5]).max()  # 1 + q + q^2 = 5: offsets 0..3 of window 4 go to 0..5 of window 6
+    q = np.roots([1, 1, 1 - 4]).max()  # 1 + q + q^2 = 4: offsets 0..3 of window 4 go to 0..4 of window 5
     places = torch.tensor([-(1 + q + q * q), -(1 + q), -1, 0, 1, 1 + q, 1 + q + q * q], dtype=torch.float64)
     cubic = lambda x: 2 * x**3 - x**2 + 5  # noqa: E731
     table = cubic(places).repeat_interleave(7)[:, None]
-    grown = resize_bias_table(table, before=(4, 4), after=(6, 6))
-    torch.testing.assert_close(grown, cubic(torch.arange(-5.0, 6.0).double()).repeat_interleave(11)[:, None])
+    grown = resize_bias_table(table, before=(4, 4), after=(5, 5))
+    torch.testing.assert_close(grown, cubic(torch.arange(-4.0, 5.0).double()).repeat_interleave(9)[:, None])
 
 
 def test_model_of_another_window_gets_every_table_and_says_so():
@@ -90,3 +90,19 @@ def test_tables_that_cannot_be_placed_are_refused():
         fit_state({name: torch.zeros(170, 1)}, model)
     with pytest.raises(ValueError, match="has 5 heads, the model 1"):
         fit_state({name: torch.zeros(121, 5)}, model)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 7), (3, 14), (4, 14)])
+def test_growing_a_small_window_does_not_overshoot(before, after):
+    torch.manual_seed(0)
+    table = torch.rand((2 * before - 1) ** 2, 1, dtype=torch.float64)
+    grown = resize_bias_table(table, before=(before, before), after=(after, after))
+    assert grown.min() > -0.5
+    assert grown.max() < 1.5
+
+
+def test_grid_of_a_small_window_ends_where_the_usual_ratio_ends():
+    table = table_of(lambda y, x: x + 0 * y, (3, 3))
+    grown = resize_bias_table(table, before=(3, 3), after=(7, 7)).reshape(13, 13)
+    assert grown[6, 6 + 1] == pytest.approx(1)
+    assert grown[6, 6 + 3 :].tolist() == pytest.approx([2] * 4)  # 1 + 1.5 = 2.5 is the last place that is known
