@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from backbones.config import SecConfig
 from data.config import DataConfig
@@ -32,6 +32,9 @@ class StartConfig:
     """Heads per stage; with `init` it must be the folder's own."""
     sec: SecConfig = field(default_factory=SecConfig)
     """Options of SecViT and the other SEC backbones; with `init` they must be the folder's own."""
+    windows: Literal["exact", "timm"] = "exact"
+    """Attention windows where a grid is no multiple of them; exact: of the true grid, timm: padded, as timm itself has
+    them, for weights that plain timm will serve at such a size."""
     drop_path: float = 0.1
     """Highest stochastic-depth rate, rising linearly over the blocks."""
     mean: tuple[float, float, float] | None = None

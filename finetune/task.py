@@ -104,6 +104,8 @@ class Exportable:
     """Height and width that it is exported for, in pixels."""
     outputs: tuple[str, ...]
     """Names of what it returns."""
+    classes: tuple[str, ...] | None = None
+    """Names of its classes, where they are known."""
     format: Literal["onnx", "pt2"] = "onnx"
     """ONNX, or torch.export's own file."""
 
@@ -224,6 +226,7 @@ def describe(task: Task, *, start: Start) -> dict[str, Any]:
         "img_size": list(start.img_size),
         "mean": list(start.mean),
         "std": list(start.std),
+        "windows": "exact" if start.exact_windows else "timm",
         "num_classes": data.num_classes,
         "classes": None if data.classes is None else list(data.classes),
         "manifest_digest": data.train.manifest.digest,

@@ -8,7 +8,8 @@ timm's own code runs. Parameters, state-dict names and everything else stay timm
 Legend: b batch, w windows, t tokens of a window, c channels.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,51 @@ def use_exact_windows(model: nn.Module) -> nn.Module:
     for module in model.modules():
         module.__class__ = EXACT_BLOCKS.get(type(module), type(module))
     return model
+
+
+def uneven_windows(model: nn.Module, img_size: Size) -> str | None:
+    """Say where windows do not divide the grids of an image, and at which sizes they would; None where they do.
+
+    There a network with exact windows answers otherwise than timm's own. ``model`` is one on the meta device.
+    """
+    met: list[tuple[Size, Size]] = []
+    hooks = [
+        module.register_forward_pre_hook(partial(_note_grid, met))
+        for module in model.modules()
+        if isinstance(module, tuple(EXACT_BLOCKS))
+    ]
+    if not hooks:
+        return None
+    with torch.no_grad():
+        model.eval()(torch.empty(1, 3, *img_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    uneven = [pair for pair in met if any(side % window for side, window in zip(*pair, strict=True))]
+    if not uneven:
+        return None
+    grids = ", ".join(dict.fromkeys(f"{height}x{width}" for (height, width), _ in uneven))
+    sides = [_even_sides(img_size[axis], [(grid[axis], window[axis]) for grid, window in met]) for axis in (0, 1)]
+    sizes = sides[0] if sides[0] == sides[1] else [f"{sides[0][0]}x{sides[1][0]}", f"{sides[0][-1]}x{sides[1][-1]}"]
+    even = " or ".join(map(str, sizes))
+    return (
+        f"at {img_size[0]}x{img_size[1]} px its grids of {grids} tokens are no multiples of its windows; it has exact "
+        f"windows there, where plain timm pads them and computes otherwise; both agree at {even} px"
+    )
+
+
+def _note_grid(met: list[tuple[Size, Size]], module: Any, inputs: tuple[Any, ...]) -> None:
+    if isinstance(module, twins.LocallyGroupedAttn):
+        met.append((tuple(inputs[1]), (int(module.ws), int(module.ws))))
+    else:
+        met.append((tuple(inputs[0].shape[1:3]), tuple(module.window_size)))
+
+
+def _even_sides(side: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Find the sides next to ``side`` whose grids all windows divide; small grids cut their windows, others have the
+    largest."""
+    window = max(window for _, window in pairs)
+    unit = math.lcm(*(side // grid * window for grid, _ in pairs))
+    return sorted({max(1, side // unit) * unit, -(-side // unit) * unit})
 
 
 def _fits(x: Tensor, window: Size) -> bool:

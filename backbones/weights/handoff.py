@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backbones.ops.exact_windows import use_exact_windows
+from backbones.ops.exact_windows import uneven_windows, use_exact_windows
 from backbones.weights.resizing import fit_state
 from engine.checkpoint.tensor_files import read_tensors, write_tensors
 from engine.documents import DocumentError, member, parse_object
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+TIMM = "timm"
+"""In a provenance's `windows`: trained with timm's own padded ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,9 @@ def write_backbone(
     weights = _checked(state, model, where=str(folder))
     size = img_size or input_size(model, model_args)
     config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
-    config |= {"architecture": architecture, "num_classes": num_classes, "provenance": dict(provenance)}
+    windows = None if provenance.get("windows") == TIMM else uneven_windows(model, size)
+    provenance = {**provenance, **({"windows": windows} if windows else {})}
+    config |= {"architecture": architecture, "num_classes": num_classes, "provenance": provenance}
     if crop_pct is not None:
         config["pretrained_cfg"]["crop_pct"] = crop_pct
     if label_names is not None:
@@ -102,6 +106,8 @@ def write_backbone(
             write_tensors(beside / WEIGHTS, weights, metadata={"format": "pt"})
             (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
             _replace_folder(folder, beside)
+            if windows:
+                logger.warning("%s: %s", folder, windows)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -158,7 +164,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / WEIGHTS)
 
 
-def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
+def load_backbone(folder: Path, *, exact_windows: bool = True, **kwargs: Any) -> nn.Module:
     """Load timm's model with the folder's weights and exact dense windows; ``kwargs`` override the folder's arguments.
 
     Bias tables and position embeddings are resized where ``img_size`` or ``window_size`` differ. A new classifier
@@ -188,7 +194,7 @@ def load_backbone(folder: Path, **kwargs: Any) -> nn.Module:
     for described in model.modules():
         for name in ("pretrained_cfg", "default_cfg"):
             getattr(described, name, {}).pop("state_dict", None)  # or the model would keep its first weights
-    return use_exact_windows(model)
+    return use_exact_windows(model) if exact_windows else model
 
 
 def _check_complete(state: Mapping[str, Tensor], target: nn.Module, *, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 
 from backbones.ops.exact_windows import use_exact_windows
-from backbones.weights.handoff import load_backbone, read_backbone
+from backbones.weights.handoff import TIMM, load_backbone, read_backbone
 from data.shards.labelled import check_labels
 from data.shards.shard_set import ShardSet
 from engine.errors import UserError, is_refusal
@@ -83,7 +83,7 @@ def _from_folder(folder: Path, *, img_size: Size | None) -> Trained:
     return Trained(
         name=str(info.provenance.get("weights", folder.name)),
         step=info.provenance.get("step"),
-        network=load_backbone(folder, img_size=img_size),
+        network=load_backbone(folder, exact_windows=info.provenance.get("windows") != TIMM, img_size=img_size),
         classes=None if classes is None else tuple(classes),
         num_classes=info.num_classes,
         img_size=img_size or info.img_size,

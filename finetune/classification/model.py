@@ -1,11 +1,13 @@
 """Classifiers: a timm network with its linear head, a BatchNorm before it for linear probes; built, and handed off."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from backbones.ops.exact_windows import uneven_windows
 from backbones.weights.handoff import classifiers, skeleton, write_backbone
 from engine.distributed.batch_norm import step_batch_norm
 from engine.errors import UserError
@@ -13,6 +15,8 @@ from finetune.classification.config import ClassifyConfig
 from finetune.network.freezing import freeze
 from finetune.network.start import Start, build_network
 from finetune.network.weights import start_from
+
+logger = logging.getLogger(__name__)
 
 PROBE_NORM_EPS = 1e-6
 
@@ -23,6 +27,9 @@ def build_model(config: ClassifyConfig, *, start: Start, num_classes: int) -> nn
     drop_path = 0.0 if linear else config.backbone.drop_path
     network = build_network(start, num_classes=num_classes, drop_path=drop_path, seed=config.run.seed)
     classifier_name(network)
+    bare = skeleton(start.architecture, **start.model_args)
+    if start.exact_windows and (uneven := uneven_windows(bare, start.img_size)):
+        logger.warning("%s (--backbone.windows timm trains with timm's)", uneven)
     if linear:
         network = add_probe_norm(network)
     freeze(network, what="backbone" if linear else config.task.freeze)
@@ -88,7 +95,7 @@ def write_classifier(
     """
     name, model_args = metadata["architecture"], metadata["model_args"]
     (head,) = classifiers(skeleton(name, **model_args))
-    origin = {key: metadata[key] for key in ("method", "classes", "manifest_digest", "recipe")}
+    origin = {key: metadata[key] for key in ("method", "classes", "manifest_digest", "recipe", "windows")}
     write_backbone(
         folder,
         architecture=name,
@@ -98,5 +105,7 @@ def write_classifier(
         std=metadata["std"],
         num_classes=metadata["num_classes"],
         img_size=tuple(metadata["img_size"]),
+        crop_pct=metadata["recipe"]["evaluation"]["crop_ratio"],
+        label_names=metadata["classes"],
         provenance={**origin, "step": step, "weights": weights},
     )

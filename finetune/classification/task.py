@@ -103,4 +103,4 @@ class Classification:
                 "--backbone.img-size"
             )
         network = nn.Sequential(trained.pixels, trained.network).eval()
-        return Exportable(network=network, size=trained.img_size, outputs=("logits",))
+        return Exportable(network=network, size=trained.img_size, outputs=("logits",), classes=trained.classes)

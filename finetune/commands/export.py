@@ -4,11 +4,13 @@
                                 ->  scores float32 [b, classes, h, w]                    ONNX
                                 ->  boxes float32 [b, a, 4], scores float32 [b, a, k]    torch.export (.pt2)
 
-ONNX needs the extra ``export`` (onnx, onnxscript, onnxruntime).
+ONNX needs the extra ``export`` (onnx, onnxscript, onnxruntime), and carries the names of the classes, in their order,
+as a JSON list in its property ``names``.
 
 Legend: b images, h w height and width in pixels, a anchors, k classes.
 """
 
+import json
 import logging
 import re
 import warnings
@@ -33,6 +35,8 @@ MOST_OFF = 1e-3
 OTHER_BATCH = 3
 OTHER_SIDES_PX = 32
 OPSET = 20
+NAMES = "names"
+"""Property of an ONNX file that names its classes."""
 
 
 def export(options: ExportOptions) -> None:
@@ -114,8 +118,19 @@ def write_onnx(exportable: Exportable, file: Path, *, dynamic_batch: bool = Fals
         what = "any size" if dynamic_size else "any number of images" if dynamic_batch else f"{exportable.size} pixels"
         advice = "its code depends on the size: leave --dynamic-size out" if dynamic_size else _first_line(error)
         raise UserError(f"the network cannot be exported for {what}: {advice}") from error
+    if exportable.classes is not None:
+        _write_names(file, exportable.classes)
     difference = _difference(exportable, file, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
     return _accepted(difference, file, reader="onnxruntime")
+
+
+def _write_names(file: Path, classes: Sequence[str]) -> None:
+    """Add the names of the classes to a file's properties."""
+    import onnx  # noqa: PLC0415  (part of an extra)
+
+    model = onnx.load(file)
+    model.metadata_props.add(key=NAMES, value=json.dumps(list(classes)))
+    onnx.save(model, file)
 
 
 def _difference(exportable: Exportable, file: Path, *, dynamic_batch: bool, dynamic_size: bool) -> float:

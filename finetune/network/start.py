@@ -45,6 +45,8 @@ class Start:
     """Channel standard deviations of its pixels in [0, 1]."""
     folder: Path | None
     """Where its weights lie; None starts from random ones."""
+    exact_windows: bool = True
+    """Whether windows are those of the true grid, or padded as timm has them."""
 
 
 def resolve_start(config: StartConfig) -> Start:
@@ -68,11 +70,12 @@ def resolve_start(config: StartConfig) -> Start:
         mean=config.mean or _statistics(info.mean),
         std=config.std or _statistics(info.std),
         folder=config.init,
+        exact_windows=config.windows == "exact",
     )
 
 
 def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, seed: int = 0) -> nn.Module:
-    """Build timm's network with its first weights, exact windows and a classifier (none for 0 classes).
+    """Build timm's network with its first weights, its windows and a classifier (none for 0 classes).
 
     What the weights' folder does not hold, such as the classifier of a pretraining run, is drawn from ``seed``.
 
@@ -85,9 +88,10 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(torch_seed(seed, "init"))
         if start.folder is None:
-            return use_exact_windows(timm.create_model(start.architecture, **options))
+            network = timm.create_model(start.architecture, **options)
+            return use_exact_windows(network) if start.exact_windows else network
         try:
-            return load_backbone(start.folder, **options)
+            return load_backbone(start.folder, exact_windows=start.exact_windows, **options)
         except (RuntimeError, TypeError, AssertionError) as error:
             if not is_refusal(error):
                 raise
@@ -126,6 +130,7 @@ def _from_scratch(config: StartConfig) -> Start:
         mean=config.mean or IMAGENET_MEAN,
         std=config.std or IMAGENET_STD,
         folder=None,
+        exact_windows=config.windows == "exact",
     )
 
 

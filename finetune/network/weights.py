@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.weights.handoff import CONFIG, read_backbone, write_backbone
+from backbones.weights.handoff import CONFIG, TIMM, read_backbone, write_backbone
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
@@ -96,6 +96,7 @@ def start_from(metadata: Mapping[str, Any]) -> Start:
         mean=three(metadata["mean"]),
         std=three(metadata["std"]),
         folder=None,
+        exact_windows=metadata.get("windows") != TIMM,
     )
 
 
@@ -257,7 +258,7 @@ def hand_off_backbone(
         step: optimizer steps that they had.
         weights: which they are, such as "last raw".
     """
-    origin = {key: metadata[key] for key in ("program", "classes", "manifest_digest", "recipe")}
+    origin = {key: metadata[key] for key in ("program", "classes", "manifest_digest", "recipe", "windows")}
     write_backbone(
         folder,
         architecture=metadata["architecture"],

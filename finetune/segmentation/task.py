@@ -100,4 +100,6 @@ class Segmentation:
         """Make whole images' scores, for the training crop where no size is given."""
         crop: list[int] = trained.metadata["recipe"]["augment"]["crop"]
         network = Scores(trained.network).eval()
-        return Exportable(network=network, size=size or (crop[0], crop[1]), outputs=("scores",))
+        return Exportable(
+            network=network, size=size or (crop[0], crop[1]), outputs=("scores",), classes=trained.classes
+        )

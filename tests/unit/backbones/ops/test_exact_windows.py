@@ -1,12 +1,13 @@
 """Dense Swin with the windows of the true grid (equality with the reference: test_swin.py and test_swin_v2.py)."""
 
 import copy
+import re
 
 import pytest
 import timm
 import torch
 
-from backbones.ops.exact_windows import EXACT_BLOCKS, use_exact_windows
+from backbones.ops.exact_windows import EXACT_BLOCKS, uneven_windows, use_exact_windows
 from tests.unit.backbones.timm_models.dense_reference import forward_reference
 
 SIZES = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "num_classes": 0}
@@ -87,3 +88,31 @@ def test_gradients_are_finite_in_bf16(name):
         out = exact(torch.randn(2, 3, 100, 132))
     out.float().square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in exact.parameters() if parameter.grad is not None)
+
+
+def on_meta(name, **model_args):
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **model_args)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        (NAMES[0], (128, 128), None),
+        (NAMES[0], (64, 64), None),  # timm cuts windows to small grids
+        (NAMES[0], (160, 160), r"at 160x160 px its grids of 10x10, 5x5 tokens .* both agree at 128 or 256 px"),
+        (NAMES[0], (128, 160), r"its grids of 8x10, 4x5 tokens .* both agree at 128x128 or 128x256 px"),
+        ("swinv2_tiny_window8_256", (160, 160), r"both agree at 128 or 256 px"),
+    ],
+)
+def test_sizes_at_which_timm_computes_otherwise_are_told(name, size, words):
+    small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 4}
+    said = uneven_windows(on_meta(name, img_size=size, **small), size)
+    assert said is None if words is None else re.search(words, said)
+
+
+def test_windows_of_twins_are_looked_at_and_other_networks_have_none():
+    said = uneven_windows(on_meta("twins_svt_small", img_size=256), (256, 256))
+    assert said
+    assert "both agree at 224 or 448 px" in said
+    assert uneven_windows(on_meta("convnext_tiny"), (160, 160)) is None

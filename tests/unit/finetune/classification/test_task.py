@@ -76,6 +76,8 @@ def test_the_handed_off_folder_is_a_timm_classifier(whole):
     network = timm.create_model(f"local-dir:{folder / 'backbone'}", pretrained=True)
     _, tensors = last_tensors(folder)
     assert network.num_classes == 4
+    cfg = network.pretrained_cfg
+    assert (cfg["crop_pct"], tuple(cfg["label_names"])) == (0.875, ("ant", "bee", "cat", "dog"))
     assert all(torch.equal(value, tensors["weight", name]) for name, value in network.named_parameters())
 
 

@@ -1,5 +1,8 @@
 """Classifiers and segmenters as ONNX files: onnxruntime answers what torch does, for one image or any number."""
 
+import dataclasses
+import json
+
 import pytest
 import timm
 import torch
@@ -14,7 +17,7 @@ from finetune.segmentation.model import Scores, Segmenter
 from finetune.segmentation.vit_layers import VitLayers
 from finetune.task import Exportable
 
-pytest.importorskip("onnxruntime", reason="needs the extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
 pytest.importorskip("onnxscript", reason="needs the extra export")
 
 PIXELS = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
@@ -71,6 +74,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_options_that_a_detector_cannot_take_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a detector is written for one image of one size"):
         export(ExportOptions(run=tmp_path, file=tmp_path / "model.pt2", dynamic_batch=True))
+
+
+@pytest.mark.slow
+def test_names_of_classes_are_in_the_file(tmp_path):
+    names = ("ant", "bee", "cat", "größe")
+    write_onnx(dataclasses.replace(classifier(), classes=names), tmp_path / "model.onnx")
+    properties = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(properties["names"])) == names
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
 """Networks start from random weights or from a folder, which then says what they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock
 
+from backbones.ops.exact_windows import ExactSwinBlock
 from backbones.weights.handoff import write_backbone
 from finetune.config import StartConfig
 from finetune.network.start import build_network, resolve_start
+from finetune.network.weights import start_from
 
 NAME = "swin_tiny_patch4_window7_224"
 ARGS = {"img_size": (64, 64), "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
@@ -104,3 +109,14 @@ def test_nothing_to_start_from_and_an_unknown_name_are_refused():
         resolve_start(StartConfig())
     with pytest.raises(ValueError, match="no architecture 'swin_bse'"):
         resolve_start(StartConfig(name="swin_bse"))
+
+
+def test_windows_are_exact_or_timms_also_from_a_folder_and_from_a_checkpoint(handed_off):
+    sizes = {"img_size": (160, 160), "window": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+    for config in (StartConfig(name=NAME, **sizes), StartConfig(init=handed_off()[0])):
+        for windows, kind in (("exact", ExactSwinBlock), ("timm", SwinTransformerBlock)):
+            start = resolve_start(replace(config, windows=windows))
+            assert type(build_network(start, num_classes=2).layers[0].blocks[0]) is kind
+    metadata = {"architecture": NAME, "model_args": ARGS, "img_size": [64, 64], "mean": [0] * 3, "std": [1] * 3}
+    assert start_from(metadata).exact_windows
+    assert not start_from({**metadata, "windows": "timm"}).exact_windows
