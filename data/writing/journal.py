@@ -27,7 +27,8 @@ from engine.run.durable import write_durably
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME, PLAN_NAME, LEDGER_NAME, LOCK_NAME = "journal.jsonl", "plan.json", "bad.jsonl", "writing.lock"
-FINAL_NAMES = r"shard-\d{6,}\.(tar|idx)|bad\.jsonl|manifest\.json|plan\.json|journal\.jsonl"
+SOURCES_SUFFIX = ".sources.jsonl"
+FINAL_NAMES = r"shard-\d{6,}\.(tar|idx|sources\.jsonl)|bad\.jsonl|manifest\.json|plan\.json|journal\.jsonl"
 # What a killed writer may leave: its files, and those that it was writing beside their places. The manifest is not
 # among them: with it the folder is complete, and nothing in it is ever removed.
 OUR_FILES = re.compile(rf"(?!manifest\.json$)({FINAL_NAMES})(\.partial)?|\.({FINAL_NAMES})\.\d+|writing\.lock")
@@ -77,7 +78,7 @@ class Journal:
     """How many of the source's samples they and what was left out took."""
 
     def __post_init__(self) -> None:
-        finished = {name for shard in self.shards for name in (shard.name, shard.index)}
+        finished = {name for shard in self.shards for name in (shard.name, shard.index, sources_name(shard.name))}
         for path in self.out.iterdir():
             is_ours = OUR_FILES.fullmatch(path.name) is not None
             if is_ours and path.name not in {JOURNAL_NAME, PLAN_NAME, LOCK_NAME, *finished}:
@@ -157,6 +158,11 @@ def check_folder(out: Path, *, plan: Plan) -> bool:
     elif out.is_dir():
         _refuse_strangers(out)
     return complete
+
+
+def sources_name(shard: str) -> str:
+    """Name the file that lists where the samples of a shard come from."""
+    return Path(shard).with_suffix(SOURCES_SUFFIX).name
 
 
 def write_ledger(out: Path, *, rejected: Iterable[Rejected]) -> None:

@@ -3,6 +3,7 @@
     out/
       shard-000000.tar      000000.jpg 000000.cls 000001.jpg 000001.cls ... (USTAR, no times, no owners)
       shard-000000.idx      data/shards/index.py
+      shard-000000.sources.jsonl    {"key": ..., "source": ...} of every sample: the file that it was
       bad.jsonl             {"source": ..., "reason": ...} of every file left out
       manifest.json         written last: a folder without it is not complete
 
@@ -12,6 +13,7 @@ had finished stands in a journal (data/writing/journal.py): with `resume_shards`
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import tarfile
@@ -21,7 +23,16 @@ from pathlib import Path
 
 from data.shards.index import Member, SampleEntry, index_bytes
 from data.shards.manifest import Manifest, ShardInfo, write_manifest
-from data.writing.journal import LEDGER_NAME, Journal, Plan, Rejected, resume_journal, start_journal, write_ledger
+from data.writing.journal import (
+    LEDGER_NAME,
+    Journal,
+    Plan,
+    Rejected,
+    resume_journal,
+    sources_name,
+    start_journal,
+    write_ledger,
+)
 from engine.errors import UserError, at_path
 from engine.run.durable import write_durably
 
@@ -167,6 +178,7 @@ class _Shard:
         self._file = self.path.with_name(self.path.name + ".partial").open("wb")
         self._digest = hashlib.sha256()
         self.entries: list[SampleEntry] = []
+        self._sources: list[str] = []
         self.size_bytes = 0
 
     def add(self, key: str, *, sample: NewSample) -> None:
@@ -174,6 +186,7 @@ class _Shard:
         if sample.label is not None:
             self._append(key, extension="cls", content=str(sample.label).encode())
         self.entries.append(SampleEntry(key=key, image=members[0], label=sample.label, members=tuple(members[1:])))
+        self._sources.append(json.dumps({"key": key, "source": sample.source}) + "\n")
 
     def close(self) -> ShardInfo:
         self._write(bytes(-(self.size_bytes + 1024) % tarfile.RECORDSIZE + 1024))
@@ -182,6 +195,7 @@ class _Shard:
             os.fsync(self._file.fileno())
             self._file.close()
             Path(self._file.name).replace(self.path)
+        write_durably(self.out / sources_name(self.path.name), "".join(self._sources).encode())
         index = index_bytes(self.entries)
         write_durably(self.out / f"{self.name}.idx", index)
         return ShardInfo(

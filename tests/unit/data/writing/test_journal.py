@@ -65,7 +65,7 @@ def test_whenever_it_is_stopped_the_files_are_those_of_a_run_without_a_break(res
             "bad.jsonl",
             "manifest.json",
             "plan.json",
-            *(f"shard-00000{n}.{kind}" for n in range(3) for kind in ("idx", "tar")),
+            *(f"shard-00000{n}.{kind}" for n in range(3) for kind in ("idx", "sources.jsonl", "tar")),
         ]
     )
     for stop in range(10):
@@ -127,7 +127,10 @@ def test_after_too_many_bad_files_it_goes_on_with_a_higher_limit(resume, tmp_pat
 def test_a_writer_without_a_plan_starts_over(resume, samples, tmp_path):
     resume(tmp_path, stop=8)
     manifest = write_shards(samples[:2], out=tmp_path, classes=None, limits=LIMITS)
-    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "shard-000000.tar", "shard-000000.idx"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "manifest.json",
+        *(f"shard-000000.{kind}" for kind in ("tar", "idx", "sources.jsonl")),
+    }
     assert manifest.num_samples == 2
 
 

@@ -26,7 +26,7 @@ def test_the_same_samples_give_the_same_bytes(encoded, tmp_path):
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert sorted(one) == sorted(
-        ["manifest.json", *(f"shard-00000{n}.{kind}" for n in range(3) for kind in ("tar", "idx"))]
+        ["manifest.json", *(f"shard-00000{n}.{kind}" for n in range(3) for kind in ("tar", "idx", "sources.jsonl"))]
     )
 
 
@@ -108,7 +108,10 @@ def test_a_killed_writer_leaves_no_whole_looking_shard_and_can_start_again(encod
     assert not (tmp_path / "shard-000001.tar").exists()
     assert (tmp_path / "shard-000001.tar.partial").exists()
     manifest = write_shards(samples(encoded, 2), out=tmp_path, classes=None, limits=ShardLimits())
-    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "shard-000000.tar", "shard-000000.idx"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "manifest.json",
+        *(f"shard-000000.{kind}" for kind in ("tar", "idx", "sources.jsonl")),
+    }
     assert manifest.num_samples == 2
 
 
@@ -120,3 +123,14 @@ def test_other_peoples_folders_are_left_alone(encoded, tmp_path):
     with pytest.raises(ValueError, match="already holds shards"):
         write_shards(samples(encoded), out=tmp_path / "a", classes=None, limits=ShardLimits())
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_list_beside_each_shard_leads_from_keys_to_files(encoded, tmp_path):
+    names = ["in/a.jpg", "in/b\n\udcff.jpg", "in/c.jpg"]
+    new = [NewSample(source=name, members={"jpg": encoded(n)}) for n, name in enumerate(names)]
+    write_shards(new, out=tmp_path, classes=None, limits=ShardLimits(samples=2))
+    lists = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*.sources.jsonl"))]
+    assert [[json.loads(line) for line in lines] for lines in lists] == [
+        [{"key": "000000", "source": names[0]}, {"key": "000001", "source": names[1]}],
+        [{"key": "000002", "source": names[2]}],
+    ]
