@@ -24,6 +24,7 @@ from torch import Tensor
 from backbones.weights.handoff import CONFIG, read_backbone, read_state
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
 from engine.checkpoint.tensor_files import read_tensors
+from engine.documents import DocumentError, member
 from engine.errors import UserError
 
 
@@ -148,15 +149,28 @@ def _read_folder(path: Path) -> Source:
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
     names = [name for kind in ("weight", "buffer") for name in checkpoint.names(kind)]
     weights = set(checkpoint.names("weight"))
-    augment = checkpoint.state.get("recipe", {}).get("augment", {})
+    try:
+        said = _said_by(checkpoint.state)
+    except DocumentError as error:
+        raise UserError(f"{checkpoint.path}: what it says of its network is nonsense: {error}") from None
     return Source(
         state={name: checkpoint.read_full("weight" if name in weights else "buffer", name) for name in names},
-        architecture=checkpoint.state.get("architecture"),
-        model_args=checkpoint.state.get("model_args"),
-        mean=tuple(augment["mean"]) if "mean" in augment else None,
-        std=tuple(augment["std"]) if "std" in augment else None,
+        **said,
         provenance=json.loads(json.dumps({"checkpoint": checkpoint.path.name, **checkpoint.state})),
     )
+
+
+def _said_by(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Read architecture, arguments, mean and std, of those that a checkpoint has."""
+    given = {"architecture": None, "model_args": None, "recipe": {}, **state}
+    augment = member({"augment": {}, **member(given, "recipe", dict[str, Any])}, "augment", dict[str, Any])
+    statistics = {"mean": None, "std": None, **augment}
+    return {
+        "architecture": member(given, "architecture", str | None),
+        "model_args": member(given, "model_args", dict[str, Any] | None),
+        "mean": member(statistics, "mean", tuple[float, ...] | None),
+        "std": member(statistics, "std", tuple[float, ...] | None),
+    }
 
 
 def _sha256(path: Path) -> str:

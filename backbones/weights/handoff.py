@@ -10,6 +10,7 @@ project, also with ``num_classes=10``, ``features_only=True`` or another ``img_s
 returns random weights and says nothing.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from backbones.ops.exact_windows import uneven_windows, use_exact_windows
 from backbones.weights.resizing import fit_state
+from backbones.weights.stored import check_model_args, check_size, check_statistics
 from engine.checkpoint.tensor_files import read_tensors, write_tensors
 from engine.documents import DocumentError, member, parse_object
 from engine.errors import UserError, at_path, is_refusal
@@ -90,6 +92,7 @@ def write_backbone(
     weights = _checked(state, model, where=str(folder))
     size = img_size or input_size(model, model_args)
     config = _config(model, model_args=model_args, img_size=size, mean=mean, std=std, interpolation=interpolation)
+    folder = folder.resolve()  # where it is a link, what it leads to is replaced
     windows = None if provenance.get("windows") == TIMM else uneven_windows(model, size)
     provenance = {**provenance, **({"windows": windows} if windows else {})}
     config |= {"architecture": architecture, "num_classes": num_classes, "provenance": provenance}
@@ -119,12 +122,26 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         UserError: there is a file, or a folder with other files.
     """
-    if folder.is_dir():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (CONFIG, WEIGHTS))
-        if others:
-            raise UserError(f"{folder} holds {', '.join(others[:3])}, which would be lost; choose another folder")
-    elif folder.exists():
+    if not folder.exists():
+        return
+    if not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder")
+    others = _others_in(folder)
+    if others:
+        raise UserError(f"{folder} holds {', '.join(others[:3])}, which would be lost; choose another folder")
+
+
+def _others_in(folder: Path) -> list[str]:
+    """List what lies in a folder beside a backbone; all of it where no backbone lies there."""
+    names = sorted(path.name for path in folder.iterdir())
+    others = [name for name in names if name not in (CONFIG, WEIGHTS)]
+    if others or not names:
+        return others
+    try:
+        config = parse_object((folder / CONFIG).read_bytes())
+    except (OSError, DocumentError):
+        return names
+    return [] if {"architecture", "pretrained_cfg"} <= config.keys() else names
 
 
 def read_backbone(folder: Path) -> BackboneInfo:
@@ -144,7 +161,7 @@ def read_backbone(folder: Path) -> BackboneInfo:
         config = {"model_args": {}, "num_classes": 0, "provenance": {}, **parse_object((folder / CONFIG).read_bytes())}
         cfg = {"interpolation": "bicubic", **member(config, "pretrained_cfg", dict[str, Any])}
         _, height, width = member(cfg, "input_size", tuple[int, int, int])
-        return BackboneInfo(
+        info = BackboneInfo(
             architecture=member(config, "architecture", str),
             model_args=member(config, "model_args", dict[str, Any]),
             num_classes=member(config, "num_classes", int),
@@ -154,8 +171,12 @@ def read_backbone(folder: Path) -> BackboneInfo:
             interpolation=member(cfg, "interpolation", str),
             provenance=member(config, "provenance", dict[str, Any]),
         )
-    except DocumentError as error:
+        check_model_args({**info.model_args, "num_classes": info.num_classes})
+        check_statistics(info.mean, info.std)
+        check_size(info.img_size, name="input_size")
+    except UserError as error:
         raise UserError(f"{folder / CONFIG}: expected timm's config of a model folder ({error})") from None
+    return info
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -175,7 +196,10 @@ def load_backbone(folder: Path, *, exact_windows: bool = True, **kwargs: Any) ->
     """
     info = read_backbone(folder)
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    source = skeleton(info.architecture, num_classes=info.num_classes, **info.model_args)
+    try:
+        source = stored_skeleton(info.architecture, {"num_classes": info.num_classes, **info.model_args})
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
     # weights are fitted to a whole network: timm's wrapper for feature maps names them differently
     whole = {key: value for key, value in kwargs.items() if key not in ("features_only", "out_indices")}
     target = skeleton(info.architecture, **{"num_classes": info.num_classes, **info.model_args, **whole})
@@ -188,9 +212,13 @@ def load_backbone(folder: Path, *, exact_windows: bool = True, **kwargs: Any) ->
         new = [layer for layer in head if layer in classifiers(target) or f"{layer}.weight" not in state]
         logger.info("%s: new, with random weights: %s", folder, ", ".join(sorted(new)))
     # handed over as a state, or timm would read the folder's own file, with the sizes before the change
-    model = timm.create_model(
-        f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay={"state_dict": state, "source": ""}, **kwargs
-    )
+    overlay = {"state_dict": state, "source": ""}
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    except TypeError as error:
+        if not is_refusal(error):
+            raise
+        raise UserError(f"{folder / CONFIG}: expected timm's config of a model folder ({error})") from error
     for described in model.modules():
         for name in ("pretrained_cfg", "default_cfg"):
             getattr(described, name, {}).pop("state_dict", None)  # or the model would keep its first weights
@@ -217,21 +245,37 @@ def skeleton(architecture: str, **model_args: Any) -> nn.Module:
     Raises:
         UserError: timm does not know the architecture or refuses an argument.
     """
+    with torch.device("meta"):
+        return make_network(architecture, model_args)
+
+
+def stored_skeleton(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """Make the network that a file describes, without memory for its weights.
+
+    Raises:
+        UserError: it cannot be made; whatever fails in between, the file is at fault.
+    """
+    try:
+        return skeleton(architecture, **model_args)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{architecture} cannot be made with {dict(model_args)} ({reason})") from error
+
+
+def make_network(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """Make timm's network of an architecture.
+
+    Raises:
+        UserError: timm does not know it, or timm or torch refuses an argument, or it would load other files.
+    """
     if not timm.is_model(architecture):
         raise UserError(
             f"timm has no architecture {architecture!r}; `python backbones/main.py list` shows some, and a file that "
             "brings it is named with --extension"
         )
-    with torch.device("meta"):
-        return make_network(architecture, model_args)
-
-
-def make_network(architecture: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """Make timm's network of an architecture that it knows.
-
-    Raises:
-        UserError: timm or torch refuses an argument.
-    """
+    check_model_args(model_args)
     try:
         return timm.create_model(architecture, **model_args)
     except Exception as error:  # timm and torch refuse sizes with whatever comes of them
@@ -329,6 +373,12 @@ def _replace_folder(folder: Path, beside: Path) -> None:
         folder.rename(old)
     beside.rename(folder)
     fsync_folder(folder.parent)
+    if old.exists() and (not old.is_dir() or _others_in(old)):  # somebody's: not ours to delete
+        numbers = itertools.count(1)
+        aside = next(path for n in numbers if not (path := folder.with_name(f"{folder.name}.before-{n}")).exists())
+        old.rename(aside)
+        logger.warning("%s was no backbone, or not only one: it is kept as %s", folder, aside)
+        return
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from backbones.config import MergeOrder, Naming
 from backbones.weights.foreign_files import Source, read_source
-from backbones.weights.handoff import check_replaceable, fp32, input_size, is_classifier, skeleton, write_backbone
+from backbones.weights.handoff import (
+    check_replaceable,
+    fp32,
+    input_size,
+    is_classifier,
+    make_network,
+    skeleton,
+    stored_skeleton,
+    write_backbone,
+)
 from backbones.weights.key_names import CLASSIFIER, Translated, to_timm
 from backbones.weights.pretraining_layouts import infer_beit, infer_twins, is_beit, is_twins
 from backbones.weights.resizing import POSITIONS, TABLE, Resized, fit_state
+from backbones.weights.stored import check_statistics
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -79,7 +88,8 @@ def import_backbone(
     try:
         name, own_args = _architecture_of(read, translated.state, architecture)
         model_args = own_args | {key: value for key, value in (sizes or {}).items() if value is not None}
-        model = skeleton(name, num_classes=0, **model_args)
+        model = stored_skeleton(name, {"num_classes": 0, **model_args})
+        cfg: Any = model.pretrained_cfg
         # tables that are not square are resized rightly only from a model of the file's own size, where that is known
         same_source = architecture in (None, read.architecture)
         own_model = skeleton(name, num_classes=0, **own_args) if own_args and same_source else None
@@ -88,10 +98,11 @@ def import_backbone(
         left_out = translated.left_out | _of_the_head(state, model, besides=translated.left_out)
         if (missing or unexpected) and not partial:
             raise UserError(_mismatch(missing, unexpected, name, naming=translated.naming))
+        mean, std = mean or read.mean or cfg["mean"], std or read.std or cfg["std"]
+        check_statistics(mean, std)
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    cfg: Any = model.pretrained_cfg
     is_told = "img_size" in (sizes or {}) and (sizes or {})["img_size"] is not None
     assumed = None if is_told or _says_size(read, state) else input_size(model, model_args)
     write_backbone(
@@ -99,8 +110,8 @@ def import_backbone(
         architecture=name,
         model_args=model_args,
         state=state,
-        mean=mean or read.mean or cfg["mean"],
-        std=std or read.std or cfg["std"],
+        mean=mean,
+        std=std,
         provenance=_provenance(read, translated, merge_order, resized, missing)
         | ({"img_size": "not known, assumed"} if assumed else {}),
     )
@@ -221,7 +232,7 @@ def _completed(
     kept = {name: value for name, value in state.items() if name not in dropped}
     if not missing:
         return kept
-    fresh = timm.create_model(architecture, num_classes=0, **model_args).state_dict()
+    fresh = make_network(architecture, {"num_classes": 0, **model_args}).state_dict()
     return kept | {name: fresh[name] for name in missing}
 
 

@@ -1,5 +1,7 @@
 """Safetensors files with whole tensors: read whole or refused, written beside their place and renamed."""
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,4 +36,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[s
     """
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as beside:
+        beside.touch()  # with the permissions that new files get here: safetensors' own are for their owner alone
+        mode = stat.S_IMODE(beside.stat().st_mode)
         save_file(host, beside, metadata=metadata)
+        beside.chmod(mode)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())

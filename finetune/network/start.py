@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
@@ -14,7 +13,7 @@ from backbones.arguments import takes_img_size
 from backbones.build import architecture
 from backbones.config import BackboneConfig
 from backbones.ops.exact_windows import use_exact_windows
-from backbones.weights.handoff import BackboneInfo, load_backbone, read_backbone, skeleton
+from backbones.weights.handoff import BackboneInfo, load_backbone, make_network, read_backbone, skeleton
 from engine.errors import UserError, is_refusal
 from engine.pixels import Statistics
 from engine.randomness import torch_seed
@@ -88,7 +87,7 @@ def build_network(start: Start, *, num_classes: int, drop_path: float = 0.0, see
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(torch_seed(seed, "init"))
         if start.folder is None:
-            network = timm.create_model(start.architecture, **options)
+            network = make_network(start.architecture, options)
             return use_exact_windows(network) if start.exact_windows else network
         try:
             return load_backbone(start.folder, exact_windows=start.exact_windows, **options)

@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from backbones.weights.handoff import CONFIG, TIMM, read_backbone, write_backbone
+from backbones.weights.handoff import CONFIG, TIMM, read_backbone, stored_skeleton, write_backbone
+from backbones.weights.stored import check_size, check_statistics
 from engine.checkpoint.format import INDEX, read_index
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoint
-from engine.checkpoint.tensor_files import read_tensors
+from engine.checkpoint.tensor_files import read_tensors, write_tensors
 from engine.documents import DocumentError, member, read_json
 from engine.errors import UserError
 from engine.pixels import Pixels, Statistics
-from engine.run.durable import fsync_folder, write_durably
+from engine.run.durable import write_durably
 from engine.terms import Size
 from finetune.network.start import Start
 
@@ -88,16 +88,29 @@ Loaders = dict[str, Callable[[], Trained]]
 
 
 def start_from(metadata: Mapping[str, Any]) -> Start:
-    """Read the architecture out of what is stored of a network, without weights."""
-    return Start(
-        architecture=metadata["architecture"],
-        model_args=metadata["model_args"],
-        img_size=(metadata["img_size"][0], metadata["img_size"][1]),
-        mean=three(metadata["mean"]),
-        std=three(metadata["std"]),
-        folder=None,
-        exact_windows=metadata.get("windows") != TIMM,
-    )
+    """Read the architecture out of what is stored of a network, without weights.
+
+    Raises:
+        UserError: it is no network's.
+    """
+    try:
+        stored = dict(metadata)
+        height, width = member(stored, "img_size", tuple[int, int])
+        start = Start(
+            architecture=member(stored, "architecture", str),
+            model_args=member(stored, "model_args", dict[str, Any]),
+            img_size=(height, width),
+            mean=three(member(stored, "mean", tuple[float, float, float])),
+            std=three(member(stored, "std", tuple[float, float, float])),
+            folder=None,
+            exact_windows=stored.get("windows") != TIMM,
+        )
+        check_size(start.img_size, name="img_size")
+        check_statistics(start.mean, start.std)
+        stored_skeleton(start.architecture, start.model_args)
+    except UserError as error:
+        raise UserError(f"what is stored of the network is nonsense: {error}") from error
+    return start
 
 
 def as_trained(network: nn.Module, *, name: str, step: int | None, metadata: Mapping[str, Any]) -> Trained:
@@ -231,10 +244,7 @@ def newest_best(run: Path, weights: str) -> Path | None:
 def write_best(folder: Path, *, metadata: dict[str, Any], state: dict[str, Tensor], step: int, weights: str) -> None:
     """Write weights (such as "best raw") and buffers as a folder that :func:`find_weights` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{TENSORS}"
-    save_file({name: value.contiguous() for name, value in state.items()}, beside)
-    beside.rename(folder / TENSORS)
-    fsync_folder(folder)
+    write_tensors(folder / TENSORS, state)
     labelled = {**metadata, "step": step, "weights": weights}
     write_durably(folder / METADATA, json.dumps(labelled).encode())
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import timm
 import torch
 
 from backbones.ops.exact_windows import use_exact_windows
-from backbones.weights.handoff import load_backbone, read_backbone, read_state, write_backbone
+from backbones.weights.handoff import check_replaceable, load_backbone, read_backbone, read_state, write_backbone
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 SMALL_SWIN = {
@@ -220,3 +221,39 @@ def test_crop_and_class_names_are_where_timm_reads_them(tmp_path):
     hand_off(tmp_path / "b", model, "swin", num_classes=3, crop_pct=0.8, label_names=names)
     cfg = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).pretrained_cfg
     assert (cfg["crop_pct"], tuple(cfg["label_names"])) == (0.8, names)
+
+
+def test_only_a_backbone_is_replaced(tmp_path):
+    check_replaceable(tmp_path / "absent")
+    hand_off(tmp_path / "backbone", make("vit"), "vit")
+    check_replaceable(tmp_path / "backbone")
+    (tmp_path / "empty").mkdir()
+    check_replaceable(tmp_path / "empty")
+    others = tmp_path / "another"
+    others.mkdir()
+    (others / "config.json").write_text('{"architectures": ["Bert"]}')
+    (others / "model.safetensors").write_bytes(b"theirs")
+    for folder in (others, tmp_path):
+        with pytest.raises(ValueError, match=r"would be lost"):
+            check_replaceable(folder)
+
+
+def test_what_is_no_backbone_is_moved_aside_and_a_link_is_followed(tmp_path, caplog):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    (tmp_path / "backbone").symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        hand_off(tmp_path / "backbone", make("vit"), "vit")
+    assert read_backbone(tmp_path / "backbone").provenance == {"step": 7, "commit": "abc"}
+    assert (tmp_path / "elsewhere.before-1" / "notes.txt").read_text() == "mine"
+    assert "kept as" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backbone", "elsewhere", "elsewhere.before-1"]
+
+
+def test_files_have_the_permissions_that_new_files_get(tmp_path):
+    before = os.umask(0o022)
+    try:
+        hand_off(tmp_path / "backbone", make("vit"), "vit")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "backbone").iterdir()} == {0o644}
