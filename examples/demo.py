@@ -8,6 +8,7 @@ Without ``--images`` it draws labelled scenes. Every step is one of the project'
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,14 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.studies.accuracy import top1
+from engine.errors import one_line_errors
+from engine.run.own_folder import check_own_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "examples" / "demo"
 NUM_SCENES, SCENE_SIZE = 5000, 128
 MARKER = ".demo"
+OWN = re.compile(r"\.demo|shards|pretrain|finetune_(pretrained|scratch)|side_\d+\.log")
+"""What a demo leaves in its folder."""
 console = Console(highlight=False)
 
 
+@one_line_errors
 def main() -> None:
     """Run the job and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,11 +67,11 @@ reaches after hundreds of epochs on a million images.
 
 
 def make_room(out: Path) -> None:
-    """Empty the folder of an earlier demo; leave any other alone."""
-    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        sys.exit(f"error: {out} holds something else than a demo; choose another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    """Empty the folder of an earlier demo; leave any other alone, and what somebody else put there."""
+    check_own_folder(out, marks=(MARKER,), is_own=lambda name: OWN.fullmatch(name) is not None, option="--out")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (out / MARKER).touch()
 
 

@@ -10,8 +10,9 @@ from data.commands.console import say, start_console
 from data.images.decode import BadImage
 from data.images.transforms import resize_center_crop
 from data.shards.shard_set import Sample, ShardSet, open_shards
-from engine.errors import UserError, at_path
+from engine.errors import UserError
 from engine.randomness import stream
+from engine.run.durable import replacing
 
 CAPTION_PX = 18
 GAP_PX = 6
@@ -24,8 +25,8 @@ def run_show(options: Show) -> None:
     shards = open_shards(options.shards, cache=options.cache)
     sheet = contact_sheet(shards, count=options.count, columns=options.columns, seed=options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with at_path(options.out):
-        sheet.save(options.out, "PNG")
+    with replacing(options.out) as beside:
+        sheet.save(beside, "PNG")
     if counts := class_counts(shards):
         console.print(count_table(counts))
     mix = class_mix(shards.labels(), sizes=shards.sizes)

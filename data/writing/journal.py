@@ -229,7 +229,10 @@ def _refuse_finished(out: Path) -> None:
 
 
 def _refuse_strangers(out: Path) -> None:
-    strangers = sorted(path.name for path in out.iterdir() if not OUR_FILES.fullmatch(path.name))
+    names = sorted(path.name for path in out.iterdir())
+    # Other writers name their shards as ours does: only beside a plan, a journal or a lock they are ours to replace.
+    begun = {PLAN_NAME, JOURNAL_NAME, LOCK_NAME} & set(names)
+    strangers = [name for name in names if not begun or not OUR_FILES.fullmatch(name)]
     if strangers:
         raise UserError(f"{out} is not empty (it holds {', '.join(strangers[:3])}); choose another --out")
 

@@ -10,6 +10,7 @@ as a JSON list in its property ``names``.
 Legend: b images, h w height and width in pixels, a anchors, k classes.
 """
 
+import io
 import json
 import logging
 import re
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.run.durable import replacing, write_durably
 from engine.terms import Size
 from finetune.commands.options import ExportOptions
 from finetune.network.weights import choose_weights, pick_weights, stored_metadata
@@ -46,6 +48,8 @@ def export(options: ExportOptions) -> None:
         UserError: there is no such run or weights, the network has no such form, or the file answers otherwise.
     """
     file = options.file
+    if file.is_dir() or not file.parent.is_dir():
+        raise UserError(f"export takes a file in a folder that exists, got {file}")
     if file.suffix == PT2 and (options.dynamic_batch or options.dynamic_size):
         raise UserError(
             "export: a detector is written for one image of one size; leave --dynamic-batch and --dynamic-size out"
@@ -83,10 +87,14 @@ def write_pt2(exportable: Exportable, file: Path) -> float:
         UserError: it differs from the network.
     """
     images = _images(1, exportable.size)
+    content = io.BytesIO()
     with torch.no_grad():
-        torch.export.save(torch.export.export(exportable.network, (images,), strict=False), file)
-        difference = _largest_difference(torch.export.load(file).module()(images), exportable.network(images))
-    return _accepted(difference, file, reader="torch.export")
+        torch.export.save(torch.export.export(exportable.network, (images,), strict=False), content)
+        content.seek(0)
+        difference = _largest_difference(torch.export.load(content).module()(images), exportable.network(images))
+    _check(difference, file, reader="torch.export")
+    write_durably(file, content.getvalue())
+    return difference
 
 
 def write_onnx(exportable: Exportable, file: Path, *, dynamic_batch: bool = False, dynamic_size: bool = False) -> float:
@@ -95,6 +103,14 @@ def write_onnx(exportable: Exportable, file: Path, *, dynamic_batch: bool = Fals
     Raises:
         UserError: the extra is missing, the network's code depends on the size, or onnxruntime differs from torch.
     """
+    with replacing(file) as beside:
+        _write_onnx(exportable, beside, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
+        difference = _difference(exportable, beside, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
+        _check(difference, file, reader="onnxruntime")
+    return difference
+
+
+def _write_onnx(exportable: Exportable, file: Path, *, dynamic_batch: bool, dynamic_size: bool) -> None:
     images = _images(2 if dynamic_batch else 1, exportable.size)
     dynamic = _dynamic(batch=dynamic_batch, size=dynamic_size)
     try:
@@ -114,14 +130,14 @@ def write_onnx(exportable: Exportable, file: Path, *, dynamic_batch: bool = Fals
             )
     except ImportError as error:
         raise UserError(f"export needs the extra of that name ({error}): pip install -e '.[export]'") from None
+    except OSError:
+        raise
     except Exception as error:  # the exporter raises what it likes
         what = "any size" if dynamic_size else "any number of images" if dynamic_batch else f"{exportable.size} pixels"
         advice = "its code depends on the size: leave --dynamic-size out" if dynamic_size else _first_line(error)
         raise UserError(f"the network cannot be exported for {what}: {advice}") from error
     if exportable.classes is not None:
         _write_names(file, exportable.classes)
-    difference = _difference(exportable, file, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
-    return _accepted(difference, file, reader="onnxruntime")
 
 
 def _write_names(file: Path, classes: Sequence[str]) -> None:
@@ -165,14 +181,13 @@ def _largest_difference(outputs: Sequence[Tensor], expected: Tensor | Sequence[T
     return max(float((output - other).abs().max()) for output, other in both)
 
 
-def _accepted(difference: float, file: Path, *, reader: str) -> float:
-    """Remove a file whose answers are others than the network's."""
-    if difference > MOST_OFF:
-        file.unlink()
+def _check(difference: float, file: Path, *, reader: str) -> None:
+    """Refuse a file whose answers are others than the network's, before it takes the place of an older one."""
+    if not difference <= MOST_OFF:
         raise UserError(
-            f"{file} differs by {difference:.1e} from torch under {reader}, at most {MOST_OFF:.0e} is expected"
+            f"{file} would differ by {difference:.1e} from torch under {reader}, at most {MOST_OFF:.0e} is expected; "
+            "it was not written"
         )
-    return difference
 
 
 def _dynamic(*, batch: bool, size: bool) -> dict[int, Any]:

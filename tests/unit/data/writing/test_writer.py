@@ -9,7 +9,7 @@ import pytest
 from data.shards.index import ShardIndex
 from data.shards.manifest import read_manifest
 from data.shards.shard_set import open_shards
-from data.writing.journal import Rejected
+from data.writing.journal import Rejected, check_folder
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
 
@@ -134,3 +134,13 @@ def test_a_list_beside_each_shard_leads_from_keys_to_files(encoded, tmp_path):
         [{"key": "000000", "source": names[0]}, {"key": "000001", "source": names[1]}],
         [{"key": "000002", "source": names[2]}],
     ]
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "bad.jsonl"])
+def test_shards_of_another_writer_with_our_names_are_left_alone(name, encoded, tmp_path):
+    (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(ValueError, match=rf"is not empty \(it holds {name}\)"):
+        write_shards(samples(encoded), out=tmp_path, classes=None, limits=ShardLimits())
+    with pytest.raises(ValueError, match="is not empty"):
+        check_folder(tmp_path, plan={})
+    assert (tmp_path / name).read_bytes() == b"theirs"

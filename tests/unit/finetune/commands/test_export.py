@@ -89,4 +89,10 @@ def test_a_file_that_differs_from_torch_does_not_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.commands.export.MOST_OFF", -1.0)
     with pytest.raises(ValueError, match="from torch under onnxruntime"):
         write_onnx(classifier(), tmp_path / "model.onnx")
-    assert not (tmp_path / "model.onnx").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_to_write_into_is_one_line(tmp_path):
+    for file in (tmp_path, tmp_path / "absent" / "model.onnx"):
+        with pytest.raises(ValueError, match="export takes a file in a folder that exists"):
+            export(ExportOptions(run=tmp_path, file=file))

@@ -11,8 +11,9 @@ from PIL import Image
 
 from data.sources.scenes import scene_members
 from finetune.classification import predict as predict_classes
+from finetune.commands import predict as predict_command
 from finetune.commands.options import PredictOptions
-from finetune.commands.predict import find_images, predict
+from finetune.commands.predict import LONGEST_NAME_BYTES, find_images, predict
 from finetune.segmentation.predict import as_written
 from finetune.train import train
 
@@ -106,3 +107,36 @@ def test_no_run_and_no_images_are_one_line(tmp_path):
         predict(options)
     with pytest.raises(ValueError, match=r"no image in .*; expected files ending in .jpg"):
         predict(replace(options, run=tmp_path))
+
+
+def test_names_that_are_too_long_are_shortened_and_stay_apart(tmp_path):
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    for ending in "ab":
+        (deep / f"{'ü' * 100}{ending}.jpg").touch()
+    names = list(find_images(tmp_path))
+    assert len(set(names)) == 2
+    assert all(len(name.encode()) <= LONGEST_NAME_BYTES for name in names)
+
+
+def test_answers_outlive_the_command_and_go_into_no_folder_of_others(micro, image_folder, tmp_path, monkeypatch):
+    config = micro(optimizer={"steps": 1, "warmup_steps": 0, "ema_decay": None})
+    train(config)
+    options = PredictOptions(run=config.run.folder, images=image_folder, out=image_folder)
+    with pytest.raises(ValueError, match=r"holds a.jpg, a.png, b.jpg, ..., which might be lost"):
+        predict(options)
+    one, left = predict_command._predict_one, [2]
+
+    def interrupted(*args, **kwargs):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return one(*args, **kwargs)
+
+    monkeypatch.setattr(predict_command, "_predict_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(replace(options, out=tmp_path / "out"))
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+    left[0] = 10
+    predict(replace(options, out=tmp_path / "out"))
+    assert {path.name for path in (tmp_path / "out").glob("predictions*")} == {"predictions.json"}
