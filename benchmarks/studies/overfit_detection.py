@@ -20,7 +20,7 @@ from benchmarks.goals import Goal
 from data.config import DataConfig
 from data.images.annotations import read_objects
 from data.shards.shard_set import ShardSet, open_shards
-from data.sources.coco import PREFIX, annotation_files
+from data.sources.trees.coco_files import PREFIX, annotation_files
 from data.writing.writer import NewSample, ShardLimits, write_shards
 from engine.config import DistributedConfig, OptimizerConfig, ReportConfig, RunConfig
 from finetune.config import EvaluationConfig, StartConfig

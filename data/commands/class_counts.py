@@ -1,5 +1,7 @@
 """How many samples each class has."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
@@ -24,12 +26,21 @@ def count_labels(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...]) -> 
 
 def count_table(counts: dict[str, int]) -> Table:
     """Show all classes, or of many those with the most and the fewest samples."""
-    table = Table("class", "name", "samples")
-    rows = [(str(label), Text(name), str(count)) for label, (name, count) in enumerate(counts.items())]
+    return split_table({"samples": counts})
+
+
+def split_table(splits: Mapping[str, Mapping[str, int]]) -> Table:
+    """Show the classes with a column of counts for each split; of many, those with the most and the fewest samples."""
+    table = Table("class", "name", *splits)
+    first = next(iter(splits.values()))
+    rows = [(label, name, [counts.get(name, 0) for counts in splits.values()]) for label, name in enumerate(first)]
+    gap: list[tuple[str, ...]] = []
     if len(rows) > MAX_ROWS:
-        rows.sort(key=lambda row: -int(row[2]))
-        gap = ("...", Text(f"{len(rows) - MAX_ROWS // 2} more"), "...")
-        rows = [*rows[: MAX_ROWS // 4], gap, *rows[-MAX_ROWS // 4 :]]
-    for row in rows:
-        table.add_row(*row)
+        rows.sort(key=lambda row: -row[2][0])
+        gap = [("...", f"{len(rows) - MAX_ROWS // 2} more", *("..." for _ in splits))]
+        rows = [*rows[: MAX_ROWS // 4], *rows[-MAX_ROWS // 4 :]]
+    shown = [(str(label), name, *map(str, counts)) for label, name, counts in rows]
+    place = MAX_ROWS // 4 if gap else 0
+    for row in [*shown[:place], *gap, *shown[place:]]:
+        table.add_row(*map(Text, row))
     return table

@@ -1,25 +1,32 @@
 """`data/main.py write`: from any source of images to shards."""
 
+import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from data.commands.class_counts import class_counts, split_table
 from data.commands.class_order import class_mix
 from data.commands.console import say, start_console, watch
 from data.shards.manifest import Manifest, read_manifest
 from data.shards.shard_set import open_shards
 from data.sources.config import AUTO, Write
-from data.sources.formats import SourceFormat, check_options, detect_format, source_format
+from data.sources.formats import SourceFormat, check_options, find_source, source_format
+from data.sources.image_folder import ImageFiles
 from data.sources.source import Selection, prepared, split_off
+from data.sources.trees.passed_over import passed_over
 from data.writing.journal import Plan, Rejected, check_folder
 from data.writing.writer import NewSample, ShardLimits, resume_shards
 from engine.errors import UserError
 
 NOT_IN_PLAN = ("source", "out", "format", "processes", "max_bad")
 """What changes nothing in the shards: it may be another when a killed command is started again."""
+
+MOST_NAMES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,31 @@ def run_write(options: Write) -> None:
                 say(console, f"{part.out} is complete already")
             manifest = read_manifest(part.out) if complete[part.name] else _write_part(part, options, console=console)
             say_written(manifest, folder=part.out, console=console)
+        _say_classes(parts, console=console)
+        _say_passed_over(options, parts=parts, console=console)
+
+
+def _say_classes(parts: Sequence[_Part], *, console: Console) -> None:
+    """Show the classes with the samples of each split, or name them where samples have no class of their own."""
+    opened = {part.name: open_shards(part.out) for part in parts}
+    counts = {name: class_counts(shards) for name, shards in opened.items()}
+    names = next((shards.classes for shards in opened.values() if shards.classes), None)
+    if any(counts.values()):
+        first = next(name for name, each in counts.items() if each)
+        console.print(split_table({first: counts.pop(first), **counts}))
+    elif names:
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        say(console, f"classes: {', '.join(names[:MOST_NAMES])}{more}")
+
+
+def _say_passed_over(options: Write, *, parts: Sequence[_Part], console: Console) -> None:
+    """Say which files in the source's folder went into no shard."""
+    sources = list({id(part.selection.source): part.selection.source for part in parts}.values())
+    files = [source.files() for source in sources if isinstance(source, ImageFiles)]
+    if len(files) == len(sources) and Path(options.source).is_dir():
+        rest = passed_over(Path(options.source), read=itertools.chain.from_iterable(files))
+        if rest:
+            say(console, f"passed over in {options.source}: {rest}")
 
 
 def say_written(manifest: Manifest, *, folder: Path, console: Console) -> None:
@@ -82,9 +114,15 @@ def _write_part(part: _Part, options: Write, *, console: Console) -> Manifest:
 
 
 def _parts(options: Write, *, index_folder: Path, console: Console) -> list[_Part]:
-    name = _format_name(options, console=console)
+    name, root = find_source(options)
+    if options.format == AUTO and name != options.source:
+        say(
+            console, f"{options.source} is taken as --format {name}" + (f" in {root}" if root != options.source else "")
+        )
+    check_options(options, name=name)
     source_kind = source_format(name)
-    selections = _selections(options, source_kind=source_kind, index_folder=index_folder)
+    inside = dataclasses.replace(options, source=root)
+    selections = _selections(inside, source_kind=source_kind, index_folder=index_folder)
     selections = {split: selection for split, selection in selections.items() if len(selection.numbers)}
     if not selections:
         raise UserError(f"{options.source} holds no sample of --format {name}")
@@ -100,17 +138,6 @@ def _parts(options: Write, *, index_folder: Path, console: Console) -> list[_Par
         )
         for split, selection in selections.items()
     ]
-
-
-def _format_name(options: Write, *, console: Console) -> str:
-    """Look what the source is where that is not given, and refuse options that it does not read."""
-    name = options.format
-    if name == AUTO:
-        name = detect_format(options.source)
-        if name != options.source:
-            say(console, f"{options.source} is taken as --format {name}")
-    check_options(options, name=name)
-    return name
 
 
 def _selections(options: Write, *, source_kind: SourceFormat, index_folder: Path) -> dict[str, Selection]:

@@ -1,7 +1,8 @@
 """COCO: images with boxes, classes, masks and crowd flags, from `instances_*.json` files.
 
     SOURCE/annotations/instances_train2017.json     images in SOURCE/train2017 or SOURCE/images/train2017
-    SOURCE/annotations/instances_val2017.json       (or a single JSON file as source, with the folder of its images)
+    SOURCE/annotations/instances_val2017.json       (or a single JSON file as source, with the folder of its images;
+                                                    other layouts: data/sources/trees/coco_files.py)
 
 Beside its image a sample has a `.json`:
 
@@ -22,13 +23,12 @@ from typing import Any
 from data.images.decode import BadImage
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
-from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles
+from data.sources.image_folder import ImageFiles
 from data.sources.preparation import Prepared
+from data.sources.trees.coco_files import PREFIX, annotation_files, image_folders, split_name
 from engine.documents import member, parse_json, whole_number
 from engine.errors import UserError
 from engine.terms import Size
-
-PREFIX = "instances_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,6 @@ class Annotation:
         return {"json": self.text}
 
 
-def annotation_files(folder: Path) -> list[Path]:
-    """Find the `instances_*.json` files of a folder in COCO's layout."""
-    return sorted((folder / "annotations").glob(f"{PREFIX}*.json"))
-
-
 def find_coco(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     """Read the annotated images by split: `train` and `val`, other splits under the name that their file gives.
 
@@ -72,19 +67,13 @@ def find_coco(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
         raise UserError(f"--images goes with one annotation file, but {source} has {len(files)}: give one as --source")
     splits: dict[str, ImageFiles] = {}
     for path in files:
-        name = "train" if len(files) == 1 else _split_name(path)
+        name = "train" if len(files) == 1 else split_name(path)
         if name in splits:
             raise UserError(f"{path} is a second {name} split; give one of them as --source FILE --images FOLDER")
         splits[name] = _read(path, images=images, preparation=options.preparation)
     if len({split.classes for split in splits.values()}) > 1:
         raise UserError(f"the annotation files of {source} have different categories; write them one by one")
     return splits
-
-
-def _split_name(path: Path) -> str:
-    name = path.stem.removeprefix(PREFIX)
-    plain = name.rstrip("0123456789").rstrip("_-").lower()
-    return "train" if plain in TRAIN_NAMES else "val" if plain in VAL_NAMES[:-1] else name
 
 
 def _read(path: Path, *, images: Path | None, preparation: Preparation) -> ImageFiles:
@@ -104,7 +93,13 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Image
         raise UserError(f"{path} is no COCO instances file: {error}") from None
     folder = images or _image_folder(path, first=names[0])
     paths = tuple(str(folder / name) for name in names)
-    return ImageFiles(paths=paths, beside=tuple(annotations), classes=classes, preparation=preparation)
+    return ImageFiles(
+        paths=paths,
+        beside=tuple(annotations),
+        classes=classes,
+        read_from=(str(path),),
+        preparation=preparation,
+    )
 
 
 def _by_id(tree: Any, name: str) -> list[dict[str, Any]]:
@@ -147,8 +142,7 @@ def _annotation(record: dict[str, Any], *, objects: list[dict[str, Any]]) -> Ann
 
 def _image_folder(path: Path, *, first: str) -> Path:
     """Find the folder in which the first image lies."""
-    split, root = path.stem.removeprefix(PREFIX), path.parent.parent
-    places = [root / split, root / "images" / split, root / "images", path.parent, path.parent / "images", root]
+    places = image_folders(path)
     folder = next((place for place in places if (place / first).is_file()), None)
     if folder is None:
         raise UserError(
@@ -162,4 +156,10 @@ def _is_coco(source: Path) -> bool:
     return bool(annotation_files(source)) or (source.is_file() and source.suffix.lower() == ".json")
 
 
-FORMAT = SourceFormat(open=find_coco, recognise=_is_coco, options=("images",))
+FORMAT = SourceFormat(
+    open=find_coco,
+    says="images with COCO's annotations",
+    recognise=_is_coco,
+    options=("images",),
+    narrows=("folder",),
+)

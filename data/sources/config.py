@@ -50,6 +50,10 @@ class Write:
     """What the source is; `auto` looks and says what it found."""
     images: Path | None = None
     """table, coco: folder that paths start from (default: the table's; found from the annotations' name)."""
+    splits: str | None = None
+    """folder, labels, yolo: names of the folders to train and to validate on, as `train,val`; `none`: undivided."""
+    class_depth: int | None = None
+    """folder: how deep the folders lie that are classes (1: at the top, of each split); 0: no classes."""
     val_labels: Path | None = None
     """imagenet: classes of a flat val folder, lines `name wnid` (default: LOC_val_solution.csv near it)."""
     path_column: str | None = None
@@ -93,6 +97,8 @@ class Write:
             raise UserError(f"val-fraction must lie in [0, 1), got {self.val_fraction}")
         if self.count < 1:
             raise UserError(f"count must be at least 1, got {self.count}")
+        if self.class_depth is not None and self.class_depth < 0:
+            raise UserError(f"class-depth must be at least 0, got {self.class_depth}")
         if self.size is not None and self.size < 32:
             raise UserError(f"size must be at least 32 pixels, got {self.size}")
         if self.size is not None and self.size**2 > self.max_pixels:

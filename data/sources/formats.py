@@ -2,14 +2,18 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.sources.config import Write
+from data.sources.config import AUTO, Write
 from data.sources.registry import FORMATS
 from data.sources.source import Source
+from data.sources.trees.splits import levels_of
 from engine.errors import UserError
+
+FOLDER = "folder"
+"""The kind that takes any folder of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +22,15 @@ class SourceFormat:
 
     open: Callable[[Write, Path], Mapping[str, Source]]
     """Finds the samples by split, `train` alone where it is not divided; the folder is empty and lasts till the end."""
+    says: str = "what an extension reads"
+    """What a source of this kind is, for the question which kind is meant."""
     recognise: Callable[[Path], bool] = lambda source: False
     """Tells by what lies in a folder or file whether it is of this kind, for `--format auto`."""
     options: tuple[str, ...] = ()
     """Options of `Write` that it reads and not every kind does: such an option is refused with the other kinds."""
+    narrows: tuple[str, ...] | None = None
+    """Kinds that take the same files for something more general, and are not asked where this one recognises a source;
+    None: all that were registered before it."""
     is_drawn: bool = False
     """Whether its samples are drawn: `--source` is then its own name, and it holds out `--val-fraction` itself."""
 
@@ -31,23 +40,48 @@ def source_format(name: str) -> SourceFormat:
     return importlib.import_module(FORMATS[name]).FORMAT
 
 
-def detect_format(source: str) -> str:
-    """Tell by what lies in a folder or file of which kind it is.
+def find_source(options: Write) -> tuple[str, str]:
+    """Tell of which kind the source is, unless that is given, and where its data begin: in it, or in a folder in it.
 
     Raises:
-        UserError: no kind recognises it.
+        UserError: no kind recognises it, or several do.
     """
-    if source in FORMATS and source_format(source).is_drawn:
-        return source
-    path = Path(source)
-    for name in reversed(FORMATS):
-        if source_format(name).recognise(path):
-            return name
+    if options.source in FORMATS and source_format(options.source).is_drawn and options.format == AUTO:
+        return options.source, options.source
+    path = Path(options.source)
+    for level in levels_of(path):
+        names = _readings(level) if options.format == AUTO else [options.format]
+        if len(names) > 1:
+            readings = ", ".join(f"{source_format(name).says} (--format {name})" for name in names)
+            raise UserError(f"{level} can be read as {readings}: say which is meant, or move what is not elsewhere")
+        if names and names != [FOLDER] and _recognises(names[0], level):
+            return names[0], str(level)
+    if options.format != AUTO or path.is_dir():
+        return FOLDER if options.format == AUTO else options.format, options.source
     state = "a file" if path.is_file() else "missing"
     raise UserError(
-        f"expected a folder of images, of shards or of a data set, a table (.csv, .tsv, .parquet) or a COCO .json, "
-        f"but {source} is {state}"
+        f"expected a folder of images, of shards or of a data set, a table (.csv, .tsv, .txt, .parquet) or a COCO "
+        f".json, but {options.source} is {state}"
     )
+
+
+def _readings(level: Path) -> list[str]:
+    """List the kinds that recognise a source, but for those that take the same files for something more general."""
+    names = [name for name in FORMATS if _recognises(name, level)]
+    general = {other for place, name in enumerate(names) for other in _narrowed(name, before=names[:place])}
+    return [name for name in names if name not in general]
+
+
+def _narrowed(name: str, *, before: list[str]) -> Sequence[str]:
+    narrows = source_format(name).narrows
+    return before if narrows is None else narrows
+
+
+def _recognises(name: str, level: Path) -> bool:
+    try:
+        return source_format(name).recognise(level)
+    except UserError:  # it is of this kind, but cannot be understood: opening it says why
+        return True
 
 
 def check_options(options: Write, *, name: str) -> None:

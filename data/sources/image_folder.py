@@ -1,7 +1,7 @@
 """Image files with class numbers, and how they are found: class folders, train and val of them, or one flat folder."""
 
+import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,17 +9,18 @@ from typing import Protocol
 
 from data.images.decode import BadImage
 from data.shards.index import UNLABELLED
+from data.shards.manifest import MANIFEST_NAME
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
+from data.sources.trees.class_folders import ClassFolders, check_depth, plain_name, read_class_folders
+from data.sources.trees.listing import holds, num_others
+from data.sources.trees.splits import Splits, find_splits, levels_of
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test")
 
 
 class Beside(Protocol):
@@ -35,6 +36,17 @@ class Beside(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BesideFile:
+    """A file that is beside an image."""
+
+    path: str
+    """Where it lies."""
+
+    def __str__(self) -> str:
+        return self.path
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
     """Image files, with a class number each or with none."""
@@ -47,6 +59,8 @@ class ImageFiles:
     """What each sample holds beside its image, instead of a class number."""
     classes: tuple[str, ...] | None = None
     """Class names by number."""
+    read_from: tuple[str, ...] = ()
+    """Other files that were read to know all this."""
     preparation: Preparation
     """What is done to each."""
 
@@ -67,6 +81,12 @@ class ImageFiles:
             return Rejected(source=path, reason=str(error))
         return NewSample(source=path, members=members, label=None if label == UNLABELLED else label)
 
+    def files(self) -> Iterator[str]:
+        """Yield every file that is read, so that it can be said which are not."""
+        yield from self.paths
+        yield from (item.path for item in self.beside or () if isinstance(item, BesideFile))
+        yield from self.read_from
+
     def listing(self) -> Iterator[str]:
         """Yield a line for each sample."""
         others = self.beside or self.labels or (UNLABELLED,) * len(self.paths)
@@ -77,75 +97,97 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     """List the images of a folder by split: {"train": ...}, and "val" where the folder is divided so itself.
 
     Raises:
-        UserError: no folder, no image in it, or images both beside and inside class folders.
+        UserError: no folder, no image in it, or folders that can be understood in several ways.
     """
     folder, preparation = Path(options.source), options.preparation
     if not folder.is_dir():
         raise UserError(f"expected a folder of images, but {folder} is {'a file' if folder.exists() else 'missing'}")
-    splits = split_folders(folder)
+    folder, splits = _divided(folder, options=options)
+    depth = options.class_depth
     if splits is None:
-        return {"train": find_split(folder, preparation=preparation)}
-    train = find_split(splits["train"], preparation=preparation)
-    if "val" not in splits:
-        return {"train": train}
-    val = find_split(splits["val"], preparation=preparation, labelled=train.classes is not None)
-    return {"train": train, "val": same_classes(val, train=train, folder=folder)}
+        return {"train": find_split(folder, preparation=preparation, depth=depth)}
+    if depth is None:
+        splits = {name: _inside(path) for name, path in splits.items()}
+    trees = {name: read_class_folders(path) for name, path in splits.items()}
+    labelled = any(len(tree.counts(1)) > 1 for tree in trees.values())
+    found = {
+        name: _images_in(tree, preparation=preparation, labelled=labelled, depth=depth) for name, tree in trees.items()
+    }
+    if "val" in found:
+        found["val"] = same_classes(found["val"], train=found["train"], folder=folder)
+    return found
 
 
-def split_folders(folder: Path) -> dict[str, Path] | None:
-    """Find the train folder, and the val folder if there is one; None where the folder is not divided so.
+def _divided(folder: Path, *, options: Write) -> tuple[Path, Splits | None]:
+    """Look through folders that only wrap others until one is divided into splits, or holds classes or images."""
+    levels = levels_of(folder)
+    for level in levels:
+        splits = None
+        with contextlib.suppress(UserError) if level != levels[-1] else contextlib.nullcontext():
+            splits = find_splits(level, choice=options.splits)
+        if splits is not None:
+            logger.info("%s: train is %s", level, ", val is ".join(str(path.name) for path in splits.values()))
+            return level, splits
+    if options.class_depth is not None:
+        return folder, None
+    if levels[-1] != folder:
+        logger.info("%s is all that holds images in %s: it is looked into", levels[-1], folder)
+    return levels[-1], None
 
-    A class may be called train, too: a folder is divided only where all its subfolders have names of splits.
-    """
-    names = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir() and entry.name[0] != "."}
-    train = [name for name in TRAIN_NAMES if name in names]
-    val = [name for name in VAL_NAMES if name in names]
-    if not train or not names.keys() <= {*TRAIN_NAMES, *VAL_NAMES}:
-        return None
-    for name in train[1:] + val[1:]:
-        logger.warning("%s is left alone: %s is taken", names[name], (train if name in train else val)[0])
-    return {"train": names[train[0]]} | ({"val": names[val[0]]} if val else {})
 
-
-def find_split(folder: Path, *, preparation: Preparation, labelled: bool = False) -> ImageFiles:
+def find_split(
+    folder: Path, *, preparation: Preparation, labelled: bool = False, depth: int | None = None
+) -> ImageFiles:
     """List the images of one split: labelled by class folder, or unlabelled where there is none.
 
-    A single folder is a class only where the images are known to be ``labelled``.
+    A single folder is a class only where the images are known to be ``labelled``, or ``depth`` says so.
 
     Raises:
-        UserError: no image, or images both beside and inside class folders.
+        UserError: no image, or folders that can be understood in several ways.
     """
-    flat = images_of(folder, deep=False)
-    by_class = {entry.name: images_of(entry, deep=True) for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    by_class = {name: paths for name, paths in by_class.items() if paths and not name.startswith(".")}
-    if flat and by_class:
+    return _images_in(read_class_folders(folder), preparation=preparation, labelled=labelled, depth=depth)
+
+
+def _inside(split: Path) -> Path:
+    """Look through a folder that only wraps the class folders of a split."""
+    innermost = levels_of(split)[-1]
+    return split if holds(innermost, deep=False) else innermost
+
+
+def _images_in(tree: ClassFolders, *, preparation: Preparation, labelled: bool, depth: int | None) -> ImageFiles:
+    if not any(files.images for files in tree.files):
+        others = num_others(tree.files)
         raise UserError(
-            f"{folder} has images of its own ({Path(flat[0]).name}, ...) beside folders with images "
-            f"({', '.join(list(by_class)[:3])}); expected class folders only, or one flat folder"
+            f"no image in {tree.folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, or class folders of them"
+            + (f"; it holds {others}" if others else "")
         )
-    if not flat and not by_class:
-        raise UserError(
-            f"no image in {folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, or class folders of them"
-        )
-    if len(by_class) < (1 if labelled else 2):
-        paths = flat or next(iter(by_class.values()))
-        return ImageFiles(paths=tuple(paths), preparation=preparation)
+    asked, depth = depth is not None, check_depth(tree, depth=depth)
+    folders = tree.classes(depth) if depth and tree.counts(depth) else []
+    if len(folders) < (1 if labelled or asked else 2):
+        return ImageFiles(paths=tuple(tree.all_paths()), preparation=preparation)
+    _warn_of_empty(tree, folders=folders, depth=depth)
+    paths = tree.paths(depth)
+    numbers = {name: number for number, name in enumerate(folders)}
     return ImageFiles(
-        paths=tuple(path for paths in by_class.values() for path in paths),
-        labels=tuple(label for label, paths in enumerate(by_class.values()) for _ in paths),
-        classes=tuple(by_class),
+        paths=tuple(path for path, _ in paths),
+        labels=tuple(numbers[name] for _, name in paths),
+        classes=tuple(map(plain_name, folders)),
         preparation=preparation,
     )
 
 
-def images_of(folder: Path, *, deep: bool) -> list[str]:
-    """List the image files of a folder, and with ``deep`` of those below it, in a fixed order."""
-    paths: list[str] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if deep else []
-        images = sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith("."))
-        paths += [os.path.join(parent, name) for name in images]  # noqa: PTH118 - path objects of millions are slow
-    return paths
+def _warn_of_empty(tree: ClassFolders, *, folders: list[str], depth: int) -> None:
+    counts = tree.counts(depth)
+    empty = [name for name in folders if not counts[name]]
+    if empty:
+        logger.warning(
+            "%s: %d of the %d classes have no image that is read, and keep their numbers: %s%s",
+            tree.folder,
+            len(empty),
+            len(folders),
+            ", ".join(empty[:5]),
+            ", ..." if len(empty) > 5 else "",
+        )
 
 
 def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFiles:
@@ -159,12 +201,22 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
             labelled = "val" if train.classes is None else "train"
             logger.warning("%s: only %s has class folders; val is written without labels", folder, labelled)
         return replace(val, classes=None, labels=None)
-    unknown = sorted(set(val.classes) - set(train.classes))
+    unknown = sorted({val.classes[label] for label in val.labels} - set(train.classes))
     if unknown:
         raise UserError(f"{folder} has classes to validate on that are not to train on: {', '.join(unknown[:3])}")
     numbers = {name: number for number, name in enumerate(train.classes)}
-    renamed = [numbers[name] for name in val.classes]
+    renamed = [numbers.get(name, UNLABELLED) for name in val.classes]  # others have no image
     return replace(val, classes=train.classes, labels=tuple(renamed[label] for label in val.labels))
 
 
-FORMAT = SourceFormat(open=find_images, recognise=Path.is_dir)
+def _is_folder(source: Path) -> bool:
+    return source.is_dir() and not (source / MANIFEST_NAME).is_file() and holds(source)
+
+
+FORMAT = SourceFormat(
+    open=find_images,
+    says="a folder of images",
+    recognise=_is_folder,
+    options=("splits", "class_depth"),
+    narrows=(),
+)

@@ -11,7 +11,6 @@ Class numbers are ranks of the wnids in sorted order, which is what timm and tor
 import csv
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from data.parallel import in_order
@@ -21,9 +20,11 @@ from data.shards.scan import describe_shard, scan_tar
 from data.shards.shard_set import open_shards
 from data.sources.config import Write
 from data.sources.formats import SourceFormat
-from data.sources.image_folder import TRAIN_NAMES, VAL_NAMES, ImageFiles, find_split, images_of, same_classes
+from data.sources.image_folder import ImageFiles, find_split, same_classes
 from data.sources.reshard import StoredSamples, stored_samples
 from data.sources.source import Source
+from data.sources.trees.listing import images_of, subfolders
+from data.sources.trees.names import Split, split_of
 from engine.documents import read_text
 from engine.errors import UserError
 
@@ -31,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 KAGGLE_LIST = "LOC_val_solution.csv"
 LEVELS_ABOVE = 4  # the folder that holds it also holds ILSVRC/Data/CLS-LOC/val
-LABEL_LISTS = (KAGGLE_LIST, "val_labels.csv", "val_labels.txt", "val.txt")
+LABEL_LISTS = (KAGGLE_LIST, "val_labels.csv", "val_labels.txt", "val.txt", "val_annotations.txt")
 
 
 def is_imagenet(folder: Path) -> bool:
     """Whether a folder looks like ImageNet: wnid folders below train, or a tar for each wnid."""
-    train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
-    return bool(class_tars(folder)) or (train is not None and any(is_wnid(entry.name) for entry in train.iterdir()))
+    train = _first_of("train", folder=folder)
+    return bool(class_tars(folder)) or (train is not None and any(is_wnid(path.name) for path in subfolders(train)))
 
 
 def find_imagenet(options: Write, index_folder: Path) -> dict[str, Source]:
@@ -50,7 +51,7 @@ def find_imagenet(options: Write, index_folder: Path) -> dict[str, Source]:
     classes = None if options.classes is None else tuple(sorted(read_class_names(options.classes)))
     if tars := class_tars(folder):
         return {"train": _from_tars(tars, classes=classes, options=options, index_folder=index_folder)}
-    train_folder, val_folder = (_first_of(names, folder=folder) for names in (TRAIN_NAMES, VAL_NAMES[:-1]))
+    train_folder, val_folder = (_first_of(split, folder=folder) for split in ("train", "val"))
     if train_folder is None:
         raise UserError(f"expected train/ with a folder for each wnid, or a tar for each, in {folder}")
     train = find_split(train_folder, preparation=preparation, labelled=True)
@@ -68,13 +69,13 @@ def class_tars(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("n*.tar") if is_wnid(path.stem))
 
 
-def _first_of(names: Sequence[str], *, folder: Path) -> Path | None:
-    """Choose the first of these folders that is there; ImageNet's test images have no labels and are left alone."""
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+def _first_of(split: Split, *, folder: Path) -> Path | None:
+    """Choose the first folder of a split; ImageNet's test images have no labels and are left alone."""
+    return next((path for path in subfolders(folder) if split_of(path.name) == split), None)
 
 
 def _val(folder: Path, *, train: ImageFiles, val_labels: Path | None) -> ImageFiles:
-    if val_labels is None and any(entry.is_dir() for entry in folder.iterdir()):
+    if val_labels is None and any(is_wnid(path.name) for path in subfolders(folder)):
         return same_classes(
             find_split(folder, preparation=train.preparation, labelled=True), train=train, folder=folder.parent
         )
@@ -151,6 +152,8 @@ def _index_class(index_folder: Path, labelled: tuple[Path, int]) -> ShardInfo:
 
 FORMAT = SourceFormat(
     open=find_imagenet,
+    says="ImageNet",
+    narrows=("folder", "webdataset"),
     recognise=lambda source: source.is_dir() and is_imagenet(source),
     options=("val_labels", "classes"),
 )

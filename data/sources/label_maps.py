@@ -1,7 +1,8 @@
 """Images with a label map each, for segmentation: ADE20K, or any folder of images beside one of PNG maps.
 
-    SOURCE/images/training/x.jpg          SOURCE/images/x.jpg         also `labels` or `masks` for `annotations`,
-    SOURCE/annotations/training/x.png     SOURCE/annotations/x.png    and train, val, ... for the splits
+    SOURCE/images/training/x.jpg          SOURCE/images/x.jpg         also `labels`, `masks`, ... for `annotations`,
+    SOURCE/annotations/training/x.png     SOURCE/annotations/x.png    train, val, ... for the splits, and the splits
+                                                                      outside (data/sources/trees/pairs.py)
 
 A map is written as it is, byte for byte, as `.seg.png`: what its values mean is for the recipe to say (ADE20K: 0 is
 nothing, 1 to 150 are the classes of objectInfo150.txt; others count from 0 and mark the void with a value of its own).
@@ -18,26 +19,24 @@ from PIL import Image
 from data.images.decode import BadImage, read_header
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
-from data.sources.image_folder import ImageFiles, images_of, split_folders
+from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
+from data.sources.trees.listing import paths_in, walk
+from data.sources.trees.pairs import MAP_SUFFIXES, Pair, find_pairs
 from engine.errors import UserError
 from engine.terms import Size
 
 logger = logging.getLogger(__name__)
 
 MAP_FOLDERS = ("annotations", "labels", "masks")
+SPLIT_LISTS = "Segmentation"
+"""VOC's lists of images that have a map, in ImageSets."""
 MAP_MODES = ("L", "P", "1", "I;16", "I")
 
 
 @dataclass(frozen=True)
-class LabelMap:
+class LabelMap(BesideFile):
     """The label map of one image."""
-
-    path: str
-    """Its file."""
-
-    def __str__(self) -> str:
-        return self.path
 
     def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
         """Read it, if it is of the image's size."""
@@ -71,9 +70,8 @@ def check_label_map(content: bytes, *, size: Size, preparation: Preparation) -> 
 
 
 def has_label_maps(folder: Path) -> bool:
-    """Whether a folder has images/ and a folder of PNG maps."""
-    maps = _map_folder(folder)
-    return maps is not None and next(maps.rglob("*.png"), None) is not None
+    """Whether a folder has images beside label maps."""
+    return folder.is_dir() and find_pairs(folder, suffixes=MAP_SUFFIXES, lists=SPLIT_LISTS) is not None
 
 
 def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
@@ -85,40 +83,43 @@ def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles
     if options.size is not None:
         raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
     folder, classes = Path(options.source), options.class_names
-    maps = _map_folder(folder)
-    if maps is None:
+    pairs = find_pairs(folder, suffixes=MAP_SUFFIXES, lists=SPLIT_LISTS, splits=options.splits)
+    if pairs is None:
         raise UserError(
-            f"expected images/ and one of {', '.join(MAP_FOLDERS)} (with PNG maps of the same names) in {folder}"
+            f"expected images/ and one of {', '.join(MAP_FOLDERS)} (with PNG maps of the same names) in {folder}, or "
+            "train/ and val/ with both"
         )
-    images = folder / "images"
-    splits = split_folders(images) or {"train": images}
-    return {
-        name: _pairs(path, maps=maps / path.relative_to(images), classes=classes, preparation=options.preparation)
-        for name, path in splits.items()
-    }
+    return {name: _pairs(pair, classes=classes, preparation=options.preparation) for name, pair in pairs.items()}
 
 
-def _map_folder(folder: Path) -> Path | None:
-    if not (folder / "images").is_dir():
-        return None
-    return next((folder / name for name in MAP_FOLDERS if (folder / name).is_dir()), None)
-
-
-def _pairs(images: Path, *, maps: Path, classes: tuple[str, ...] | None, preparation: Preparation) -> ImageFiles:
-    paths = images_of(images, deep=True)
-    map_paths = [str((maps / Path(path).relative_to(images)).with_suffix(".png")) for path in paths]
-    existing = {str(path) for path in maps.rglob("*.png")} if maps.is_dir() else set[str]()
+def _pairs(pair: Pair, *, classes: tuple[str, ...] | None, preparation: Preparation) -> ImageFiles:
+    images, maps = pair.images, pair.labels
+    paths = pair.paths()
+    map_paths = [str(pair.beside(path, suffix=".png")) for path in paths]
+    existing = {path for files in walk(maps, suffixes=MAP_SUFFIXES) for path in paths_in(maps, files)}
+    others = {Path(path).suffix for path in existing} - {".png"}
     missing = [path for path in map_paths if path not in existing]
     if not paths:
         raise UserError(f"no image in {images}")
+    if missing and others:
+        raise UserError(
+            f"the label maps in {maps} are {' and '.join(sorted(others))}, expected .png: convert them, a JPEG's from "
+            "where it was made, since values change in JPEG"
+        )
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(paths)} images in {images} have no label map, for example {missing[0]}"
         )
-    if len(existing) > len(paths):
+    if len(existing) > len(paths) and pair.stems is None:
         logger.warning("%s: %d label maps have no image and are left out", maps, len(existing) - len(paths))
     beside = tuple(LabelMap(path) for path in map_paths)
     return ImageFiles(paths=tuple(paths), beside=beside, classes=classes, preparation=preparation)
 
 
-FORMAT = SourceFormat(open=find_label_maps, recognise=has_label_maps, options=("classes",))
+FORMAT = SourceFormat(
+    open=find_label_maps,
+    says="images with label maps",
+    recognise=has_label_maps,
+    options=("classes", "splits"),
+    narrows=("folder",),
+)

@@ -198,4 +198,10 @@ def _holds_tars(folder: Path) -> bool:
     return any(next(folder.glob(f"*{suffix}"), None) is not None for suffix in (".tar", *COMPRESSED))
 
 
-FORMAT = SourceFormat(open=find_shards, recognise=_is_shards, options=("pattern", "classes", "first_class"))
+FORMAT = SourceFormat(
+    open=find_shards,
+    says="shards",
+    recognise=_is_shards,
+    options=("pattern", "classes", "first_class"),
+    narrows=(),
+)

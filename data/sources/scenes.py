@@ -280,4 +280,4 @@ def _open(options: Write, _index_folder: Path) -> dict[str, Scenes]:
     return {"train": train, "val": replace(train, first=train.count, count=num_held_out)}
 
 
-FORMAT = SourceFormat(open=_open, options=("count",), is_drawn=True)
+FORMAT = SourceFormat(open=_open, options=("count",), is_drawn=True, narrows=())

@@ -157,6 +157,8 @@ def _text(value: Any) -> str:
 
 FORMAT = SourceFormat(
     open=find_listed_images,
+    says="a table of paths",
+    narrows=(),
     recognise=lambda source: source.suffix.lower() in TABLE_SUFFIXES,
     options=("images", "path_column", "label_column", "classes"),
 )

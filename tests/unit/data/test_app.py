@@ -151,6 +151,21 @@ def test_shards_sorted_by_class_are_warned_of_when_written_checked_and_shown(run
     assert open_shards(tmp_path / "mended").num_samples == 40
 
 
+def test_classes_counts_and_what_was_passed_over_are_said_at_the_end(run, tmp_path, encoded):
+    for number in range(8):
+        path = tmp_path / "in" / "train" / ("Äpfel", "pears")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(number))
+        (path.parent / f"{number}.tif").touch()
+    (tmp_path / "in" / "val" / "pears").mkdir(parents=True)
+    (tmp_path / "in" / "val" / "pears" / "v.jpg").write_bytes(encoded(9))
+    said = run("write", "--source", tmp_path / "in", "--out", tmp_path / "out", "--processes", 1).out
+    rows = [line.replace("│", " ").split() for line in said.splitlines()]
+    assert ["0", "pears", "4", "1"] in rows
+    assert ["1", "Äpfel", "4", "0"] in rows
+    assert f"passed over in {tmp_path / 'in'}: 8 .tif (train/)" in said
+
+
 def test_a_table_is_written_with_a_held_out_share(run, tmp_path, encoded):
     lines = ["path,label"]
     for number in range(20):

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from data.sources.formats import detect_format
+from data.sources.formats import find_source
 from data.sources.imagenet import find_imagenet, is_imagenet
 from tests.unit.data.write_options import write_options
 
@@ -113,7 +113,7 @@ def test_a_tar_for_each_class_is_read_in_place(class_tars, tmp_path, encoded):
 
 
 def test_imagenet_is_told_from_other_folders(imagenet, class_tars, tmp_path, encoded):
-    assert detect_format(str(imagenet())) == detect_format(str(class_tars)) == "imagenet"
+    assert find_source(write_options(imagenet()))[0] == find_source(write_options(class_tars))[0] == "imagenet"
     assert not is_imagenet(tmp_path)
     with pytest.raises(ValueError, match=r"expected train/ with a folder for each wnid, or a tar for each"):
         find(tmp_path)

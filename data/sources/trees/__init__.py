@@ -1,0 +1,1 @@
+"""How the folders that users bring are read: names of splits and roles, class folders, images beside their labels."""

@@ -1,0 +1,145 @@
+"""Images by class folder: which folders are classes, and what speaks against it.
+
+    SOURCE/dog/1.jpg    SOURCE/dog/indoor/2.jpg    SOURCE/cat/...        classes by default: the folders at the top
+    SOURCE/Fruit/Apple/1.jpg    SOURCE/Fruit/Pear/2.jpg                  --class-depth 1: Fruit; 2: Fruit/Apple, ...
+
+An empty class folder keeps its number, as one does whose pictures are of kinds that are not read. Folders that hold
+other things (text, tables) are no classes.
+"""
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.sources.trees.listing import OTHER_IMAGE_SUFFIXES, FolderFiles, paths_in, walk
+from data.sources.trees.names import parse_name
+from engine.errors import UserError
+
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """The images of a split, in the folders that they lie in."""
+
+    folder: Path
+    """The split's folder."""
+    files: tuple[FolderFiles, ...]
+    """What lies in it and below it, each folder before those in it."""
+
+    @property
+    def flat(self) -> list[str]:
+        """Names of the images that lie in no folder of their own."""
+        return self.files[0].images
+
+    def counts(self, depth: int) -> Counter[str]:
+        """Count the images below each folder at a depth."""
+        counts: Counter[str] = Counter()
+        for files in self.files:
+            if files.images and len(files.parts) >= depth:
+                counts["/".join(files.parts[:depth])] += len(files.images)
+        return counts
+
+    def classes(self, depth: int) -> list[str]:
+        """Name the classes: folders with images, those with pictures that are not read, and empty ones; sorted."""
+        states: dict[Parts, set[str]] = {}
+        for files in self.files:
+            if len(files.parts) >= depth:
+                states.setdefault(files.parts[:depth], set()).update(_kinds(files))
+        named = {parts for parts, kinds in states.items() if "image" in kinds or "picture" in kinds}
+        # An empty folder is a class that waits for its images only where it stands among classes.
+        empty = {parts for parts, kinds in states.items() if not kinds} if len(named) > 1 else set[Parts]()
+        return ["/".join(parts) for parts in sorted(named | empty)]
+
+    def paths(self, depth: int) -> list[tuple[str, str]]:
+        """List the images below the classes' folders, each with its class, in the order of the classes."""
+        listed = [files for files in self.files if files.images and len(files.parts) >= depth]
+        listed.sort(key=lambda files: files.parts[:depth])  # stable: below a class the order of the walk stays
+        return [(path, "/".join(files.parts[:depth])) for files in listed for path in paths_in(self.folder, files)]
+
+    def all_paths(self) -> list[str]:
+        """List all images."""
+        return [path for files in self.files for path in paths_in(self.folder, files)]
+
+
+def read_class_folders(folder: Path) -> ClassFolders:
+    """Walk through a split's folder."""
+    return ClassFolders(folder=folder, files=tuple(walk(folder)))
+
+
+def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
+    """Choose the depth of the class folders, 1 unless it is given.
+
+    Raises:
+        UserError: images lie beside the class folders, or what is below them looks like classes, too.
+    """
+    if depth is not None:
+        if depth and not tree.counts(depth):
+            raise UserError(f"{tree.folder} has no image as deep as --class-depth {depth} says")
+        return depth
+    _refuse_images_beside(tree)
+    inside = {name: folders for name, folders in _folders_inside(tree).items() if len(folders) > 1}
+    if not inside:
+        return 1
+    name, folders = next(iter(inside.items()))
+    kinds = {kind for parts in map(parse_name, folders) for kind in (parts.split, parts.role) if kind}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{tree.folder} has {len(tree.classes(1))} folders with images, of which {name} has "
+            f"{_listed(folders)} inside: give it as --source {tree.folder / name}, or take the folders as classes with "
+            "--class-depth 1"
+        )
+    tops, leaves = list(tree.counts(1)), list(tree.counts(2))
+    raise UserError(
+        f"{tree.folder} has folders in its folders: classes can be {len(tops)} ({_listed(tops)}; --class-depth 1) or "
+        f"{len(leaves)} ({_listed(leaves)}; --class-depth 2), or there are none (--class-depth 0): say which, with "
+        "--format folder"
+    )
+
+
+def _refuse_images_beside(tree: ClassFolders) -> None:
+    if tree.flat and len(tree.files) > 1 and any(files.images for files in tree.files[1:]):
+        names = list(tree.counts(1))
+        raise UserError(
+            f"{tree.folder} has images of its own ({tree.flat[0]}, ...) beside folders with images "
+            f"({', '.join(names[:3])}); expected class folders only, or one flat folder: leave them out with "
+            "--class-depth 1, or take all images without classes with --class-depth 0"
+        )
+
+
+def _folders_inside(tree: ClassFolders) -> dict[str, list[str]]:
+    """List the folders with images in those class folders that have no images of their own."""
+    inside: dict[str, dict[str, None]] = {}
+    direct: set[str] = set()
+    for files in tree.files:
+        if files.images and len(files.parts) == 1:
+            direct.add(files.parts[0])
+        elif files.images and files.parts:
+            inside.setdefault(files.parts[0], {})[files.parts[1]] = None
+    return {name: list(folders) for name, folders in inside.items() if name not in direct}
+
+
+def plain_name(name: str) -> str:
+    """Write a class name as all systems do.
+
+    Raises:
+        UserError: it is no text.
+    """
+    try:
+        return unicodedata.normalize("NFC", name.encode().decode())
+    except UnicodeEncodeError:
+        raw = name.encode(errors="surrogateescape")
+        raise UserError(f"the class folder {raw!r} has a name that is not UTF-8: rename it") from None
+
+
+def _kinds(files: FolderFiles) -> set[str]:
+    """Say whether a folder holds images, pictures of other kinds, or something else."""
+    suffixes = files.others.keys()
+    kinds = {"image"} if files.images else set[str]()
+    kinds |= {"picture"} if any(suffix in OTHER_IMAGE_SUFFIXES for suffix in suffixes) else set()
+    return kinds | ({"other"} if suffixes and not kinds else set())
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

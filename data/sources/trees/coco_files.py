@@ -1,0 +1,65 @@
+"""Where COCO's annotation files lie, which split each is of, and where its images are.
+
+SOURCE/annotations/instances_train2017.json     SOURCE/train2017/*.jpg or SOURCE/images/train2017/*.jpg
+SOURCE/annotations/train.json                   SOURCE/images/*.jpg, SOURCE/train/*.jpg, ...
+SOURCE/train/_annotations.coco.json             SOURCE/train/*.jpg (Roboflow)
+SOURCE/labels.json, result.json, ...            SOURCE/data/*.jpg, SOURCE/images/*.jpg, ... (FiftyOne, Label Studio)
+"""
+
+import re
+from pathlib import Path
+
+from data.sources.trees.listing import files_in, subfolders
+from data.sources.trees.names import split_of
+
+PREFIX = "instances_"
+OTHER_KINDS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
+KEYS = tuple(re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations", "categories"))
+LOOKED_AT_BYTES = 2**16
+
+
+def annotation_files(folder: Path) -> list[Path]:
+    """Find the COCO files of a folder: `instances_*.json` where there are some, else what looks like one inside."""
+    if not folder.is_dir():
+        return []
+    own = files_in(folder / "annotations", suffixes=(".json",))
+    if instances := [path for path in own if path.name.startswith(PREFIX)]:
+        return instances
+    below = [path for split in subfolders(folder) if split_of(split.name) for path in _files(split)]
+    return [path for path in own if _is_annotations(path)] or below or _files(folder)
+
+
+def split_name(path: Path) -> str:
+    """Name the split of an annotation file: train, val, or what its name says; Roboflow's folders name it."""
+    stem = path.stem.removeprefix(PREFIX)
+    name = path.parent.name if split_of(path.parent.name) and not split_of(stem) else stem
+    split = split_of(name)
+    return split if split in ("train", "val") else name
+
+
+def image_folders(path: Path) -> list[Path]:
+    """List the folders in which the images of an annotation file are looked for, the likeliest first."""
+    split = path.stem.removeprefix(PREFIX)
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    splits = [
+        split,
+        *(near.name for near in subfolders(root) if split_of(split) and split_of(near.name) == split_of(split)),
+    ]
+    places = [place for name in splits for place in (root / name, root / "images" / name, root / name / "images")]
+    return list(dict.fromkeys([*places, root / "images", path.parent, path.parent / "images", root, root / "data"]))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in files_in(folder, suffixes=(".json",)) if _is_annotations(path)]
+
+
+def _is_annotations(path: Path) -> bool:
+    """Whether a file looks like COCO's, by the lists that its beginning and its end name."""
+    if path.name.startswith(OTHER_KINDS):
+        return False
+    with path.open("rb") as file:
+        content = file.read(LOOKED_AT_BYTES)
+        size = file.seek(0, 2)
+        file.seek(max(size - LOOKED_AT_BYTES, 0))
+        content += file.read(LOOKED_AT_BYTES)
+    return sum(key.search(content) is not None for key in KEYS) >= 2

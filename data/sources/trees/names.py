@@ -1,0 +1,64 @@
+"""The usual names of folders: splits (`Training`, `val2017`, `seg_test`), images (`JPEGImages`), labels (`gtFine`)."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "val", "test"]
+Role = Literal["images", "labels"]
+
+SPLIT_WORDS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
+ROLE_WORDS: dict[str, Role] = {
+    **dict.fromkeys(("images", "image", "imgs", "img", "jpegimages", "leftimg", "photos", "pictures"), "images"),
+    **dict.fromkeys(("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "annot"), "labels"),
+    **dict.fromkeys(("segmentation", "segmentations", "segmentationclass", "labelmaps", "labelmap"), "labels"),
+    **dict.fromkeys(("gtfine", "gt", "groundtruth", "segmentationclassraw", "segmentationclassaug"), "labels"),
+}
+FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final"}
+GLUED = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(set|data|annot|masks?|labels?|images?)")
+JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+"""Folders that systems leave behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameParts:
+    """What a folder's name says."""
+
+    split: Split | None = None
+    """Which split it holds."""
+    role: Role | None = None
+    """Whether it holds images or what is beside them."""
+
+
+def parse_name(name: str) -> NameParts:
+    """Take a name apart; one with a word that is none of the usual ones says nothing."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower().replace("ground_truth", "groundtruth")) if word]
+    words = [part for word in words for part in _unglued(word)]
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    roles = {ROLE_WORDS[word] for word in words if word in ROLE_WORDS}
+    known = all(word in SPLIT_WORDS or word in ROLE_WORDS or word in FILLER_WORDS for word in words)
+    if not known or len(splits) > 1:
+        return NameParts()
+    # What is called after both, as `label_images`, holds labels.
+    role: Role | None = "labels" if "labels" in roles else "images" if roles else None
+    return NameParts(split=next(iter(splits), None), role=role)
+
+
+def split_of(name: str) -> Split | None:
+    """Which split a folder or file of this name holds."""
+    return parse_name(name).split
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: names that begin with a dot, and what systems leave behind."""
+    return name.startswith(".") or name in JUNK
+
+
+def _unglued(word: str) -> tuple[str, ...]:
+    """Divide words as `trainannot` and `testset`."""
+    match = GLUED.fullmatch(word)
+    return match.groups() if match else (word,)

@@ -1,0 +1,44 @@
+"""Which files of a source were not read: counted by suffix, with the folders that they lie in."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from data.sources.trees.listing import suffix_of, walk
+
+MOST_SUFFIXES, MOST_FOLDERS = 12, 3
+
+
+def passed_over(root: Path, *, read: Iterable[str]) -> str:
+    """Say how many files below ``root`` are none of those that were ``read``, the suffixes in their order.
+
+    Files are counted, not compared: lists of millions of names stay where they are.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for files in walk(root):
+        top = files.parts[0] if files.parts else ""
+        counts.update((suffix_of(name), top) for name in files.images)
+        for suffix, count in files.others.items():
+            counts[suffix, top] += count
+    start = f"{root}{os.sep}"
+    for path in read:
+        if path.startswith(start):
+            top, separator, _ = path[len(start) :].partition(os.sep)
+            counts[suffix_of(path), top if separator else ""] -= 1
+    places: dict[str, dict[str, int]] = defaultdict(dict)
+    for (suffix, top), count in sorted(counts.items()):
+        if count > 0:
+            places[suffix][top] = count
+    kinds = [_said(suffix, folders=folders) for suffix, folders in places.items()]
+    more = f" and {len(kinds) - MOST_SUFFIXES} more kinds" if len(kinds) > MOST_SUFFIXES else ""
+    return ", ".join(kinds[:MOST_SUFFIXES]) + more
+
+
+def _said(suffix: str, *, folders: dict[str, int]) -> str:
+    count = f"{sum(folders.values())} {suffix or 'without suffix'}"
+    names = [f"{name}/" for name in folders if name]
+    if not names:
+        return count
+    more = f", ... {len(names) - MOST_FOLDERS} more" if len(names) > MOST_FOLDERS else ""
+    return f"{count} ({', '.join(names[:MOST_FOLDERS])}{more})"

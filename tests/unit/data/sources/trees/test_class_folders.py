@@ -1,0 +1,83 @@
+"""Which folders are classes, what keeps its number, and what is asked."""
+
+import os
+
+import pytest
+
+from data.sources.trees.passed_over import passed_over
+
+
+def classes(found):
+    return {name: (source.classes, len(source)) for name, source in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "sources"),
+    [
+        (("a/1.jpg", "b/", "c/1.jpg"), {"train": (("a", "b", "c"), 2)}),
+        (("a/1.jpg", "b/x.md", "c/1.jpg"), {"train": (("a", "c"), 2)}),
+        (("a/1.jpg", "b/1.tif", "c/1.gif"), {"train": (("a", "b", "c"), 1)}),
+        (("photos/1.jpg", "out/"), {"train": (None, 1)}),
+        (("d/a/1.jpg", "d/b/1.jpg", "meta/x.txt"), {"train": (("a", "b"), 2)}),
+        (("train/a/1.jpg", "val/a/1.jpg"), {"train": (None, 1), "val": (None, 1)}),
+        (("train/a/1.jpg", "train/b/", "val/a/1.jpg", "val/c/1.jpg"), "not to train on: c"),
+        (("train/a/1.jpg", "train/b/", "train/c/1.jpg", "val/b/1.jpg"), {"train": (("a", "b", "c"), 2)}),
+        (("train/x/a/1.jpg", "train/x/b/1.jpg", "val/a/1.jpg"), {"train": (("a", "b"), 2)}),
+        (("n1/images/1.jpg", "n2/images/2.jpg"), {"train": (("n1", "n2"), 2)}),
+    ],
+)
+def test_what_is_taken_for_a_class(tree, opened, files, sources):
+    if isinstance(sources, str):
+        with pytest.raises(ValueError, match=sources):
+            opened(tree(*files))
+        return
+    name, found = opened(tree(*files))
+    assert name == "folder"
+    assert classes(found) | sources == classes(found)
+
+
+NESTED = ("F/A/1.jpg", "F/B/1.jpg", "G/C/1.jpg", "G/C/2.jpg")
+
+
+@pytest.mark.parametrize(
+    ("depth", "names", "count"),
+    [(0, None, 4), (1, ("F", "G"), 4), (2, ("F/A", "F/B", "G/C"), 4)],
+)
+def test_the_depth_of_classes_is_asked_and_taken(tree, opened, depth, names, count):
+    root = tree(*NESTED)
+    with pytest.raises(ValueError, match=r"2 \(F, G; --class-depth 1\) or 3 \(F/A, F/B, G/C; --class-depth 2\)"):
+        opened(root)
+    assert classes(opened(root, class_depth=depth)[1]) == {"train": (names, count)}
+    with pytest.raises(ValueError, match="no image as deep as --class-depth 3"):
+        opened(root, class_depth=3)
+
+
+def test_classes_and_labels_belong_together_at_any_depth(tree, opened):
+    source = opened(tree("b/x/1.jpg", "b/x/y/2.jpg", "b-c/x/3.jpg", "b/0.jpg"), class_depth=2)[1]["train"]
+    named = [(source.classes[label], path[-5]) for path, label in zip(source.paths, source.labels, strict=True)]
+    assert named == [("b/x", "1"), ("b/x", "2"), ("b-c/x", "3")]
+
+
+def test_folders_of_splits_are_no_classes(tree, opened):
+    files = ("data/train/1.jpg", "data/val/1.jpg", "docs/x.jpg")
+    with pytest.raises(ValueError, match=r"data has train, val inside: give it as --source .*in/data"):
+        opened(tree(*files))
+
+
+def test_names_that_are_no_text_are_named(tree, opened):
+    root = tree("a/1.jpg")
+    (root / os.fsdecode(b"\xff")).mkdir()
+    (root / os.fsdecode(b"\xff") / "1.jpg").write_text("")
+    with pytest.raises(ValueError, match="not UTF-8: rename it"):
+        opened(root)
+
+
+def test_names_are_the_same_on_all_systems(tree, opened):
+    found = opened(tree("train/e\u0301/1.jpg", "train/b/1.jpg", "val/\u00e9/1.jpg", "val/b/1.jpg"))[1]
+    assert found["val"].classes == ("b", "\u00e9")
+
+
+def test_what_was_not_read_is_counted_by_suffix(tree):
+    root = tree("a/1.jpg", "a/2.tif", "b/3.tif", "c.csv", "d/5", "docs/x.jpg")
+    read = [f"{root}/a/1.jpg", "/elsewhere/y.jpg"]
+    assert passed_over(root, read=read) == "1 without suffix (d/), 1 .csv, 1 .jpg (docs/), 2 .tif (a/, b/)"
