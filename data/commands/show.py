@@ -1,5 +1,9 @@
 """`data/main.py show`: a contact sheet, images of a data set side by side with their labels, and the class counts."""
 
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -7,7 +11,8 @@ from data.commands.class_counts import class_counts, count_table
 from data.commands.class_order import class_mix
 from data.commands.config import Show
 from data.commands.console import say, start_console
-from data.images.decode import BadImage
+from data.commands.sample_check import describe_values, map_values
+from data.images.decode import BadImage, read_header
 from data.images.transforms import resize_center_crop
 from data.shards.shard_set import Sample, ShardSet, open_shards
 from engine.errors import UserError
@@ -24,11 +29,14 @@ def run_show(options: Show) -> None:
     console = start_console()
     shards = open_shards(options.shards, cache=options.cache)
     sheet = contact_sheet(shards, count=options.count, columns=options.columns, seed=options.seed)
+    values = shown_values(shards, count=options.count, seed=options.seed)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(options.out) as beside:
         sheet.save(beside, "PNG")
     if counts := class_counts(shards):
         console.print(count_table(counts))
+    if values:
+        say(console, f"in the images shown, {describe_values(values)}")
     mix = class_mix(shards.labels(), sizes=shards.sizes)
     if mix is not None and mix.is_sorted:
         say(console, f"warning: {mix.warning}")
@@ -43,7 +51,7 @@ def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: in
         )
     if not shards.num_samples:
         raise UserError(f"the manifest of {shards.folder} names no sample to show")
-    samples = _random_samples(shards, count=count, seed=seed)
+    samples = list(_random_samples(shards, count=count, seed=seed))
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
     across, down = tile_px + GAP_PX, tile_px + CAPTION_PX + GAP_PX
@@ -57,9 +65,21 @@ def contact_sheet(shards: ShardSet, *, count: int, columns: int = 8, tile_px: in
     return sheet
 
 
-def _random_samples(shards: ShardSet, *, count: int, seed: int) -> list[Sample]:
+def shown_values(shards: ShardSet, *, count: int, seed: int = 0) -> Counter[int]:
+    """Count the pixels of the shown images' label maps by their value."""
+    values = Counter[int]()
+    for sample in _random_samples(shards, count=count, seed=seed, extensions=("seg.png",)):
+        with contextlib.suppress(BadImage):
+            if "seg.png" in sample.members:
+                header = read_header(sample.image)
+                values.update(map_values(sample.members["seg.png"], size=(header.height, header.width)))
+    return values
+
+
+def _random_samples(shards: ShardSet, *, count: int, seed: int, extensions: tuple[str, ...] = ()) -> Iterator[Sample]:
     ids = np.sort(stream(seed, "show").choice(shards.num_samples, size=min(count, shards.num_samples), replace=False))
-    return [shards.read(*shards.place_of(int(number))) for number in ids]
+    for number in ids:
+        yield shards.read_many([(*shards.place_of(int(number)), 0)], extensions=extensions)[0]
 
 
 def _tile(sample: Sample, *, tile_px: int) -> Image.Image:

@@ -16,8 +16,9 @@ from data.commands.class_counts import count_labels, count_table
 from data.commands.class_order import class_mix
 from data.commands.config import Verify
 from data.commands.console import say, start_console, watch
-from data.commands.sample_check import SAMPLES_PER_TASK, SampleCheck, check_samples
+from data.commands.sample_check import SAMPLES_PER_TASK, SampleCheck, SampleReport, check_samples, describe_values
 from data.config import DataConfig
+from data.images.annotations import ObjectFaults
 from data.loading.working_set import gib, usual_working_set_bytes
 from data.parallel import in_order
 from data.remote.cache import CachedFile
@@ -30,7 +31,7 @@ from data.shards.shard_set import ShardSet, open_shards
 from engine.errors import UserError
 from engine.run.durable import write_durably
 
-Watch = Callable[[Iterable[str | None], int], Iterable[str | None]]
+Watch = Callable[[Iterable[SampleReport], int], Iterable[SampleReport]]
 
 MAX_LISTED = 20
 MAX_COMPARED_KEYS = 50_000_000
@@ -56,8 +57,14 @@ class Findings:
     """Samples without a class number, in a labelled data set."""
     num_duplicate_keys: int = 0
     """Samples whose key another one has, too."""
+    num_unusable_objects: int = 0
+    """Objects of the decoded samples that nothing can be learnt from."""
+    num_unusable_masks: int = 0
+    """Other objects of theirs with an unusable mask."""
     counts: dict[str, int] = field(default_factory=dict[str, int])
     """Samples by class name."""
+    map_values: dict[int, int] = field(default_factory=dict[int, int])
+    """Pixels of the decoded label maps by their value."""
     problems: list[str] = field(default_factory=list[str])
     """What is broken."""
     warnings: list[str] = field(default_factory=list[str])
@@ -77,7 +84,7 @@ def run_verify(options: Verify) -> None:
     """
     console = start_console()
 
-    def watched(results: Iterable[str | None], total: int) -> Iterable[str | None]:
+    def watched(results: Iterable[SampleReport], total: int) -> Iterable[SampleReport]:
         return watch(results, total=total, name="decoding", console=console)
 
     findings = verify(
@@ -143,7 +150,7 @@ def verify(
     check = SampleCheck(shards=shards, max_pixels=max_pixels)
     checked_samples = in_order(check_samples, tasks, state=check, processes=processes)
     results = itertools.chain.from_iterable(checked_samples)
-    _list_problems(watch(results, num_decoded) if watch else results, findings=findings)
+    _take_reports(watch(results, num_decoded) if watch else results, findings=findings)
     shards.close()
     return findings
 
@@ -151,6 +158,8 @@ def verify(
 def _say_findings(findings: Findings, *, console: Console) -> None:
     if findings.counts:
         console.print(count_table(findings.counts))
+    if findings.map_values:
+        say(console, describe_values(Counter(findings.map_values)))
     for text in findings.warnings:
         say(console, f"warning: {text}")
     for text in findings.problems:
@@ -241,17 +250,24 @@ def _check_keys(shards: ShardSet, *, sound: list[int], findings: Findings) -> No
         findings.warnings.append(f"{findings.num_duplicate_keys} samples share their key with another, like {twice}")
 
 
-def _list_problems(results: Iterable[str | None], *, findings: Findings) -> None:
+def _take_reports(reports: Iterable[SampleReport], *, findings: Findings) -> None:
     """Count what was decoded, and name the first of what was not."""
     num_bad = 0
-    for problem in results:
+    faults, values = ObjectFaults(), Counter[int]()
+    for report in reports:
         findings.num_decoded += 1
-        if problem is not None:
+        faults.join(report.faults)
+        values.update(report.values)
+        if report.problem is not None:
             num_bad += 1
             if num_bad <= MAX_LISTED:
-                findings.problems.append(problem)
+                findings.problems.append(report.problem)
     if num_bad > MAX_LISTED:
         findings.problems.append(f"and {num_bad - MAX_LISTED} more samples that do not decode")
+    findings.num_unusable_objects, findings.num_unusable_masks = faults.num_unusable, faults.num_without_mask
+    findings.map_values = dict(sorted(values.items()))
+    if text := str(faults):
+        findings.warnings.append(text)
 
 
 def _spread(shards: ShardSet, *, sound: list[int], count: int) -> Iterator[tuple[int, int]]:

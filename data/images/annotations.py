@@ -15,7 +15,7 @@ import functools
 import io
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ from engine.terms import Size
 logger = logging.getLogger(__name__)
 
 MAX_MASK_PIXELS = 2**30
+MAX_CORNERS = 20_000
+MAX_EDGE_ROWS = 10_000_000
+"""Most rows that a mask's edges run through, each for itself: filling takes half a second for so many."""
+MAX_EXAMPLES = 3
 MAX_COORDINATE = 1e6
 MAX_RUN_BITS = 40
 MAX_WARNINGS = 10_000
@@ -51,13 +55,14 @@ class Objects:
     areas: npt.NDArray[np.float32]
     """[n], in square pixels, as annotated; of the box where that is not said."""
     masks: Mask | None
-    """[n, h, w]; None where an object has none, or none are asked for."""
+    """[n, h, w]; None where none are asked for."""
 
 
 def read_objects(content: bytes, *, size: Size, masks: bool = True, sample: str = "a sample") -> Objects:
     """Read a sample's `.json`; an object that :func:`fault_of_object` finds fault with is left out.
 
-    A warning names the ``sample`` of such an object, once in a process.
+    Where ``masks`` are asked for, objects without one are left out, too. A warning names the ``sample`` of what is left
+    out, once in a process.
 
     Raises:
         BadImage: it is not of this form, or made for an image of another ``size`` (height, width).
@@ -88,13 +93,51 @@ def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]
     return values.astype(np.int32 if values.dtype.itemsize > 1 else np.uint8)
 
 
-def fault_of_object(item: Any, *, size: Size) -> str:
-    """Say why an object cannot be used in an image of this ``size`` (height, width); nothing where it can."""
+def fault_of_object(item: Any, *, size: Size, masks: bool) -> str:
+    """Say why an object cannot be used in an image of this ``size`` (height, width); nothing where it can.
+
+    Its mask is judged only where ``masks`` are learnt; one that has none is no fault here.
+    """
     try:
-        _checked_outline(item, size=size)
+        _checked_outline(item, size=size, masks=masks)
     except UserError as error:
         return str(error)
     return ""
+
+
+@dataclass(kw_only=True)
+class ObjectFaults:
+    """What training will leave out of a data set's objects, counted, and the first of them by name."""
+
+    num_unusable: int = 0
+    """Objects that nothing can be learnt from."""
+    num_without_mask: int = 0
+    """Other objects whose mask is unusable: detectors that learn masks leave them out."""
+    examples: list[str] = field(default_factory=list[str])
+    """The first of both."""
+
+    def add(self, objects: Any, *, size: Size, name: str) -> None:
+        """Judge the objects of one image as training does."""
+        for number, item in enumerate(objects if isinstance(objects, list) else []):
+            reason = fault_of_object(item, size=size, masks=False)
+            self.num_unusable += bool(reason)
+            if not reason:
+                reason = fault_of_object(item, size=size, masks=True)
+                self.num_without_mask += bool(reason)
+            if reason and len(self.examples) < MAX_EXAMPLES:
+                own_id = item.get("id") if isinstance(item, dict) else None
+                self.examples.append(f"{name}, object {number if own_id is None else own_id}: {reason}")
+
+    def join(self, other: "ObjectFaults") -> None:
+        """Add those of other images."""
+        self.num_unusable += other.num_unusable
+        self.num_without_mask += other.num_without_mask
+        self.examples = [*self.examples, *other.examples][:MAX_EXAMPLES]
+
+    def __str__(self) -> str:
+        counts = [f"{self.num_unusable} objects cannot be learnt from"] if self.num_unusable else []
+        counts += [f"{self.num_without_mask} have no usable mask, only a box"] if self.num_without_mask else []
+        return f"{' and '.join(counts)}: training leaves them out; {'; '.join(self.examples)}" if counts else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +162,16 @@ class Outline:
             return Outline(size=size, runs=_runs(segmentation, size=size))
         if not isinstance(segmentation, list):
             raise UserError(f"a mask that is neither polygons nor runs: {segmentation!r:.40}")
+        if segmentation and all(isinstance(value, int | float) for value in segmentation):
+            raise UserError("a mask that is one list of numbers, expected a list of polygons: [[x, y, x, y, ...], ...]")
+        num_corners = sum(len(polygon) for polygon in segmentation if isinstance(polygon, list)) // 2
+        if num_corners > MAX_CORNERS:
+            raise UserError(f"a mask with {num_corners} corners, at most {MAX_CORNERS} are filled")
         polygons = [_corners(polygon) for polygon in segmentation]
+        if num_corners * size[0] > MAX_EDGE_ROWS:
+            rows = sum(np.abs(np.diff(each[:, 1])).clip(max=size[0]).sum() for each in polygons)
+            if rows > MAX_EDGE_ROWS:
+                raise UserError(f"a mask whose edges run through {rows:.0f} rows, at most {MAX_EDGE_ROWS} are filled")
         return Outline(size=size, polygons=tuple(each for each in polygons if len(each) >= 3))  # fewer enclose nothing
 
     def is_empty(self) -> bool:
@@ -141,8 +193,8 @@ class Outline:
         return np.array(canvas.convert("L")) > 0  # PIL's own booleans are bytes of 255, which views as numbers
 
 
-def _checked_outline(item: Any, *, size: Size) -> Outline | None:
-    """Check an object, and read the outline of its mask, if it has one.
+def _checked_outline(item: Any, *, size: Size, masks: bool) -> Outline | None:
+    """Check an object, and read the outline of its mask, if it has one and ``masks`` are asked for.
 
     Raises:
         UserError: says why it cannot be used.
@@ -152,7 +204,8 @@ def _checked_outline(item: Any, *, size: Size) -> Outline | None:
     whole_number(item, "iscrowd", default=0)
     real_number(item, "area", default=0)
     _check_box(_box(item), size=size)
-    if not (segmentation := item.get("segmentation")):
+    segmentation = item.get("segmentation")
+    if not masks or not segmentation:
         return None
     outline = Outline.read(segmentation, size=size)
     if outline.is_empty():
@@ -168,7 +221,10 @@ def _objects(tree: Any, *, size: Size, masks: bool, sample: str) -> Objects:
     outlines: list[Outline | None] = []
     for number, item in enumerate(member(tree, "objects", list)):
         try:
-            outlines.append(_checked_outline(item, size=size))
+            outline = _checked_outline(item, size=size, masks=masks)
+            if masks and outline is None:
+                raise UserError("it has no mask")
+            outlines.append(outline)
             items.append(item)
         except UserError as error:
             _warn_once(f"{sample}: object {number} is left out: {error}")
@@ -223,10 +279,8 @@ def _corners(polygon: Any) -> npt.NDArray[np.float64]:
     return corners
 
 
-def _filled(outlines: list[Outline | None], *, size: Size) -> Mask | None:
+def _filled(outlines: list[Outline | None], *, size: Size) -> Mask:
     drawn = [outline for outline in outlines if outline is not None]
-    if len(drawn) < len(outlines):
-        return None
     if len(drawn) * size[0] * size[1] > MAX_MASK_PIXELS:
         raise UserError(f"{len(drawn)} masks of {size[0]}x{size[1]} are more than {MAX_MASK_PIXELS} pixels")
     masks = np.zeros((len(drawn), *size), np.bool_)

@@ -15,12 +15,15 @@ An object is COCO's own annotation as it stands, with ``category`` added: its cl
 """
 
 import json
+import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.images.decode import BadImage
+from data.images.annotations import ObjectFaults
+from data.images.decode import BadImage, read_header
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import ImageFiles
@@ -29,6 +32,8 @@ from data.sources.trees.coco_files import PREFIX, annotation_files, image_folder
 from engine.documents import member, parse_json, whole_number
 from engine.errors import UserError
 from engine.terms import Size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,12 @@ class Annotation:
         """Keep it as it is, if the image has the size that it was made for."""
         if image.size != self.size:
             actual, expected = (f"{height}x{width}" for height, width in (image.size, self.size))
+            orientation = read_header(image.content, max_pixels=preparation.max_pixels).orientation
+            if orientation >= 5 and image.size == self.size[::-1]:
+                raise BadImage(
+                    f"its EXIF orientation {orientation} makes it {actual} pixels upright, its annotations are made "
+                    f"for {expected}, as it is stored: remove the tag (`exiftool -Orientation= FILE`)"
+                )
             raise BadImage(f"it is {actual} pixels upright, its annotations are made for {expected}")
         return {"json": self.text}
 
@@ -80,6 +91,7 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Image
     try:
         tree = parse_json(path.read_bytes())
         records, categories = (_by_id(tree, name) for name in ("images", "categories"))
+        _check_names(records)
         objects = _objects(tree, numbers={c["id"]: n for n, c in enumerate(categories)})
         unknown = objects.keys() - {record["id"] for record in records}
         if unknown:
@@ -91,6 +103,7 @@ def _read(path: Path, *, images: Path | None, preparation: Preparation) -> Image
         classes = tuple(str(member(category, "name", object)) for category in categories)
     except UserError as error:
         raise UserError(f"{path} is no COCO instances file: {error}") from None
+    _say_faults(path, annotations, objects=objects, records=records)
     folder = images or _image_folder(path, first=names[0])
     paths = tuple(str(folder / name) for name in names)
     return ImageFiles(
@@ -108,7 +121,47 @@ def _by_id(tree: Any, name: str) -> list[dict[str, Any]]:
     kinds = {type(_id(entry, "id", of=name)) for entry in entries}
     if len(kinds) > 1:
         raise UserError(f"some ids of {name} are numbers and some are text")
-    return sorted(entries, key=lambda entry: entry["id"])
+    by_id: dict[int | str, dict[str, Any]] = {}
+    for entry in entries:
+        if by_id.setdefault(entry["id"], entry) != entry:
+            raise UserError(f"two entries of {name} have the id {entry['id']}")
+    if len(by_id) < len(entries):
+        logger.warning("%d entries of %s are listed twice and count once", len(entries) - len(by_id), name)
+    return sorted(by_id.values(), key=lambda entry: entry["id"])
+
+
+def _check_names(records: list[dict[str, Any]]) -> None:
+    """Refuse images that lie outside their folder, and one image under several ids, which would share its objects out.
+
+    Raises:
+        UserError: with the first such name.
+    """
+    ids: dict[str, int | str] = {}
+    for record in records:
+        name = str(member(record, "file_name", object))
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name[:2]:
+            raise UserError(f"image {record['id']} has the file_name {name!r}, which leads out of the folder of images")
+        if ids.setdefault(str(path), record["id"]) != record["id"]:
+            raise UserError(
+                f"{name} is listed under the ids {ids[str(path)]} and {record['id']}, with objects of their own: give "
+                "all of them one id"
+            )
+
+
+def _say_faults(
+    path: Path,
+    annotations: list[Annotation],
+    *,
+    objects: Mapping[int | str, list[dict[str, Any]]],
+    records: list[dict[str, Any]],
+) -> None:
+    """Warn of objects that training will leave out; the shards hold them all the same."""
+    faults = ObjectFaults()
+    for record, annotation in zip(records, annotations, strict=True):
+        faults.add(objects.get(record["id"], []), size=annotation.size, name=str(record["file_name"]))
+    if text := str(faults):
+        logger.warning("%s: %s", path.name, text)
 
 
 def _id(entry: Any, key: str, *, of: str) -> int | str:
@@ -125,8 +178,6 @@ def _objects(tree: Any, *, numbers: dict[int | str, int]) -> dict[int | str, lis
         category, image = (_id(annotation, key, of="annotations") for key in ("category_id", "image_id"))
         if category not in numbers:
             raise UserError(f"annotation {annotation.get('id')} has category {category}, not listed")
-        if len(member(annotation, "bbox", list)) != 4:
-            raise UserError(f"annotation {annotation.get('id')} has the box {annotation['bbox']}")
         rest = {name: value for name, value in annotation.items() if name != "image_id"}
         objects[image].append({"category": numbers[category], **rest})
     return objects

@@ -95,7 +95,7 @@ class DetectionBuilder:
         def build(sample: Sample) -> Annotated:
             key = (step, micro_batch, sample.id, sample.repeat)
             annotated = read_annotated(sample, max_pixels=self.max_pixels, masks=self.masks)
-            check_annotated(annotated, num_classes=self.num_classes, masks=self.masks)
+            check_annotated(annotated, num_classes=self.num_classes)
             changed = transformed(annotated, change, seed=self.seed, key=key)
             return without_degenerate(changed, min_side_px=self.resize.min_side_px)
 
@@ -185,19 +185,17 @@ def on_canvas(images: list[Tensor], *, resize: ResizeConfig) -> tuple[Tensor, Te
     return torch.stack(padded), torch.tensor([(height, width)] * len(sizes) if resize.mode == "letterbox" else sizes)
 
 
-def check_annotated(annotated: Annotated, *, num_classes: int, masks: bool) -> None:
+def check_annotated(annotated: Annotated, *, num_classes: int) -> None:
     """Refuse a sample that cannot be learnt from.
 
     Raises:
-        BadImage: it has no annotations, a class beyond the last, or no masks where they are needed.
+        BadImage: it has no annotations, or a class beyond the last.
     """
     if "boxes" not in annotated:
         raise BadImage("it has no .json with objects")
     labels: Tensor = annotated["labels"]
     if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
         raise BadImage(f"an object of class {int(labels.max())}, there are {num_classes} classes, from 0")
-    if masks and "masks" not in annotated:
-        raise BadImage("an object without a mask")
 
 
 def _with_canvas(value: Annotated, size: list[int]) -> Annotated:

@@ -42,19 +42,20 @@ def check_annotations(config: DetectConfig, data: TaskData, *, folder: Path) -> 
     Shards that lie elsewhere are not fetched for it: what is wrong with those to learn from is found while training.
 
     Raises:
-        UserError: an object has a class beyond the last, there is nothing to learn, or masks are missing.
+        UserError: an object has a class beyond the last, there is nothing to learn, or all masks are missing.
     """
-    train = None if data.train.cached else read_truth(data.train, option="data.shards")
-    val = read_truth(data.val, option="val-shards", like=() if train is None else train.category_ids)
+    masks = config.detector.has_masks
+    train = None if data.train.cached else read_truth(data.train, option="data.shards", masks=masks)
+    val = read_truth(data.val, option="val-shards", like=() if train is None else train.category_ids, masks=masks)
     faults = [fault for truth in (train, val) if truth is not None for fault in truth.faults]
     if faults:
         logger.warning("%s", write_faults(folder, faults))
-    if train is not None and not train.dataset["annotations"]:
-        raise UserError(f"data.shards {data.train.folder}: there is no usable object in any image")
     for option, truth in zip(("val-shards", "data.shards"), (val, train), strict=True):
-        if truth is not None and config.detector.has_masks and truth.without_mask:
+        if truth is not None and truth.without_mask and not truth.dataset["annotations"]:
             raise UserError(
-                f"{option}: {truth.without_mask} of {len(truth.dataset['annotations'])} objects have no mask, which "
+                f"{option}: none of {truth.without_mask} objects has a usable mask, which "
                 f"detector.kind {config.detector.kind} needs; set --detector.masks False, or annotate masks"
             )
+    if train is not None and not train.dataset["annotations"]:
+        raise UserError(f"data.shards {data.train.folder}: there is no usable object in any image")
     return val

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.images.annotations import fault_of_object
 from data.shards.shard_set import ShardSet
+from engine.documents import DocumentError, member, parse_json, whole_number
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -47,7 +48,7 @@ class Truth:
     faults: list[Fault] = field(default_factory=list)
     """What was left out."""
     without_mask: int = 0
-    """Usable objects that have no mask."""
+    """Of what was left out, objects that lack nothing but a mask."""
 
     @property
     def category_ids(self) -> list[int]:
@@ -55,13 +56,14 @@ class Truth:
         return [category["id"] for category in self.dataset["categories"]]
 
 
-def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Truth:
+def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = (), masks: bool = False) -> Truth:
     """Read what is annotated in ``shards``.
 
     Args:
         shards: written from COCO's layout, or with such a `.json` beside each image.
         option: what the shards were given as, for messages.
         like: category ids of another set of the same classes, kept for classes that have no object here.
+        masks: whether masks are learnt: objects without a usable one are then left out.
 
     Raises:
         UserError: there are no annotations or classes, a class is beyond the last, or two classes have one category id.
@@ -71,7 +73,7 @@ def read_truth(shards: ShardSet, *, option: str, like: Sequence[int] = ()) -> Tr
             f"{option} {shards.folder} names no classes; write the shards from COCO's layout with "
             "`python data/main.py write`"
         )
-    reader = _Reader(shards, option=option)
+    reader = _Reader(shards, option=option, masks=masks)
     for sample, content in enumerate(_contents(shards)):
         reader.add(sample, content)
     if reader.beyond:  # classes and manifest do not belong together, so that no single object is at fault
@@ -106,14 +108,14 @@ def write_faults(folder: Path, faults: list[Fault]) -> str:
 class _Reader:
     """Collects samples' annotations, checked."""
 
-    def __init__(self, shards: ShardSet, *, option: str) -> None:
+    def __init__(self, shards: ShardSet, *, option: str, masks: bool) -> None:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.faults: list[Fault] = []
         self.category_ids: dict[int, int] = {}
         self.without_mask = 0
         self.beyond = ""
-        self._shards, self._option, self._seen = shards, option, set[int]()
+        self._shards, self._option, self._masks, self._seen = shards, option, masks, set[int]()
         self._num_classes = len(shards.classes or ())
 
     def add(self, sample: int, content: bytes | None) -> None:
@@ -124,13 +126,11 @@ class _Reader:
                 "from COCO's layout with `python data/main.py write`"
             )
         try:
-            tree: Any = json.loads(content)
-            size = int(tree["height"]), int(tree["width"])
-            objects: list[Any] = list(tree["objects"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            self._fault(
-                sample, str(sample), None, f"its annotations are not as expected: {type(error).__name__}: {error}"
-            )
+            tree: Any = parse_json(content)
+            size = whole_number(tree, "height"), whole_number(tree, "width")
+            objects: list[Any] = member(tree, "objects", list)
+        except DocumentError as error:
+            self._fault(sample, str(sample), None, f"its annotations are not as expected: {error}")
             tree, size, objects = {}, (1, 1), []
         name = str(tree.get("file_name", sample))
         number = self._image_id(tree.get("image_id"), sample)
@@ -139,7 +139,13 @@ class _Reader:
             self._add_object(item, sample=sample, image=number, name=name, size=size)
 
     def _add_object(self, item: Any, *, sample: int, image: int, name: str, size: Size) -> None:
-        if reason := fault_of_object(item, size=size):
+        reason = fault_of_object(item, size=size, masks=False)
+        if self._masks and not reason:
+            reason = fault_of_object(item, size=size, masks=True) or (
+                "" if item.get("segmentation") else "it has no mask"
+            )
+            self.without_mask += bool(reason)
+        if reason:
             self._fault(sample, name, item.get("id") if isinstance(item, dict) else None, reason)
             return
         category, box = int(item["category"]), [float(value) for value in item["bbox"]]
@@ -151,7 +157,6 @@ class _Reader:
             return
         if "category_id" in item:
             self.category_ids[category] = int(item["category_id"])
-        self.without_mask += not item.get("segmentation")
         self.annotations.append(
             {
                 "id": len(self.annotations) + 1,
@@ -160,7 +165,7 @@ class _Reader:
                 "bbox": box,
                 "area": float(item.get("area", box[2] * box[3])),
                 "iscrowd": int(item.get("iscrowd", 0)),
-                "segmentation": item.get("segmentation") or [],
+                "segmentation": (self._masks and item.get("segmentation")) or [],
             }
         )
 

@@ -105,5 +105,8 @@ class Detection:
                 f"the {trained.name} weights find {trained.num_classes} classes, val-shards {val.folder} has "
                 f"{len(val.classes or ())} or others; measure it on the classes that it was trained on"
             )
-        truth = read_truth(val, option="val-shards", like=category_ids(trained)) if engine.is_main else None
+        truth = None
+        if engine.is_main:
+            masks = config.detector.has_masks
+            truth = read_truth(val, option="val-shards", like=category_ids(trained), masks=masks)
         return DetectEvaluator(config=config, val=val, truth=truth, engine=engine)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.images import annotations
-from data.images.annotations import Objects, Outline, read_label_map, read_objects
+from data.images.annotations import ObjectFaults, Objects, Outline, read_label_map, read_objects
 from data.images.decode import BadImage
 
 
@@ -49,7 +49,9 @@ def test_images_without_objects_have_none():
 
 
 def test_objects_without_masks_have_boxes_and_crowds():
-    found = read_objects(member({"bbox": [1, 2, 3, 2], "category": 4, "iscrowd": 1}), size=(6, 8))
+    boxes = member({"bbox": [1, 2, 3, 2], "category": 4, "iscrowd": 1})
+    assert read_objects(boxes, size=(6, 8)).masks.shape == (0, 6, 8)
+    found = read_objects(boxes, size=(6, 8), masks=False)
     assert isinstance(found, Objects)
     assert (found.boxes.tolist(), found.categories.tolist()) == ([[1, 2, 4, 4]], [4])
     assert (found.crowd.tolist(), found.areas.tolist(), found.masks) == ([True], [6], None)
@@ -75,11 +77,6 @@ def test_annotations_of_another_form_are_bad(content):
         {"bbox": [0, 0, 1], "category": 0},
         {"bbox": [0, 0, 1, float("nan")], "category": 0},
         {"bbox": [0, 0, 1, 1], "category": "cat"},
-        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, 1e300, 1, 2, 2]]},
-        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": [[0, 0, float("nan"), 1, 2, 2]]},
-        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [40]}},
-        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [6, 8], "counts": [-1, 49]}},
-        {"bbox": [0, 0, 1, 1], "category": 0, "segmentation": {"size": [9999, 9999], "counts": [1]}},
         {"bbox": [9, 0, 1, 1], "category": 0},
         "a cat",
     ],
@@ -92,10 +89,46 @@ def test_an_object_of_another_form_is_left_out_and_the_others_stay(wrong, masks)
     assert found.masks.shape == (1, 6, 8) if masks else found.masks is None
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[0, 0, 1e300, 1, 2, 2]],
+        [[0, 0, float("nan"), 1, 2, 2]],
+        {"size": [6, 8], "counts": [40]},
+        {"size": [6, 8], "counts": [-1, 49]},
+        {"size": [9999, 9999], "counts": [1]},
+        [[0, 0, 1, 1]],
+        [[]],
+        [0, 0, 5, 0, 5, 5],
+        [[1.0, 2.0, 5.0, 5.0] * 100_000],
+    ],
+)
+def test_a_bad_mask_costs_its_object_only_where_masks_are_asked_for(mask):
+    item, good = {"bbox": [0, 0, 1, 1], "category": 0}, {"bbox": [1, 2, 3, 2], "category": 4}
+    content = member({**item, "segmentation": mask}, {**good, "segmentation": [[1, 2, 4, 2, 4, 4]]})
+    assert read_objects(content, size=(6, 8)).categories.tolist() == [4]
+    boxes = read_objects(content, size=(6, 8), masks=False)
+    assert (boxes.categories.tolist(), boxes.masks) == ([0, 4], None)
+    faults = ObjectFaults()
+    faults.add(json.loads(content)["objects"], size=(6, 8), name="a.jpg")
+    assert (faults.num_unusable, faults.num_without_mask) == (0, 1)
+    assert str(faults).startswith("1 have no usable mask, only a box: training leaves them out; a.jpg, object 0: ")
+
+
+def test_polygons_that_take_long_to_fill_are_refused():
+    zigzag = [value for number in range(9000) for value in (number / 2, 4000 * (number % 2))]
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="edges run through 35996000 rows, at most 10000000 are filled"):
+        Outline.read([zigzag], size=(4000, 5000))
+    with pytest.raises(ValueError, match="a mask with 100000 corners, at most 20000 are filled"):
+        Outline.read([[1.0, 2.0] * 100_000], size=(40, 50))
+    assert time.monotonic() - start < 1
+
+
 def test_an_object_that_is_left_out_is_named_once_with_its_sample(caplog):
     content = member({"bbox": [1, 2, 3, 2], "category": 4}, {"bbox": [0, 0, 0, 1], "category": 0})
     for sample in ("sample 7 (000007)", "sample 7 (000007)", "sample 8 (000008)"):
-        read_objects(content, size=(6, 8), sample=sample)
+        read_objects(content, size=(6, 8), masks=False, sample=sample)
     assert [record.getMessage() for record in caplog.records] == [
         "sample 7 (000007): object 1 is left out: its box [0.0, 0.0, 0.0, 1.0] is empty",
         "sample 8 (000008): object 1 is left out: its box [0.0, 0.0, 0.0, 1.0] is empty",

@@ -113,7 +113,39 @@ def test_an_image_that_lies_on_its_side_is_left_out(coco):
     exif[0x0112] = 6
     Image.new("RGB", (56, 40)).save(content, "JPEG", exif=exif)
     (folder / "train2017" / "000000000003.jpg").write_bytes(content.getvalue())
-    assert "it is 56x40 pixels upright" in find(folder)["train"].prepare(0).reason
+    reason = find(folder)["train"].prepare(0).reason
+    assert "its EXIF orientation 6 makes it 56x40 pixels upright, its annotations are made for 40x56" in reason
+
+
+def image(number, name, **fields):
+    return {"id": number, "file_name": name, "height": 40, "width": 56, **fields}
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "..\\x.jpg", "C:\\x.jpg"])
+def test_names_that_lead_out_of_the_folder_are_refused(coco, name):
+    with pytest.raises(ValueError, match=r"image 7 has the file_name .* leads out of the folder of images"):
+        find(coco(images=[image(7, name)], annotations=[]))
+
+
+def test_images_that_are_listed_twice_count_once_or_are_refused(coco, caplog):
+    name = "000000000007.jpg"
+    twice = coco(images=[image(7, name), image(7, name)], annotations=[annotation(1, image=7)])
+    assert len(find(twice)["train"]) == 1
+    assert "1 entries of images are listed twice and count once" in caplog.text
+    with pytest.raises(ValueError, match="two entries of images have the id 7"):
+        find(coco(images=[image(7, name), image(7, "other.jpg")], annotations=[]))
+    with pytest.raises(ValueError, match=f"{name} is listed under the ids 7 and 8, with objects of their own"):
+        find(coco(images=[image(7, name), image(8, f"./{name}")], annotations=[]))
+
+
+def test_objects_that_training_leaves_out_are_said(coco, caplog):
+    bad = [annotation(1, image=7, bbox=[1, 2]), annotation(2, image=3, segmentation=[[1, 2, 3, 4]])]
+    source = find(coco(annotations=[*bad, annotation(3, image=5)]))["train"]
+    assert (
+        "1 objects cannot be learnt from and 1 have no usable mask, only a box: training leaves them out" in caplog.text
+    )
+    assert "000000000003.jpg, object 2: its mask is empty; 000000000007.jpg, object 1: its box" in caplog.text
+    assert all(isinstance(source.prepare(number), NewSample) for number in range(3))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +153,10 @@ def test_an_image_that_lies_on_its_side_is_left_out(coco):
     [
         ({"annotations": [annotation(1, image=9)]}, "annotations of image 9, which is not listed"),
         ({"annotations": [annotation(1, image=7, category=8)]}, "annotation 1 has category 8, not listed"),
-        ({"annotations": [annotation(1, image=7, bbox=[1, 2])]}, r"annotation 1 has the box \[1, 2\]"),
+        (
+            {"categories": [{"id": 3, "name": "car"}, {"id": 3, "name": "cat"}]},
+            "two entries of categories have the id 3",
+        ),
         ({"annotations": [{"id": 1}]}, "'category_id' is missing"),
         ({"images": []}, "annotations of image 3|no images"),
         ({"images": 3}, "expected a list for 'images', got a whole number, 3"),

@@ -44,9 +44,9 @@ def annotated_with(objects_of):
     return change
 
 
-def truth_of(write, folder, objects_of):
+def truth_of(write, folder, objects_of, *, masks=True):
     write(folder, first=0, count=4, change=annotated_with(objects_of))
-    return read_truth(open_shards(folder), option="val-shards")
+    return read_truth(open_shards(folder), option="val-shards", masks=masks)
 
 
 def test_a_coco_dataset_with_the_annotations_own_ids(write, tmp_path):
@@ -72,6 +72,18 @@ def test_an_object_that_cannot_be_used_is_named_and_left_out(write, tmp_path, na
     assert message in fault.reason
 
 
+@pytest.mark.parametrize("mask", [[[4, 4, 20, 20]], [[]], [4, 4, 24, 4, 24, 24], "a mask", None])
+def test_a_bad_mask_costs_the_object_only_where_masks_are_learnt(write, tmp_path, mask):
+    def objects(number):
+        return [GOOD, {**GOOD, "id": 77, "segmentation": mask}]
+
+    boxes = truth_of(write, tmp_path / "x", objects, masks=False)
+    assert (len(boxes.dataset["annotations"]), boxes.faults, boxes.without_mask) == (8, [], 0)
+    masks = read_truth(open_shards(tmp_path / "x"), option="val-shards", masks=True)
+    assert (len(masks.dataset["annotations"]), len(masks.faults), masks.without_mask) == (4, 4, 4)
+    assert {fault.object for fault in masks.faults} == {77}
+
+
 def test_a_polygon_over_the_whole_image_is_a_mask_though_its_corners_lie_outside(write, tmp_path):
     around = [[-9.0, -9.0, 99.0, -9.0, 99.0, 99.0, -9.0, 99.0]]
     assert truth_of(write, tmp_path / "x", lambda _: [{**GOOD, "segmentation": around}]).faults == []
@@ -84,6 +96,7 @@ def test_annotations_that_are_no_json_are_named(write, tmp_path):
     write(tmp_path / "x", first=0, count=4, change=change)
     truth = read_truth(open_shards(tmp_path / "x"), option="val-shards")
     assert [fault.sample for fault in truth.faults] == [3]
+    assert truth.faults[0].reason.startswith("its annotations are not as expected: expected JSON, but")
     assert len(truth.image_ids) == 4
 
 
@@ -152,7 +165,7 @@ def test_a_class_beyond_the_last_is_refused_before_training(write, micro, tmp_pa
 
 def test_missing_masks_are_refused_where_masks_are_learnt_and_fine_where_not(write, micro, tmp_path):
     write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda _: [{**GOOD, "segmentation": []}]))
-    with pytest.raises(ValueError, match=r"8 of 8 objects have no mask, .*set --detector.masks False"):
+    with pytest.raises(ValueError, match=r"none of 8 objects has a usable mask, .*set --detector.masks False"):
         train(refused(micro, tmp_path / "x"))
     once = {"steps": 1, "warmup_steps": 0}
     config = refused(micro, tmp_path / "x", detector={"masks": False}, optimizer=once, run={"folder": tmp_path / "b"})
@@ -175,7 +188,7 @@ def test_shards_without_annotations_or_objects_are_refused(write, micro, tmp_pat
 
 
 def test_one_bad_object_costs_its_image_neither_its_other_objects_nor_its_place_in_training(write, micro, tmp_path):
-    wrong = {**GOOD, "segmentation": {"size": [32, 64], "counts": [32 * 64]}}
+    wrong = {**GOOD, "bbox": [70.0, 4.0, 20.0, 20.0]}
     write(tmp_path / "x", first=0, count=8, change=annotated_with(lambda number: [wrong, GOOD][number == 3 :]))
     config = refused(micro, tmp_path / "x", kind="retinanet", optimizer={"steps": 2, "warmup_steps": 0})
     train(replace(config, data=replace(config.data, micro_batch_size=1)))
