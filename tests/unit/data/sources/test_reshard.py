@@ -13,7 +13,7 @@ from data.shards.scan import index_shards
 from data.shards.shard_set import open_shards
 from data.shards.tar_files import find_tars
 from data.sources.config import Preparation
-from data.sources.formats import detect_format
+from data.sources.formats import find_source
 from data.sources.reshard import find_shards, is_plain_key, stored_samples
 from data.sources.source import prepared, split_off
 from data.writing.journal import Rejected
@@ -197,5 +197,5 @@ def test_what_write_made_of_two_splits_is_read_again(write, tmp_path):
     splits = find_shards(write_options(tmp_path / "out"), tmp_path / "index")
     assert {split: len(source) for split, source in splits.items()} == {"train": 8, "val": 4}
     assert splits["train"].classes == train.classes
-    assert detect_format(str(tmp_path / "out")) == "webdataset"
-    assert detect_format(str(tmp_path / "shard-{000..003}.tar")) == "webdataset"
+    assert find_source(write_options(tmp_path / "out"))[0] == "webdataset"
+    assert find_source(write_options(tmp_path / "shard-{000..003}.tar"))[0] == "webdataset"
