@@ -1,7 +1,8 @@
 """How a program ends: in one line where its user has to act, with a traceback where we have.
 
 ``UserError`` is what a user can get wrong; some errors of the operating system are the user's, too. Any other exception
-is a bug, and its traceback says where.
+is a bug, and its traceback says where. A signal that ends a program is named, and what the program waited for; training
+takes the signals over (``engine/loop/stop_requests.py``): there they ask for a checkpoint first.
 """
 
 import contextlib
@@ -9,15 +10,23 @@ import errno
 import functools
 import os
 import re
+import signal
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 RANK_ZERO_SPEAKS_FIRST_S = 2.0
-INTERRUPTED, BROKEN_PIPE = 130, 141
-"""Exit codes of programs that SIGINT and SIGPIPE end, as shells count them."""
+INTERRUPTED, BROKEN_PIPE, SIGNALLED = 130, 141, 128
+"""Exit codes of programs that SIGINT and SIGPIPE end, as shells count them; signal n gives 128 and n."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+"""What asks a program to end: schedulers, a terminal that is closed, and schedulers again."""
+END_WITHIN_S = 6.0
+"""What a program may take to clean up after a signal; then it is ended where it stands."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk, a quota or a file that is full."""
 REMEDIES = {
@@ -52,21 +61,41 @@ class UserError(ValueError):
     """What a user can get wrong: says what was expected, what came and what to do, and is shown as one line."""
 
 
+class Stopped(BaseException):
+    """A signal asked for the end; ``str`` says which one, and during what."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.notes: list[str] = []
+        self.is_said = False
+        """Whether the user has been told."""
+
+    def __str__(self) -> str:
+        """Say it for the user."""
+        return ", ".join([f"stopped by {signal.Signals(self.number).name}", *self.notes])
+
+
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     """End ``main`` with ``error: ...`` on standard error and exit code 1 where the user has to act.
 
     That is a ``UserError``, a full disk or memory, or what the system says of a path (``REMEDIES``). Ctrl-C and a
-    reader of the output that has gone (``| head``) end it silently. Everything else keeps its traceback. Where all
-    processes fail alike, the launcher ends the others as soon as rank 0 has spoken.
+    reader of the output that has gone (``| head``) end it silently, other signals with a line that names them.
+    Everything else keeps its traceback. Where all processes fail alike, the launcher ends the others as soon as rank 0
+    has spoken.
     """
 
     @functools.wraps(main)
     def guarded() -> None:
         try:
-            main()
+            with stopping_at_signals():
+                main()
             sys.stdout.flush()
         except UserError as error:
             _end(str(error))
+        except Stopped as stop:
+            stop.is_said = True
+            _end(str(stop), code=SIGNALLED + stop.number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
             sys.exit(BROKEN_PIPE)
@@ -78,13 +107,61 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             if (bug := _bug_behind(stop)) is not None:
                 raise bug from None
             raise
-        except OSError as error:
-            message = explain(error)
+        except (OSError, RuntimeError) as error:
+            message = explain(error) if isinstance(error, OSError) else _lost_worker(error)
             if message is None:
                 raise
             _end(message)
 
     return guarded
+
+
+@contextlib.contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Name what is waited for within, should a signal end it."""
+    try:
+        yield
+    except Stopped as stop:
+        stop.notes.append(f"while waiting for {what}")
+        raise
+
+
+@contextlib.contextmanager
+def stopping_at_signals() -> Iterator[None]:
+    """Raise :class:`Stopped` within where a signal would end the program without a word.
+
+    Signals that are ignored, as by ``nohup``, or handled already are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    program = os.getpid()
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        if os.getpid() != program:  # a child that was forked: it has no say of its own
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        stopped = Stopped(number)
+        threading.Thread(target=_end_late, args=(stopped,), daemon=True).start()
+        raise stopped
+
+    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is stop:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def end_at_once(stop: Stopped) -> NoReturn:
+    """End this process, whatever its threads do, and say why."""
+    if not stop.is_said:
+        sys.stderr.write(f"{stop}\n")
+        sys.stderr.flush()
+    os._exit(SIGNALLED + stop.number)
 
 
 def explain(error: OSError) -> str | None:
@@ -139,9 +216,34 @@ def _bug_behind(stop: SystemExit) -> BaseException | None:
     return None
 
 
-def _end(message: str) -> None:
-    if os.environ.get("RANK", "0") != "0":
+def _end_late(stop: Stopped) -> None:
+    """End a program whose threads or children keep it from ending."""
+    time.sleep(END_WITHIN_S)
+    end_at_once(stop)
+
+
+def _lost_worker(error: RuntimeError) -> str | None:
+    """Say what torch's loader says of a worker that was killed, wherever the main thread was then; None of others."""
+    found = re.match(r"DataLoader worker \(pid\(?s?\)?:? ?([\d, ]+)\)(?:.*killed by signal: ([\w ]+))?", str(error))
+    if found is None:
+        return None
+    by = f"was killed by the signal {found[2].strip()}" if found[2] else "ended unexpectedly"
+    advice = (
+        "shared memory is full: enlarge /dev/shm (docker run --shm-size 8g), or use fewer --data.workers"
+        if found[2] and "bus" in found[2].lower()
+        else "the machine may have run out of memory (`dmesg` says so): use fewer --data.workers, or smaller batches"
+    )
+    return f"loader worker {found[1].strip()} {by}; {advice}"
+
+
+def plain_text(text: str) -> str:
+    """Write text from elsewhere in one line without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def _end(message: str, *, code: int = 1) -> None:
+    if code == 1 and os.environ.get("RANK", "0") != "0":
         time.sleep(RANK_ZERO_SPEAKS_FIRST_S)
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{'error: ' if code == 1 else ''}{plain_text(message)}\n")
     sys.stderr.flush()
-    sys.exit(1)
+    sys.exit(code)

@@ -8,29 +8,38 @@ import atexit
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.loading.order import TrainingOrder, evaluation_micro_batch, evaluation_range
 from data.loading.passes import IntArray
 from data.loading.prefetch import RowsOf, leave_signals_to_trainer, prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet
-from engine.errors import UserError
+from engine.errors import Stopped, UserError
+from engine.loop.device_feed import tensors_in
 from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
 
 PREFETCHED_PER_WORKER = 2
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_BYTES = 2**20
+SHARED_MEMORY_ADVICE = (
+    "free some, enlarge it (docker run --shm-size 8g; mount -o remount,size=8g /dev/shm), or use fewer "
+    "--data.workers, 0 for none"
+)
 
 
 class Builder(Protocol):
@@ -92,6 +101,7 @@ def training_batches(
     Raises:
         UserError: the cache of remote shards is too small; says so before anything is read.
     """
+    check_shared_memory(workers=workers)
     check_cache(shards, order, micro_batches=micro_batches, first_step=first_step, environment=os.environ)
     dataset = _MicroBatches(shards=shards, rows_of=order.micro_batch, builder=builder)
     ahead = shards.cache.config.prefetch_steps * len(micro_batches)
@@ -180,7 +190,42 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
         except Exception as error:  # a bug: torch hands on its traceback, and with it the note
             error.add_note(f"while micro-batch {micro_batch} of step {step} was built")
             raise
-        return _Batch({name: _as_tensor(value) for name, value in content.items()})
+        batch = _Batch({name: _as_tensor(value) for name, value in content.items()})
+        return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: _Batch) -> _Batch | _Failure:
+    """Move a batch's tensors to shared memory here: where that is full, the trainer hears of it.
+
+    Torch would do it in a thread of the worker whose errors reach nobody, and the trainer would wait for ever.
+    """
+    try:
+        for x in tensors_in(batch.content):
+            x.share_memory_()
+    except (OSError, RuntimeError) as error:
+        return _Failure(message=f"no room for a micro-batch in shared memory ({error}); {SHARED_MEMORY_ADVICE}")
+    return batch
+
+
+def check_shared_memory(*, workers: int) -> None:
+    """Refuse to start workers that cannot hand over anything.
+
+    Raises:
+        UserError: shared memory is full.
+    """
+    if workers and (room := free_shared_bytes()) is not None and room < LEAST_SHARED_BYTES:
+        raise UserError(
+            f"{SHARED_MEMORY} has {room / 2**20:.1f} MiB free, through which loader workers hand over images; "
+            f"{SHARED_MEMORY_ADVICE}"
+        )
+
+
+def free_shared_bytes() -> int | None:
+    """Measure the room that loader workers have, None where it is not a file system."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return None
 
 
 def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead: int) -> Iterator[dict[str, Any]]:
@@ -189,12 +234,16 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
             # More workers than cores are the user's choice.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
-        for item in iterator:
-            if isinstance(item, _Failure):
-                raise LoadingError(item.message)
-            content = cast(_Batch, item).content
-            content["reading"].fetched_bytes += advance()
-            yield content
+        try:
+            for item in iterator:
+                if isinstance(item, _Failure):
+                    raise LoadingError(item.message)
+                content = cast(_Batch, item).content
+                content["reading"].fetched_bytes += advance()
+                yield content
+        except (Stopped, LoadingError):
+            _kill_workers()  # torch would wait some seconds for each, and they ignore SIGTERM
+            raise
 
 
 def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:

@@ -9,7 +9,7 @@ from typing import IO
 
 from data.remote.config import CacheConfig
 from data.remote.streams import Stream, UnavailableError, open_stream
-from engine.errors import UserError
+from engine.errors import UserError, waiting_for
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ def download(
     transfer = _Transfer(location, file, config=config, backoff=backoff)
     fault = None
     for _ in range(TRIES_OF_WRONG_CONTENT):  # a proxy or a half-written file is wrong once, a wrong file always
-        fault = transfer.whole(size_bytes) or transfer.compare(sha256)
+        with waiting_for(location):
+            fault = transfer.whole(size_bytes)
+        fault = fault or transfer.compare(sha256)
         if fault is None:
             return transfer.done
         logger.warning("%s %s", location, fault)

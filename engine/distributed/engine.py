@@ -26,6 +26,7 @@ from engine.distributed.batch_norm import commit_step_statistics, step_batch_nor
 from engine.distributed.cpu import capabilities, precision_advice
 from engine.distributed.deepspeed_zero import deepspeed_sharding, start_deepspeed, zero_config
 from engine.distributed.float8 import check_float8, use_float8
+from engine.distributed.launched import read_launched
 from engine.distributed.processes import EngineKind, engine_kind, join_processes, local_device, set_determinism
 from engine.distributed.sharding import ParamSlice, Replicated, StateSharding, clip_gradients
 
@@ -42,8 +43,9 @@ class Engine:
     def __init__(self, config: DistributedConfig) -> None:
         """Join the processes that the launcher started, choose the device, and make kernels deterministic if asked."""
         self._config = config
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        launched = read_launched(os.environ)
+        self.world_size = 1 if launched is None else launched.world_size
+        self.rank = 0 if launched is None else launched.rank
         self.device = local_device()
         self.kind: EngineKind = engine_kind(config, world_size=self.world_size)
         check_float8(config, is_sharded=self.is_sharded, device=self.device)
@@ -53,7 +55,7 @@ class Engine:
             if advice:
                 logger.info(advice)
         if self.kind != "single":
-            join_processes(self.device)
+            join_processes(self.device, launched=launched)
         elif config.engine == "auto":
             logger.info(
                 "one process on %s, without DeepSpeed; `accelerate launch --config_file "

@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from engine.config import DistributedConfig
 from engine.distributed.cpu import keep_freed_memory
+from engine.distributed.launched import Launched
+from engine.distributed.meeting import said_while_waiting
 from engine.errors import UserError
 
 EngineKind = Literal["deepspeed", "ddp", "single"]
@@ -50,20 +52,22 @@ def local_device() -> torch.device:
     return device
 
 
-def join_processes(device: torch.device) -> None:
+def join_processes(device: torch.device, *, launched: Launched | None) -> None:
     """Join the process group, or make one of this process alone where no launcher did."""
-    if "RANK" not in os.environ:
+    if launched is None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
+        launched = Launched(rank=0, world_size=1, meeting_place=f"127.0.0.1:{port}")
     if not dist.is_initialized():
         on_gpu = device.type == "cuda"
         try:
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
-            )
+            with said_while_waiting(launched):
+                dist.init_process_group(
+                    "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
+                )
         except (ValueError, dist.DistError) as error:
             raise UserError(
                 f"the processes cannot meet: {error}; start them with `accelerate launch` or `torchrun`, which set "

@@ -1,18 +1,23 @@
 """A run ends early when it is asked to: by a signal to any of its processes, or by the STOP file in its folder."""
 
+import contextlib
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from engine.distributed.engine import Engine
+from engine.errors import Stopped
 from engine.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+"""Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once; closed terminals SIGHUP."""
+WAIT_S = 5.0
+"""Seconds after a signal for which the program still waits for data."""
 CHECK_S = 5.0
 """Seconds between the steps at which several processes agree on whether to stop."""
 
@@ -32,6 +37,7 @@ class StopRequests:
         """Time of the first signal to this process, in seconds since 1970."""
         self._engine, self._folder = engine, folder
         self._signal: str | None = None
+        self._waits = False
         self._handlers: dict[int, Any] = {}
         self.restart(0)
 
@@ -60,16 +66,41 @@ class StopRequests:
     def __enter__(self) -> "StopRequests":
         """Take over the signals."""
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                self._handlers[number] = signal.signal(number, self._handle)
+        self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the signals back."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait within for data, but not for ever once a signal has come: the step may never be full.
+
+        Raises:
+            Stopped: some seconds after the signal the data is still not there.
+        """
+        self._waits = True
+        if self._signal is not None:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+        try:
+            yield
+        finally:
+            self._waits = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _end_wait(self, _number: int, _frame: FrameType | None) -> None:
+        if self._waits and self._signal is not None:
+            raise Stopped(signal.Signals[self._signal])
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
         self.signalled_at = self.signalled_at or time.time()
+        if self._waits:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
         if number == signal.SIGINT:
             signal.signal(number, self._handlers[number])

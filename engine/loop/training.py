@@ -8,6 +8,7 @@ numbers of the steps may go back: what was not finite is done again without the 
 
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from engine.checkpoint.store import Checkpoint, CheckpointStore
 from engine.config import micro_batches_of
 from engine.distributed.engine import Engine
+from engine.errors import Stopped
 from engine.faults.non_finite_recovery import NonFiniteRecovery
 from engine.faults.watchdog import Watchdog
 from engine.loop.bad_samples import BadSamples
@@ -229,23 +231,32 @@ class Training:
                     self._go_back()
                 else:
                     self.stopped = self._stop_requests.agreed(self.step)
-            if self.step != self._saved_step and not self._runs_alone:
-                self.save()
-            self.store.wait()
-            if self.stopped and self.engine.is_main:
-                self.folder.note_stopped(
-                    self._saved_step,
-                    reason=self._stop_requests.reason or "",
-                    signalled_at=self._stop_requests.signalled_at,
-                )
+            self._end(stopped_by=(self._stop_requests.reason or "") if self.stopped else None)
+
+    def _end(self, *, stopped_by: str | None) -> None:
+        """Save what is not saved yet, and write down who stopped the run early (collective)."""
+        if self.step != self._saved_step and not self._runs_alone:
+            self.save()
+        self.store.wait()
+        if stopped_by is not None and self.engine.is_main:
+            signalled_at = self._stop_requests.signalled_at
+            self.folder.note_stopped(self._saved_step, reason=stopped_by, signalled_at=signalled_at)
 
     def fetch(self, batches: Iterator[dict[str, Any]], *, key: MicroBatchKey) -> dict[str, Any]:
         """Take the next micro-batch of this process, ``key`` = (step, micro_batch), on the device.
 
         For one that is left out another comes, whose loss has weight zero.
         """
-        self._watch("fetch")
-        batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
+        self.watchdog.note("fetch", step=self.step)  # of the first step, too: only its forward pass takes long
+        try:
+            with self._stop_requests.waiting():
+                batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
+        except Stopped as stop:
+            stop.notes.append(f"while waiting for data, micro-batch {key[1]} of step {key[0]}")
+            if self.engine.world_size == 1:  # others would have to take part
+                self._end(stopped_by=signal.Signals(stop.number).name)
+            stop.notes.append(f"the last checkpoint is that of step {self._saved_step}")
+            raise
         cost: ReadCost | None = batch.pop("reading", None)
         if cost is not None:  # nothing was read for one that takes the place of another
             self._read_cost = cost if self._read_cost is None else self._read_cost + cost

@@ -130,7 +130,8 @@ def test_help_names_all_commands_and_the_everyday_options(argv, capsys):
 
 
 def test_only_rank_zero_shows_help(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
     run("--help")
     assert capsys.readouterr().out == ""
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.errors import Stopped
 from engine.loop.stop_requests import StopRequests
 
 
@@ -95,3 +96,44 @@ def test_several_processes_look_again_only_after_the_step_that_they_agreed_on():
     requests._signal = "SIGTERM"
     assert not requests.agreed(requests._next_check - 1)
     assert requests.agreed(requests._next_check)
+
+
+def wait_in_vain(requests, *, signalled):
+    with requests.waiting():
+        if signalled is not None:
+            os.kill(os.getpid(), signalled)
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_wait_for_data_that_does_not_come(number, monkeypatch):
+    monkeypatch.setattr("engine.loop.stop_requests.WAIT_S", 0.05)
+    for before in (True, False):
+        with requests_of() as requests:
+            if before:
+                send(number, until=lambda: requests.signalled_at)
+            start = time.monotonic()
+            with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name}"):
+                wait_in_vain(requests, signalled=None if before else number)
+            assert time.monotonic() - start < 2
+
+
+def test_data_that_comes_in_time_is_taken(monkeypatch):
+    monkeypatch.setattr("engine.loop.stop_requests.WAIT_S", 0.1)
+    with requests_of() as requests:
+        with requests.waiting():
+            send(signal.SIGTERM, until=lambda: requests.signalled_at)
+        time.sleep(0.2)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_under_nohup_a_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with requests_of() as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+            send(signal.SIGTERM, until=lambda: requests.signalled_at)
+            assert requests.agreed(1)
+            assert requests.reason == "SIGTERM"
+    finally:
+        signal.signal(signal.SIGHUP, before)
