@@ -23,6 +23,7 @@ from data.loading.working_set import gib, usual_working_set_bytes
 from data.parallel import in_order
 from data.remote.cache import CachedFile
 from data.remote.config import CacheConfig
+from data.remote.download import GaveUpError
 from data.remote.locations import join
 from data.shards.index import SampleEntry
 from data.shards.manifest import Manifest, ShardInfo, file_sha256
@@ -202,6 +203,8 @@ def _local_problem(path: Path, *, sha256: str | None) -> str | None:
 def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
     try:
         shards.cache.prefetch(file)  # which compares the digest
+    except GaveUpError:  # the next one would wait as long
+        raise
     except (UserError, OSError) as error:
         return str(error)
     return None

@@ -127,6 +127,7 @@ def evaluation_batches(
 
     The builder gets step 0 and the number of the micro-batch. Processes may get different numbers of micro-batches.
     """
+    check_shared_memory(workers=workers)
     numbers = evaluation_range(shards.num_samples, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
     keys = _Keys(first_step=0, last_step=1, micro_batches=numbers, skip=frozenset())
     rows_of = partial(_evaluation_rows, shards.sizes, micro_batch_size)

@@ -33,9 +33,14 @@ class Backoff:
         self._failures = self._in_a_row = 0
 
     @property
+    def deadline_s(self) -> float:
+        """The time, of `time.monotonic`, at which to give up."""
+        return self._start + self._give_up_s
+
+    @property
     def time_is_up(self) -> bool:
         """Whether to give up."""
-        return time.monotonic() - self._start > self._give_up_s
+        return time.monotonic() > self.deadline_s
 
     def progress(self) -> None:
         """Start again with short waits."""
@@ -120,7 +125,9 @@ class _Transfer:
         return f"has sha256 {self._hash.hexdigest()[:12]}…, the manifest says {sha256[:12]}…"
 
     def _attempt(self, size_bytes: int | None) -> str | None:
-        with open_stream(self._location, start=self.done, timeout_s=self._config.timeout_s) as stream:
+        with open_stream(
+            self._location, start=self.done, timeout_s=self._config.timeout_s, deadline_s=self._backoff.deadline_s
+        ) as stream:
             if stream.start != self.done:
                 self.restart()
             if None not in (stream.size_bytes, size_bytes) and stream.size_bytes != size_bytes:

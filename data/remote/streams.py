@@ -9,6 +9,7 @@ What may work when it is tried again raises `UnavailableError`, what cannot rais
 
 import contextlib
 import http.client
+import math
 import netrc
 import os
 import ssl
@@ -23,12 +24,15 @@ from typing import IO, Any
 
 import fsspec
 
+from data.remote.connections import CutConnections, CutHTTPHandler, CutHTTPSHandler
 from data.remote.locations import check_location, is_remote
-from engine.errors import UserError, is_refusal
+from engine.errors import UserError, is_refusal, plain_text
 
 EXTRAS = {"s3": "s3", "gs": "gs"}
 HTTP_CHUNK_BYTES = 256 * 1024
 RANGE_BYTES = 16 * 2**20
+LONGEST_SHOWN, LONGEST_NUMBER = 200, 20
+"""Characters of what a server says that are shown, and that a size may have."""
 BUSY = (408, 425, 429)  # of the 4xx, those that say "later"
 RANGE_BEYOND_END = 416
 
@@ -50,8 +54,12 @@ class Stream:
 
 
 @contextlib.contextmanager
-def open_stream(location: str, *, start: int = 0, timeout_s: float = 60.0) -> Iterator[Stream]:
+def open_stream(
+    location: str, *, start: int = 0, timeout_s: float = 60.0, deadline_s: float = math.inf
+) -> Iterator[Stream]:
     """Open a file at an offset; a server that is silent for ``timeout_s`` is `UnavailableError`.
+
+    So is one that goes on past ``deadline_s``, a time of `time.monotonic`, whatever it sends until then.
 
     Raises:
         UnavailableError: no answer, a lost connection, an answer that says "later".
@@ -61,7 +69,7 @@ def open_stream(location: str, *, start: int = 0, timeout_s: float = 60.0) -> It
         with _open_local(location, start=start) as stream:
             yield stream
     elif check_location(location).startswith("http"):
-        with _open_http(location, start=start, timeout_s=timeout_s) as stream:
+        with _open_http(location, start=start, timeout_s=timeout_s, deadline_s=deadline_s) as stream:
             yield stream
     else:
         yield _open_object(location, start=start, timeout_s=timeout_s)
@@ -97,45 +105,46 @@ def _local_errors(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open_http(url: str, *, start: int, timeout_s: float) -> Iterator[Stream]:
-    with _http_errors(url):
-        response = _opener().open(_request(url, start=start), timeout=timeout_s)
-    with response:
-        length = response.headers.get("Content-Length") or ""
-        first_byte = start if response.status == http.client.PARTIAL_CONTENT else 0
-        size_bytes = first_byte + int(length) if length.isdecimal() else None
-        yield Stream(start=first_byte, size_bytes=size_bytes, chunks=_http_chunks(response, url))
+def _open_http(url: str, *, start: int, timeout_s: float, deadline_s: float) -> Iterator[Stream]:
+    with CutConnections(deadline_s) as connections:
+        with _http_errors(url, connections):
+            response = _opener(connections).open(_request(url, start=start), timeout=timeout_s)
+        with response:
+            length = response.headers.get("Content-Length") or ""
+            first_byte = start if response.status == http.client.PARTIAL_CONTENT else 0
+            size_bytes = first_byte + int(length) if length.isdecimal() and len(length) < LONGEST_NUMBER else None
+            yield Stream(start=first_byte, size_bytes=size_bytes, chunks=_http_chunks(response, url, connections))
 
 
-def _http_chunks(response: Any, url: str) -> Iterator[bytes]:
+def _http_chunks(response: Any, url: str, connections: CutConnections) -> Iterator[bytes]:
     while True:
-        with _http_errors(url):
+        with _http_errors(url, connections):
             chunk = response.read1(HTTP_CHUNK_BYTES)  # returns what has come, so that a slow drip is noticed
         if not chunk:
             return
         yield chunk
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _opener(connections: CutConnections) -> urllib.request.OpenerDirector:
     """Make an opener that knows HTTP alone: no redirect leads to a file or to FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        _Redirect,
-        urllib.request.HTTPErrorProcessor,
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        CutHTTPHandler(connections),
+        CutHTTPSHandler(connections),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _Redirect(),
+        urllib.request.HTTPErrorProcessor(),
     ):
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     return opener
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith(("http://", "https://")):
-            raise UserError(f"{req.full_url} leads to {newurl}, which is neither http:// nor https://")
+            raise UserError(f"{req.full_url} leads to {_server_text(newurl)}, which is neither http:// nor https://")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -160,8 +169,27 @@ def _login(host: str) -> str | None:
     return None if login is None else f"{login[0]}:{login[2]}"
 
 
+def _server_text(text: object) -> str:
+    """Write what a server said, so that it neither steers a terminal nor fills it."""
+    plain = plain_text(str(text))
+    return plain if len(plain) <= LONGEST_SHOWN else f"{plain[:LONGEST_SHOWN]}…"
+
+
 @contextlib.contextmanager
-def _http_errors(url: str) -> Iterator[None]:
+def _http_errors(url: str, connections: CutConnections) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if connections.are_cut and not isinstance(error, UserError):
+            raise UnavailableError(f"{url} is slow or silent, and was not there in time") from error
+        with _known_http_errors(url):
+            raise
+    if connections.are_cut:  # which looks like the end of a body
+        raise UnavailableError(f"{url} is slow or silent, and was not there in time")
+
+
+@contextlib.contextmanager
+def _known_http_errors(url: str) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -169,15 +197,15 @@ def _http_errors(url: str) -> Iterator[None]:
         if error.code == RANGE_BEYOND_END:
             raise UnavailableError(f"{url} has become shorter") from error
         if error.code >= 500 or error.code in BUSY:
-            raise UnavailableError(f"{url} answered {error.code} {error.reason}") from error
-        raise UserError(f"{url} cannot be read: {error.code} {error.reason}") from error
+            raise UnavailableError(f"{url} answered {error.code} {_server_text(error.reason)}") from error
+        raise UserError(f"{url} cannot be read: {error.code} {_server_text(error.reason)}") from error
     except (http.client.InvalidURL, UnicodeError) as error:  # a host name that IDNA cannot encode
-        raise UserError(f"{url} is no URL: {error}") from error
+        raise UserError(f"{url} is no URL: {_server_text(error)}") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise UserError(f"{url} cannot be trusted: {reason}") from error
-        raise UnavailableError(f"{url}: {type(reason).__name__} {reason}".rstrip()) from error
+        raise UnavailableError(f"{url}: {type(reason).__name__} {_server_text(reason)}".rstrip()) from error
 
 
 def _open_object(url: str, *, start: int, timeout_s: float) -> Stream:
@@ -224,10 +252,10 @@ def _object_errors(url: str) -> Iterator[None]:
     except UserError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{url} cannot be read: {type(error).__name__} {error}") from error
+        raise UserError(f"{url} cannot be read: {type(error).__name__} {_server_text(error)}") from error
     except Exception as error:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-            raise UserError(f"{url} cannot be read: {error}") from error
+            raise UserError(f"{url} cannot be read: {_server_text(error)}") from error
         if not is_refusal(error):
             raise
-        raise UnavailableError(f"{url}: {type(error).__name__} {error}") from error
+        raise UnavailableError(f"{url}: {type(error).__name__} {_server_text(error)}") from error

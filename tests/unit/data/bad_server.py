@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,3 +87,30 @@ class BadServer:
         for name, value in headers.items():
             request.send_header(name, value)
         request.end_headers()
+
+
+class RawServer:
+    """Sends the same bytes to everybody, then drops of others without an end; gives its URL."""
+
+    def __init__(self, head: bytes, drop: bytes, *, every_s=0.05):
+        stopped = self._stopped = threading.Event()
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                with contextlib.suppress(ConnectionError):
+                    self.request.recv(65536)
+                    self.request.sendall(head)
+                    while drop and not stopped.wait(every_s):
+                        self.request.sendall(drop)
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __exit__(self, *_):
+        self._stopped.set()
+        self._server.shutdown()
+        self._server.server_close()

@@ -9,7 +9,8 @@ import pytest
 
 from data.remote.config import CacheConfig
 from data.remote.download import GaveUpError, download, download_bytes
-from tests.unit.data.bad_server import BadServer
+from engine.errors import UserError
+from tests.unit.data.bad_server import BadServer, RawServer
 
 CONTENT = bytes(range(256)) * 12_000
 SIZE = len(CONTENT)
@@ -63,7 +64,9 @@ def test_a_server_without_ranges_starts_again(server):
 def test_a_silent_server_is_given_up_in_time(server):
     server.hanging = 1.0
     start = time.monotonic()
-    with pytest.raises(GaveUpError, match=r"timed out.*gave up after \d attempts in \d s \(data.cache.give-up-s"):
+    with pytest.raises(
+        GaveUpError, match=r"(timed out|is slow or silent).*gave up after \d attempts in \d s \(data.cache.give-up-s"
+    ):
         fetch(server, config=CacheConfig(give_up_s=1, timeout_s=0.3))
     assert time.monotonic() - start < 2
 
@@ -141,3 +144,32 @@ def test_local_files_are_read_the_same_way(tmp_path):
     assert download_bytes(str(tmp_path / "a.tar"), config=QUICK, sha256=DIGEST) == CONTENT
     with pytest.raises(ValueError, match=r"b.tar cannot be read: No such file"):
         download_bytes(str(tmp_path / "b.tar"), config=QUICK)
+
+
+DRIPS = {
+    "headers": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "sizes of chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: ", b"a"),
+    "a body without length": (b"HTTP/1.1 200 OK\r\n\r\n", b"a"),
+    "a redirect's body": (b"HTTP/1.1 302 Found\r\nLocation: /b\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+}
+
+
+@pytest.mark.parametrize("what", DRIPS)
+def test_whatever_drips_is_given_up_in_time(what):
+    head, drop = DRIPS[what]
+    with RawServer(head, drop) as url:
+        start = time.monotonic()
+        with pytest.raises(GaveUpError, match=r"is slow.*gave up after \d+ attempts"):
+            download_bytes(f"{url}/a", config=CacheConfig(give_up_s=0.6, timeout_s=0.5))
+        assert time.monotonic() - start < 2
+
+
+def test_what_a_server_says_does_not_steer_the_terminal():
+    words = b"HTTP/1.1 404 \x1b[2J\x1b]0;owned\x07" + b"x" * 5000 + b"\r\nContent-Length: 0\r\n\r\n"
+    with RawServer(words, b"") as url, pytest.raises(UserError) as refused:
+        download_bytes(f"{url}/a", config=QUICK)
+    assert str(refused.value).isprintable()
+    assert "404" in str(refused.value)
+    assert len(str(refused.value)) < 400
