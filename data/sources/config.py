@@ -60,6 +60,8 @@ class Write:
     """table: column of paths (default: one called path, file, filename, ...)."""
     label_column: str | None = None
     """table: column of labels (default: one called label, class, wnid, ...); `none` for no labels."""
+    no_label: str | None = None
+    """table: the label that means none, for example -1 (an empty one always does)."""
     pattern: str = "*.tar"
     """webdataset: which tars of a folder without manifest, for example `train-*.tar` or `{000000..000999}.tar`."""
     first_class: int | None = None

@@ -11,7 +11,7 @@ FORMATS = {
     "webdataset": "data.sources.reshard",
     "imagenet": "data.sources.imagenet",
     "coco": "data.sources.coco",
-    "table": "data.sources.table",
+    "table": "data.sources.tables.listed_images",
     "scenes": "data.sources.scenes",
 }
 """Modules, from general to special: `--format auto` takes the last one that recognises a source."""

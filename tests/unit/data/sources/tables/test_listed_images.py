@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data.sources.table import find_listed_images
+from data.sources.tables.listed_images import find_listed_images
 from data.writing.journal import Rejected
 from tests.unit.data.write_options import write_options
 
-IMAGENET = Path(__file__).resolve().parents[5] / "shared" / "data" / "imagenet_samples_1k"
+IMAGENET = Path(__file__).resolve().parents[6] / "shared" / "data" / "imagenet_samples_1k"
 
 
 @pytest.fixture
@@ -117,3 +117,24 @@ def test_a_real_table_gives_imagenets_class_numbers():
     assert len(by_wnid) == len(by_wnid.classes) == 1000
     assert by_wnid.labels == by_number.labels
     assert by_wnid.classes[0] == "n01440764"
+
+
+def test_a_column_of_splits_divides_the_images(table):
+    path = table("path,label,split\nphotos/0.jpg,a,train\nphotos/1.jpg,b,test\nphotos/2.jpg,b,train\n")
+    found = find_listed_images(write_options(path), path)
+    assert {name: (source.classes, source.labels) for name, source in found.items()} == {
+        "train": (("a", "b"), (0, 1)),
+        "val": (("a", "b"), (1,)),
+    }
+
+
+def test_an_image_of_two_labels_is_refused_and_one_that_is_named_twice_is_told(table, caplog):
+    assert len(find(table("path,label\nphotos/0.jpg,a\nphotos/1.jpg,b\nphotos/0.jpg,a\n"))) == 3
+    assert "1 rows name an image that another one names, too" in caplog.text
+    with pytest.raises(ValueError, match=r"names .*0.jpg twice, with different labels"):
+        find(table("path,label\nphotos/0.jpg,a\nphotos/0.jpg,b\n"))
+
+
+def test_the_column_that_names_an_image_is_found_whatever_its_name(table, tmp_path):
+    source = find(table("id,diagnosis\n0,x\n1,y\n"), images=tmp_path / "photos", label_column="diagnosis")
+    assert [path.rpartition("/")[2] for path in source.paths] == ["0.jpg", "1.jpg"]
