@@ -41,7 +41,7 @@ class Write:
     """
 
     source: str
-    """Folder of images, ImageNet, COCO, ADE20K or shards, a CSV or Parquet table, or `scenes` for generated images."""
+    """Folder of images, ImageNet, COCO, YOLO, VOC, ADE20K or shards, a table of paths, or `scenes` for generated images."""
     out: Path
     """Folder to write to; must not hold anything else."""
     format: Annotated[
@@ -51,7 +51,7 @@ class Write:
     images: Path | None = None
     """table, coco: folder that paths start from (default: the table's; found from the annotations' name)."""
     splits: str | None = None
-    """folder, labels, yolo: names of the folders to train and to validate on, as `train,val`; `none`: undivided."""
+    """folder, labels, yolo, voc: folders to train and to validate on, as `train,val`; `none`: it is not divided."""
     class_depth: int | None = None
     """folder: how deep the folders lie that are classes (1: at the top, of each split); 0: no classes."""
     val_labels: Path | None = None

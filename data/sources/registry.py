@@ -11,7 +11,9 @@ FORMATS = {
     "webdataset": "data.sources.reshard",
     "imagenet": "data.sources.imagenet",
     "coco": "data.sources.coco",
+    "yolo": "data.sources.boxes.yolo",
+    "voc": "data.sources.boxes.voc",
     "table": "data.sources.tables.listed_images",
     "scenes": "data.sources.scenes",
 }
-"""Modules, from general to special: `--format auto` takes the last one that recognises a source."""
+"""Modules, by name. Several that recognise a source are asked about, but for those that another one ``narrows``."""

@@ -5,6 +5,7 @@ A source is a value that knows how many samples it has and prepares each by its 
     data/sources/image_folder.py   image files, by class folder or flat
     data/sources/imagenet.py       ImageNet-1k and 21k
     data/sources/coco.py           images with boxes and masks
+    data/sources/boxes/            images with boxes as YOLO and Pascal VOC write them
     data/sources/label_maps.py     images with label maps (ADE20K)
     data/sources/tables/           CSV, lists or Parquet of paths and labels
     data/sources/reshard.py        shards that exist already

@@ -245,45 +245,4 @@ PAIR_TREES = [
     ),
 ]
 
-BOX = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
-
-
-def coco(name: str) -> str:
-    """Write a COCO file of one image."""
-    image = {"id": 1, "file_name": name, "height": 16, "width": 16}
-    return json.dumps({"categories": [{"id": 5, "name": "cup"}], "images": [image], "annotations": [BOX]})
-
-
-COCO_TREES = [
-    case(
-        "coco_roboflow",
-        files(
-            *("train/1.jpg", "valid/2.jpg", "test/3.jpg"),
-            texts={
-                "train/_annotations.coco.json": coco("1.jpg"),
-                "valid/_annotations.coco.json": coco("2.jpg"),
-                "test/_annotations.coco.json": coco("3.jpg"),
-                "README.roboflow.txt": "x",
-            },
-        ),
-        says="--format coco",
-        check=written(["cup"], train=1, val=1, test=1),
-    ),
-    case(
-        "coco_plain_names",
-        files(
-            *("images/1.jpg", "images/2.jpg"),
-            texts={"annotations/train.json": coco("1.jpg"), "annotations/val.json": coco("2.jpg")},
-        ),
-        check=written(["cup"], train=1, val=1),
-    ),
-    case("coco_at_the_top", files("data/1.jpg", texts={"labels.json": coco("1.jpg")}), check=written(["cup"], train=1)),
-    case(
-        "coco_and_maps",
-        files("images/1.jpg", "masks/1.png", maps="masks", texts={"annotations/train.json": coco("1.jpg")}),
-        code=1,
-        says="--format labels.*--format coco",
-    ),
-]
-
-CASES: list[Case] = [*CLASS_TREES, *PAIR_TREES, *COCO_TREES]
+CASES: list[Case] = [*CLASS_TREES, *PAIR_TREES]

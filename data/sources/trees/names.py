@@ -18,7 +18,7 @@ ROLE_WORDS: dict[str, Role] = {
     **dict.fromkeys(("segmentation", "segmentations", "segmentationclass", "labelmaps", "labelmap"), "labels"),
     **dict.fromkeys(("gtfine", "gt", "groundtruth", "segmentationclassraw", "segmentationclassaug"), "labels"),
 }
-FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final"}
+FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final", "obj"}
 GLUED = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(set|data|annot|masks?|labels?|images?)")
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 """Folders that systems leave behind."""

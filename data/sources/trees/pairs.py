@@ -43,6 +43,8 @@ class Pair:
 
     def fits(self, suffix: str) -> bool:
         """Whether some image has its file, which a list of names or a page of explanations is not."""
+        if not holds(self.labels, suffixes=(suffix,)):
+            return False
         names = {path.stem for files in walk(self.labels, suffixes=(suffix,)) for path in map(Path, files.images)}
         return any(Path(path).stem in names for path in self.paths())
 
@@ -59,6 +61,23 @@ def find_pairs(
         UserError: there are several such folders, or splits that can be read in two ways.
     """
     return _undivided(folder, suffixes=suffixes, lists=lists, splits=splits) or _divided(folder, suffixes=suffixes)
+
+
+def find_boxes(folder: Path, *, suffix: str, splits: str | None = None) -> dict[str, Pair] | None:
+    """Find images with a file of boxes each: in a folder of their own, or beside the images.
+
+    Raises:
+        UserError: as `find_pairs`.
+    """
+    if not folder.is_dir():
+        return None
+    pairs = find_pairs(folder, suffixes=(suffix,), splits=splits)
+    if pairs is None:
+        if not any(holds(path, suffixes=(suffix,), deep=False) for path in (folder, *subfolders(folder))):
+            return None
+        divided = find_splits(folder, choice=splits) or {"train": folder}
+        pairs = {name: Pair(images=path, labels=path) for name, path in divided.items() if holds(path, deep=False)}
+    return pairs if any(pair.fits(suffix) for pair in pairs.values()) else None
 
 
 def _undivided(folder: Path, *, suffixes: Sequence[str], lists: str, splits: str | None) -> dict[str, Pair] | None:
