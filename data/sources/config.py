@@ -41,7 +41,7 @@ class Write:
     """
 
     source: str
-    """Folder of images, ImageNet, COCO, YOLO, VOC, ADE20K or shards, a table of paths, or `scenes` for generated images."""
+    """Folder of images, ImageNet, COCO, YOLO, VOC, ADE20K, shards; a table of paths; `scenes` for generated images."""
     out: Path
     """Folder to write to; must not hold anything else."""
     format: Annotated[

@@ -14,8 +14,8 @@ from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
 from data.sources.trees.class_folders import ClassFolders, check_depth, plain_name, read_class_folders
-from data.sources.trees.listing import holds, num_others
-from data.sources.trees.splits import Splits, find_splits, levels_of
+from data.sources.trees.listing import holds, num_others, subfolders
+from data.sources.trees.splits import Splits, find_splits, levels_of, warn_of_others
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
 from engine.errors import UserError
@@ -105,6 +105,8 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     folder, splits = _divided(folder, options=options)
     depth = options.class_depth
     if splits is None:
+        if options.splits is not None and depth is None and len(subfolders(folder)) > 1:
+            depth = 1  # that they are classes was the answer
         return {"train": find_split(folder, preparation=preparation, depth=depth)}
     if depth is None:
         splits = {name: _inside(path) for name, path in splits.items()}
@@ -126,6 +128,7 @@ def _divided(folder: Path, *, options: Write) -> tuple[Path, Splits | None]:
         with contextlib.suppress(UserError) if level != levels[-1] else contextlib.nullcontext():
             splits = find_splits(level, choice=options.splits)
         if splits is not None:
+            warn_of_others(level, splits=splits)
             logger.info("%s: train is %s", level, ", val is ".join(str(path.name) for path in splits.values()))
             return level, splits
     if options.class_depth is not None:
@@ -164,6 +167,8 @@ def _images_in(tree: ClassFolders, *, preparation: Preparation, labelled: bool, 
     asked, depth = depth is not None, check_depth(tree, depth=depth)
     folders = tree.classes(depth) if depth and tree.counts(depth) else []
     if len(folders) < (1 if labelled or asked else 2):
+        if folders:
+            logger.info("%s: %s is taken for no class; --class-depth 1 makes it one", tree.folder, folders[0])
         return ImageFiles(paths=tuple(tree.all_paths()), preparation=preparation)
     _warn_of_empty(tree, folders=folders, depth=depth)
     paths = tree.paths(depth)
@@ -203,7 +208,11 @@ def same_classes(val: ImageFiles, *, train: ImageFiles, folder: Path) -> ImageFi
         return replace(val, classes=None, labels=None)
     unknown = sorted({val.classes[label] for label in val.labels} - set(train.classes))
     if unknown:
-        raise UserError(f"{folder} has classes to validate on that are not to train on: {', '.join(unknown[:3])}")
+        raise UserError(
+            f"{folder} has classes to validate on that are not to train on: {', '.join(unknown[:3])}; move them "
+            "elsewhere, name the folder to train on with --splits and leave the other out, or take all images without "
+            "classes with --class-depth 0"
+        )
     numbers = {name: number for number, name in enumerate(train.classes)}
     renamed = [numbers.get(name, UNLABELLED) for name in val.classes]  # others have no image
     return replace(val, classes=train.classes, labels=tuple(renamed[label] for label in val.labels))

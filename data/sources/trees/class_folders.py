@@ -7,13 +7,14 @@ An empty class folder keeps its number, as one does whose pictures are of kinds 
 other things (text, tables) are no classes.
 """
 
+import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources.trees.listing import OTHER_IMAGE_SUFFIXES, FolderFiles, paths_in, walk
-from data.sources.trees.names import parse_name
+from data.sources.trees.names import hints_of, named_after, parse_name
 from engine.errors import UserError
 
 Parts = tuple[str, ...]
@@ -79,6 +80,7 @@ def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
             raise UserError(f"{tree.folder} has no image as deep as --class-depth {depth} says")
         return depth
     _refuse_images_beside(tree)
+    _refuse_maps(tree)
     inside = {name: folders for name, folders in _folders_inside(tree).items() if len(folders) > 1}
     if not inside:
         return 1
@@ -86,8 +88,9 @@ def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
     kinds = {kind for parts in map(parse_name, folders) for kind in (parts.split, parts.role) if kind}
     if len(kinds) > 1:
         raise UserError(
-            f"{tree.folder} has {len(tree.classes(1))} folders with images, of which {name} has "
-            f"{_listed(folders)} inside: give it as --source {tree.folder / name}, or take the folders as classes with "
+            f"{tree.folder} has {len(tree.counts(1))} folders with images, of which {name} has {_listed(folders)} "
+            f"inside: if that is what is meant give it as --source {tree.folder / name}; if they are splits of a class "
+            "put the splits outside (train/, val/, the classes in them); or take the folders as classes with "
             "--class-depth 1"
         )
     tops, leaves = list(tree.counts(1)), list(tree.counts(2))
@@ -105,6 +108,28 @@ def _refuse_images_beside(tree: ClassFolders) -> None:
             f"{tree.folder} has images of its own ({tree.flat[0]}, ...) beside folders with images "
             f"({', '.join(names[:3])}); expected class folders only, or one flat folder: leave them out with "
             "--class-depth 1, or take all images without classes with --class-depth 0"
+        )
+
+
+def _refuse_maps(tree: ClassFolders) -> None:
+    """Refuse label maps among the images, and folders whose names speak of splits, or of images and labels."""
+    for files in tree.files:
+        stems = {os.path.splitext(name)[0] for name in files.images}  # noqa: PTH122
+        maps = sorted(stem for stem in stems if named_after(stem) in stems)
+        if maps and 3 * len(maps) >= len(stems):
+            raise UserError(
+                f"{tree.folder.joinpath(*files.parts)} has images and what is drawn into them side by side "
+                f"({named_after(maps[0])}, {maps[0]}): sort them into images/ and masks/, under the same names, or "
+                "take all for images with --class-depth 0 (1: with classes)"
+            )
+    names = list(tree.counts(1))
+    hints = [hints_of(name) for name in names] if len(names) > 1 else []
+    together = set[str]().union(*hints)
+    if {"images", "labels"} <= together or len(together & {"train", "val", "test"}) > 1:
+        raise UserError(
+            f"{tree.folder} has folders whose names do not sound like classes ({_listed(names)}): say with --splits "
+            "which are to train and to validate on, rename images/, masks/, train/, val/ so, or take them as classes "
+            "with --class-depth 1"
         )
 
 

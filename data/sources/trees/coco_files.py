@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from data.sources.trees.listing import files_in, subfolders
-from data.sources.trees.names import split_of
+from data.sources.trees.names import parse_name, split_of
 
 PREFIX = "instances_"
 OTHER_KINDS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
@@ -22,7 +22,7 @@ def annotation_files(folder: Path) -> list[Path]:
     """Find the COCO files of a folder: `instances_*.json` where there are some, else what looks like one inside."""
     if not folder.is_dir():
         return []
-    own = files_in(folder / "annotations", suffixes=(".json",))
+    own = [file for place in subfolders(folder) if _is_place(place) for file in files_in(place, suffixes=(".json",))]
     if instances := [path for path in own if path.name.startswith(PREFIX)]:
         return instances
     below = [path for split in subfolders(folder) if split_of(split.name) for path in _files(split)]
@@ -40,13 +40,26 @@ def split_name(path: Path) -> str:
 def image_folders(path: Path) -> list[Path]:
     """List the folders in which the images of an annotation file are looked for, the likeliest first."""
     split = path.stem.removeprefix(PREFIX)
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    root = path.parent.parent if _is_place(path.parent) else path.parent
     splits = [
         split,
         *(near.name for near in subfolders(root) if split_of(split) and split_of(near.name) == split_of(split)),
     ]
     places = [place for name in splits for place in (root / name, root / "images" / name, root / name / "images")]
-    return list(dict.fromkeys([*places, root / "images", path.parent, path.parent / "images", root, root / "data"]))
+    return list(
+        dict.fromkeys(
+            [*places, root / "images", *_pictures(root), path.parent, path.parent / "images", root, root / "data"]
+        )
+    )
+
+
+def _is_place(folder: Path) -> bool:
+    """Whether a folder is called like one of annotations."""
+    return parse_name(folder.name).role == "labels"
+
+
+def _pictures(root: Path) -> list[Path]:
+    return [path for path in subfolders(root) if parse_name(path.name).role == "images"]
 
 
 def _files(folder: Path) -> list[Path]:

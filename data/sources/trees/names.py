@@ -20,6 +20,7 @@ ROLE_WORDS: dict[str, Role] = {
 }
 FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final", "obj"}
 GLUED = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(set|data|annot|masks?|labels?|images?)")
+MAP_NAME = re.compile(r"(.+?)[ _.-](?:masks?|labels?|seg|segmentation|gt|annotations?|gtfine_\w+)", re.IGNORECASE)
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 """Folders that systems leave behind."""
 
@@ -48,9 +49,24 @@ def parse_name(name: str) -> NameParts:
     return NameParts(split=next(iter(splits), None), role=role)
 
 
+def hints_of(name: str) -> set[str]:
+    """Which splits and roles any word of a name speaks of, whatever the others are (`PedMasks`, `ISIC_Test_Input`)."""
+    divided = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower().replace("ground_truth", "gt")
+    words = {part for word in re.split(r"[^a-z]+", divided) for part in _unglued(word)}
+    words |= {"images"} if words & {"input", "inputs"} else set()
+    words |= {"gt"} if {"ground", "truth"} <= words else set()
+    return {SPLIT_WORDS.get(word) or ROLE_WORDS[word] for word in words if word in SPLIT_WORDS or word in ROLE_WORDS}
+
+
 def split_of(name: str) -> Split | None:
     """Which split a folder or file of this name holds."""
     return parse_name(name).split
+
+
+def named_after(stem: str) -> str | None:
+    """Tell which image a map is named after (`x_mask`, `x-gtFine_labelIds`): its stem, None if it is no such name."""
+    match = MAP_NAME.fullmatch(stem)
+    return match[1] if match else None
 
 
 def is_hidden(name: str) -> bool:

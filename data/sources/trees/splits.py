@@ -65,9 +65,14 @@ def find_splits(folder: Path, *, choice: str | None = None) -> Splits | None:
             return None  # one class of several is called train
         raise _two_readings(folder, named=named, others=others)
     held_out = vals or tests
-    for path in [*(tests if vals else []), *others]:
-        logger.warning("%s is left alone: it is no part of train and val", path)
     return {"train": trains[0]} | ({"val": held_out[0]} if held_out else {})
+
+
+def warn_of_others(folder: Path, *, splits: Splits) -> None:
+    """Name the folders with images that are no part of the splits."""
+    for path in subfolders(folder):
+        if path not in splits.values() and holds(path):
+            logger.warning("%s is left alone: it is no part of train and val", path)
 
 
 def _chosen(folder: Path, *, choice: str) -> Splits | None:
@@ -103,7 +108,9 @@ def _are_splits(folder: Path, *, train: Path, named: list[Path], others: list[Pa
 
 
 def _class_names(folder: Path) -> set[str]:
-    return {path.name for path in subfolders(folder) if holds(path)}
+    innermost = levels_of(folder)[-1]
+    inside = folder if holds(innermost, deep=False) else innermost
+    return {path.name for path in subfolders(inside) if holds(path)}
 
 
 def _two_readings(folder: Path, *, named: list[Path], others: list[Path]) -> UserError:

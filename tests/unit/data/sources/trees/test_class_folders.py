@@ -58,10 +58,27 @@ def test_classes_and_labels_belong_together_at_any_depth(tree, opened):
     assert named == [("b/x", "1"), ("b/x", "2"), ("b-c/x", "3")]
 
 
-def test_folders_of_splits_are_no_classes(tree, opened):
-    files = ("data/train/1.jpg", "data/val/1.jpg", "docs/x.jpg")
-    with pytest.raises(ValueError, match=r"data has train, val inside: give it as --source .*in/data"):
-        opened(tree(*files))
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("data/train/1.jpg", "data/val/1.jpg", "docs/x.jpg"), "data has train, val inside: .* --source .*in/data"),
+        (("cat/train/1.jpg", "cat/val/1.jpg", "dog/train/1.jpg"), r"put the splits outside \(train/, val/"),
+        (("ISIC_Test_Input/1.jpg", "ISIC_Train_Input/1.jpg"), "do not sound like classes .* --splits"),
+        (("PNGImages/1.png", "PedMasks/1.png"), "do not sound like classes .* masks/"),
+        (("train/1.jpg", "train/1_mask.png", "train/2.jpg", "train/2_mask.png"), r"side by side \(1, 1_mask\)"),
+        (("a/1.jpg", "a/1-gtFine_labelIds.png", "b/2.jpg"), r"side by side \(1, 1-gtFine_labelIds\)"),
+    ],
+)
+def test_folders_of_other_things_are_no_classes(tree, opened, files, message):
+    root = tree(*files)
+    with pytest.raises(ValueError, match=message):
+        opened(root, format="folder")
+    assert opened(root, format="folder", class_depth=0)[1]["train"].classes is None
+
+
+def test_masks_may_be_what_classes_are_about(tree, opened):
+    found = opened(tree("with_mask/1.jpg", "without_mask/1.jpg", "with_mask/x_mask.jpg", "with_mask/y.jpg"))[1]
+    assert found["train"].classes == ("with_mask", "without_mask")
 
 
 def test_names_that_are_no_text_are_named(tree, opened):

@@ -11,6 +11,7 @@ COCO = '{"images": [], "annotations": [], "categories": []}'
     ("names", "splits"),
     [
         (("annotations/instances_train2017.json", "annotations/captions_val2017.json"), ["train"]),
+        (("Annotations/train.json", "labels/val.json"), ["train", "val"]),
         (("annotations/train.json", "annotations/val.json"), ["train", "val"]),
         (("train/_annotations.coco.json", "valid/_annotations.coco.json"), ["train", "val"]),
         (("train.json", "test.json"), ["test", "train"]),

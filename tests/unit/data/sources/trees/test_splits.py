@@ -17,6 +17,16 @@ def names(splits):
         (("Training/1.jpg", "Testing/1.jpg"), {"train": "Training", "val": "Testing"}),
         ((*AB, "test/1.jpg"), {"train": "train", "val": "val"}),
         ((*AB, "meta/x.txt", "__MACOSX/train/a/1.jpg", "empty/"), {"train": "train", "val": "val"}),
+        (
+            (
+                "seg_train/x/a/1.jpg",
+                "seg_train/x/b/1.jpg",
+                "seg_test/x/a/1.jpg",
+                "seg_test/x/b/1.jpg",
+                "seg_pred/1.jpg",
+            ),
+            {"train": "seg_train", "val": "seg_test"},
+        ),
         ((*AB, "docs/x.jpg"), {"train": "train", "val": "val"}),
         (("train/1.jpg", "val/x.txt"), {"train": "train"}),
         (("train/1.jpg", "plane/1.jpg"), None),
