@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from data.images.decode import BadImage
+from data.images.decode import BadImage, check_rows
+from data.images.png import read_layout
 from engine.documents import member, parse_json, real_number, whole_number
 from engine.errors import UserError, is_refusal
 from engine.terms import Size
@@ -80,12 +81,14 @@ def read_label_map(content: bytes, *, size: Size) -> npt.NDArray[np.integer[Any]
         BadImage: it does not decode, has colours, or another ``size`` (height, width) than the image.
     """
     try:
+        layout = read_layout(content)
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.size != size[::-1]:
                 raise UserError(f"{image.height}x{image.width} pixels, the image has {size[0]}x{size[1]}")
             if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
                 raise UserError(f"mode {image.mode}, expected one value a pixel")
             values = np.asarray(image)
+            check_rows(image, content, layout=layout)
     except Exception as error:  # plugins raise what they like on hostile bytes
         if not isinstance(error, UserError) and not is_refusal(error):
             raise

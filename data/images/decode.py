@@ -225,7 +225,7 @@ def _decode_pil(data: bytes, *, header: Header) -> Pixels:
         try:
             image.load()
             if header.layout is not None:
-                _check_rows(image, data, layout=header.layout)
+                check_rows(image, data, layout=header.layout)
             pixels = _as_rgb(image, layout=header.layout)
         except UserError as error:
             raise BadImage(f"{image.format} does not decode: {error}") from None
@@ -236,8 +236,12 @@ def _decode_pil(data: bytes, *, header: Header) -> Pixels:
     return _upright(pixels, orientation=header.orientation)
 
 
-def _check_rows(image: Image.Image, data: bytes, *, layout: png.PngLayout) -> None:
-    """Demand all rows of a PNG: rows that are missing leave zeros, and only then is it worth the time to count them."""
+def check_rows(image: Image.Image, data: bytes, *, layout: png.PngLayout) -> None:
+    """Demand all rows of a PNG: rows that are missing leave zeros, and only then is it worth the time to count them.
+
+    Raises:
+        UserError: some are missing.
+    """
     lowest = image.crop((0, image.height - 1, image.width, image.height))
     if layout.interlaced or not np.asarray(lowest).any():
         png.check_rows(data, layout)

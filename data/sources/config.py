@@ -68,6 +68,10 @@ class Write:
     """webdataset: number of the first class in the tars, 1 where they count from 1 (default: 0)."""
     classes: Path | None = None
     """Class names in label order: JSON list, or one a line; for imagenet the wnids."""
+    map_classes: Path | None = None
+    """labels: what colours or values of the maps stand for, lines `R G B name` or `V name` in the classes' order."""
+    map_suffix: str | None = None
+    """labels: what maps have behind their image's name, such as _mask or _gtFine_labelIds (default: looked for)."""
     val_fraction: float = 0.0
     """Share of the images to hold out, the same of every class, in [0, 1)."""
     shuffle: bool = True

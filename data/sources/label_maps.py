@@ -6,17 +6,21 @@
 
 A map is written as it is, byte for byte, as `.seg.png`: what its values mean is for the recipe to say (ADE20K: 0 is
 nothing, 1 to 150 are the classes of objectInfo150.txt; others count from 0 and mark the void with a value of its own).
+With `--map-classes` its colours or values become class numbers (data/images/map_classes.py).
 """
 
 import io
 import logging
 import warnings
+from collections.abc import Container, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from data.images.decode import BadImage, read_header
+from data.images.decode import BadImage, check_rows, read_header
+from data.images.map_classes import MapClasses, read_map_classes
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import BesideFile, ImageFiles
@@ -38,9 +42,15 @@ MAP_MODES = ("L", "P", "1", "I;16", "I")
 class LabelMap(BesideFile):
     """The label map of one image."""
 
+    classes: MapClasses | None = None
+    """What its colours or values stand for; None: it is kept as it is."""
+
     def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
         """Read it, if it is of the image's size."""
         content = read_limited(Path(self.path))
+        if self.classes is not None:
+            read_header(content, max_pixels=preparation.max_pixels)
+            content = self.classes.recode(content)
         check_label_map(content, size=image.size, preparation=preparation)
         return {"seg.png": content}
 
@@ -63,10 +73,15 @@ def check_label_map(content: bytes, *, size: Size, preparation: Preparation) -> 
                 mode = image.mode
                 if preparation.check == "decode":
                     image.load()
+                    if header.layout is not None:
+                        check_rows(image, content, layout=header.layout)
         except Exception as error:  # plugins raise what they like on broken files
             raise BadImage(f"the label map does not decode: {error}") from error
     if mode not in MAP_MODES:
-        raise BadImage(f"the label map is a PNG of mode {mode}, expected one channel (modes {', '.join(MAP_MODES)})")
+        raise BadImage(
+            f"the label map is a PNG of mode {mode}, expected one channel (modes {', '.join(MAP_MODES)}); where "
+            "colours stand for classes, say which with --map-classes FILE, lines `R G B name`"
+        )
 
 
 def has_label_maps(folder: Path) -> bool:
@@ -83,20 +98,41 @@ def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles
     if options.size is not None:
         raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
     folder, classes = Path(options.source), options.class_names
+    map_classes = None if options.map_classes is None else read_map_classes(options.map_classes)
+    if map_classes is not None:
+        classes = map_classes.names
     pairs = find_pairs(folder, suffixes=MAP_SUFFIXES, lists=SPLIT_LISTS, splits=options.splits)
     if pairs is None:
         raise UserError(
             f"expected images/ and one of {', '.join(MAP_FOLDERS)} (with PNG maps of the same names) in {folder}, or "
             "train/ and val/ with both"
         )
-    return {name: _pairs(pair, classes=classes, preparation=options.preparation) for name, pair in pairs.items()}
+    suffix = options.map_suffix
+    found = {name: _paired(pair, suffix=suffix) for name, pair in pairs.items()}
+    return {
+        name: ImageFiles(
+            paths=tuple(map_paths),
+            beside=tuple(LabelMap(path, map_classes) for path in map_paths.values()),
+            classes=classes,
+            preparation=options.preparation,
+        )
+        for name, map_paths in found.items()
+    }
 
 
-def _pairs(pair: Pair, *, classes: tuple[str, ...] | None, preparation: Preparation) -> ImageFiles:
+def _paired(pair: Pair, *, suffix: str | None) -> dict[str, str]:
+    """Find the map of each image: of its name, or with what all maps have behind it.
+
+    Raises:
+        UserError: no image, or one without a map.
+    """
     images, maps = pair.images, pair.labels
     paths = pair.paths()
-    map_paths = [str(pair.beside(path, suffix=".png")) for path in paths]
     existing = {path for files in walk(maps, suffixes=MAP_SUFFIXES) for path in paths_in(maps, files)}
+    plain = [str(pair.beside(path, suffix=".png")) for path in paths]
+    if suffix is None:
+        suffix = "" if existing.issuperset(plain) else _common_suffix(plain, existing, maps=maps)
+    map_paths = [_with_suffix(path, suffix, existing=existing) for path in plain]
     others = {Path(path).suffix for path in existing} - {".png"}
     missing = [path for path in map_paths if path not in existing]
     if not paths:
@@ -108,18 +144,48 @@ def _pairs(pair: Pair, *, classes: tuple[str, ...] | None, preparation: Preparat
         )
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(paths)} images in {images} have no label map, for example {missing[0]}"
+            f"{len(missing)} of the {len(paths)} images in {images} have no label map, for example {missing[0]}; where "
+            "maps are called otherwise, such as x_mask.png for x.jpg, say how with --map-suffix _mask"
         )
     if len(existing) > len(paths) and pair.stems is None:
         logger.warning("%s: %d label maps have no image and are left out", maps, len(existing) - len(paths))
-    beside = tuple(LabelMap(path) for path in map_paths)
-    return ImageFiles(paths=tuple(paths), beside=beside, classes=classes, preparation=preparation)
+    return dict(zip(paths, map_paths, strict=True))
+
+
+def _with_suffix(path: str, suffix: str, *, existing: Container[str]) -> str:
+    """Add a suffix to a map's name, or put it in the place of an image's own (`x_leftImg8bit`, `x_sat`)."""
+    stem = path.removesuffix(".png")
+    whole, shorter = f"{stem}{suffix}.png", f"{stem.rpartition('_')[0]}{suffix}.png"
+    return shorter if suffix and whole not in existing and shorter in existing else whole
+
+
+def _common_suffix(plain: Sequence[str], existing: AbstractSet[str], *, maps: Path) -> str:
+    """Find what stands behind the images' names in the names of all their maps; nothing where there is no such thing.
+
+    Raises:
+        UserError: there are several, as in Cityscapes.
+    """
+    first = plain[0].removesuffix(".png") if plain else ""
+    starts = (first, first.rpartition("_")[0])
+    ends = {
+        path.removeprefix(start).removesuffix(".png") for start in starts for path in existing if path.startswith(start)
+    }
+    suffixes = [
+        end
+        for end in sorted(end for end in ends if end and not end[0].isalnum() and "/" not in end)
+        if all(_with_suffix(path, end, existing=existing) in existing for path in plain)
+    ]
+    if len(suffixes) > 1:
+        raise UserError(f"{maps} holds several maps of each image: choose with --map-suffix {' or '.join(suffixes)}")
+    if suffixes:
+        logger.info("label maps are called as their images, with %s behind", suffixes[0])
+    return suffixes[0] if suffixes else ""
 
 
 FORMAT = SourceFormat(
     open=find_label_maps,
     says="images with label maps",
     recognise=has_label_maps,
-    options=("classes", "splits"),
+    options=("classes", "splits", "map_classes", "map_suffix"),
     narrows=("folder",),
 )

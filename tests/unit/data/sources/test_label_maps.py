@@ -1,12 +1,16 @@
 """Pictures with label maps: pairs by name, maps byte for byte."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data.commands.sample_check import describe_values
+from data.commands.show import shown_values
 from data.commands.verify import verify
 from data.shards.shard_set import open_shards
 from data.sources.label_maps import find_label_maps, has_label_maps
@@ -23,6 +27,19 @@ def label_map(*, height=40, width=56, mode="L", format="PNG"):  # noqa: A002
     values = np.arange(height * width).reshape(height, width) % 150
     Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.uint8)).convert(mode).save(content, format)
     return content.getvalue()
+
+
+def without_rows(content):
+    place, end = content.index(b"IDAT"), content.index(b"IEND")
+    rows = zlib.decompress(content[place + 4 : end - 8])
+    body = b"IDAT" + zlib.compress(rows[: len(rows) // 2])
+    return (
+        content[: place - 4]
+        + struct.pack(">I", len(body) - 4)
+        + body
+        + struct.pack(">I", zlib.crc32(body))
+        + content[end - 4 :]
+    )
 
 
 @pytest.fixture
@@ -71,6 +88,7 @@ def test_maps_of_one_channel_are_taken(folder, mode):
         (label_map(mode="RGB"), "the label map is a PNG of mode RGB, expected one channel"),
         (label_map(format="BMP"), "the label map is a BMP, expected a PNG"),
         (label_map()[:-60], "the label map does not decode"),
+        (without_rows(label_map()), "the label map does not decode: 50% of its rows are there"),
         (b"hello", "no image"),
     ],
 )
@@ -80,6 +98,59 @@ def test_maps_that_do_not_fit_are_left_out_with_the_reason(folder, content, reas
     found = find(root)["train"].prepare(0)
     assert isinstance(found, Rejected)
     assert reason in found.reason
+
+
+def rename(folder, name):
+    for path in sorted(folder.rglob("*.png")):
+        path.rename(path.with_name(name.format(path.stem)))
+
+
+def maps_of(source):
+    return [Path(str(beside)).name for beside in source.beside]
+
+
+def test_what_all_maps_have_behind_their_image_s_name_is_found(folder, caplog):
+    caplog.set_level("INFO")
+    root = folder("a", "ab", "town/c")
+    rename(root / "annotations", "{}_mask.png")
+    assert maps_of(find(root)["train"]) == ["a_mask.png", "ab_mask.png", "c_mask.png"]
+    assert "with _mask behind" in caplog.text
+    (root / "annotations" / "ab_mask.png").unlink()
+    with pytest.raises(ValueError, match=r"have no label map, .*--map-suffix _mask"):
+        find(root)
+
+
+def test_several_maps_of_each_image_are_asked_about(folder):
+    root = folder("x_1_leftImg8bit", "x_2_leftImg8bit")
+    rename(root / "annotations", "{}.png")
+    for path in sorted((root / "annotations").iterdir()):
+        for kind in ("labelIds", "instanceIds", "color"):
+            (root / "annotations" / path.name.replace("leftImg8bit", f"gtFine_{kind}")).write_bytes(path.read_bytes())
+        path.unlink()
+    with pytest.raises(ValueError, match=r"--map-suffix _gtFine_color or _gtFine_instanceIds or _gtFine_labelIds"):
+        find(root)
+    source = find(root, map_suffix="_gtFine_labelIds")["train"]
+    assert maps_of(source) == ["x_1_gtFine_labelIds.png", "x_2_gtFine_labelIds.png"]
+
+
+def test_colours_become_classes_where_it_is_said_how(folder, tmp_path):
+    root = folder("x")
+    (root / "annotations" / "x.png").write_bytes(label_map(mode="RGB"))
+    (tmp_path / "classes.txt").write_text("".join(f"{n} {n} {n} class-{n}\n" for n in range(150)))
+    source = find(root, map_classes=tmp_path / "classes.txt")["train"]
+    assert source.classes[:2] == ("class-0", "class-1")
+    values = np.asarray(Image.open(io.BytesIO(source.prepare(0).members["seg.png"])))
+    np.testing.assert_array_equal(values, np.asarray(Image.open(io.BytesIO(label_map()))))
+
+
+def test_verify_counts_the_values(encoded, tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(np.repeat([[0], [255]], [30, 10], axis=0).repeat(56, axis=1).astype(np.uint8)).save(content, "PNG")
+    samples = [NewSample(source="x", members={"jpg": encoded(n), "seg.png": content.getvalue()}) for n in range(2)]
+    write_shards(samples, out=tmp_path, classes=None, limits=ShardLimits())
+    assert verify(tmp_path).map_values == {0: 2 * 30 * 56, 255: 2 * 10 * 56}
+    values = shown_values(open_shards(tmp_path), count=1)
+    assert describe_values(values).startswith("label maps hold the values 0 (75.0%), 255 (25.0%)")
 
 
 def test_missing_maps_and_folders_are_named(folder, tmp_path):

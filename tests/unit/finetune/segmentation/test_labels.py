@@ -41,6 +41,27 @@ def test_a_value_that_is_no_class_is_named_with_the_classes(value, dtype):
         classes([0, value], dtype=dtype)
 
 
+def test_binary_maps_of_0_and_255_are_warned_of(write, make_scene, tmp_path, caplog):
+    change = {
+        n: make_scene(n, value_of=lambda labels: np.where(labels > 0, np.uint8(255), np.uint8(0))) for n in range(5)
+    }
+    shards = open_shards(write(tmp_path / "s", first=0, count=5, change=change))
+    check_label_maps(shards, labels=LabelConfig(), num_classes=2, option="data.shards")
+    assert "class 1 has no pixel in all label maps: they hold the values 0, 255; see labels.values" in caplog.text
+    caplog.clear()
+    change = {
+        n: make_scene(n, value_of=lambda labels: np.where(labels > 5, np.uint8(0), np.uint8(255))) for n in range(5)
+    }
+    shards = open_shards(write(tmp_path / "v", first=0, count=5, change=change))
+    check_label_maps(shards, labels=LabelConfig(), num_classes=2, option="data.shards")
+    assert "% of the pixels of all label maps are void, nothing is learnt from them" in caplog.text
+
+
+def test_more_classes_than_the_table_counts_are_refused():
+    with pytest.raises(ValueError, match="1 to 32767 classes are learnt, got 40000"):
+        class_table(LabelConfig(), num_classes=40_000)
+
+
 def test_training_is_refused_where_label_maps_hold_more_classes(write, make_scene, tmp_path):
     change = {3: make_scene(3, value_of=lambda labels: np.where(labels == 2, 77, labels))}
     shards = open_shards(write(tmp_path / "s", first=0, count=5, change=change))
