@@ -59,6 +59,7 @@ class _Job:
 def _begin(function: Callable[[Any, Any], Any], state: Any) -> None:
     """Leave an interrupt to the parent, and end with it when it is killed: a pool's processes would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own handler speaks to the user
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _Job.function, _Job.state = function, state
 

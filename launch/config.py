@@ -18,6 +18,8 @@ CLUSTERS = Path(__file__).resolve().parent / "clusters"
 
 _SECRET = re.compile(r"(?<![\w-])((?:\w*_)?(?:KEY|TOKEN|SECRET|PASSWORD))=", re.IGNORECASE)
 """An assignment to a name whose last part, between underscores, marks it as a secret; --options are none."""
+_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@]*:[^\s/@]*@")
+"""A URL with a password in it, such as that of a proxy."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -94,6 +96,9 @@ class ClusterConfig:
             if not _VARIABLE.match(assignment):
                 raise UserError(f"environment takes NAME=value, got {assignment!r}")
         _refuse_secrets("environment", [assignment.partition("=")[0] + "=" for assignment in self.environment])
+        _refuse_logins("environment", self.environment)
+        _refuse_logins("setup", self.setup)
+        _refuse_logins("container", [self.container or ""])
         _refuse_secrets("setup", self.setup)
         _refuse_secrets("container", [self.container or ""])
         if (self.gpus_per_node or 0) < 0 or (self.processes_per_node is not None and self.processes_per_node < 1):
@@ -117,6 +122,16 @@ def _refuse_secrets(option: str, lines: Sequence[str]) -> None:
             raise UserError(
                 f"{option} holds {match[1]}, which may be a secret and would stand in the submitted script; "
                 f"export it in the shell that submits instead: it is passed on"
+            )
+
+
+def _refuse_logins(option: str, lines: Sequence[str]) -> None:
+    """Refuse a URL with a password, and name it without that."""
+    for line in lines:
+        if match := _LOGIN.search(line):
+            raise UserError(
+                f"{option} holds a URL with a user name and a password ({match[0].partition('://')[0]}://...), which "
+                "would stand in the submitted script; export it in the shell that submits instead: it is passed on"
             )
 
 

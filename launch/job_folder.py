@@ -14,6 +14,8 @@ in its script (`launch/main.py settle`), are read by every later version.
 import contextlib
 import dataclasses
 import json
+import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,10 +65,14 @@ class JobFolder:
         """Make it, open to nobody else.
 
         Raises:
-            UserError: it exists and others may write there.
+            UserError: it exists and others may write there, or put another one in its place.
         """
         make_private(self.run)
+        _refuse_exchangeable(self.run)
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link, and jobs run what lies there: expected a folder; remove the link")
         make_private(self.path, mode=ONLY_OWNER)
+        _refuse_of_others(self.path)
         if self.path.stat().st_mode & 0o077:
             raise UserError(
                 f"{self.path} is open to others, who could put code there: chmod 700 {self.path}, and look into it"
@@ -150,3 +156,24 @@ class JobFolder:
         except (FileNotFoundError, UserError):
             return None
         return stopped if isinstance(stopped, dict) else None
+
+
+def _refuse_exchangeable(run: Path) -> None:
+    """Refuse a run folder in which, or above which, others may rename folders: they could put their own code there."""
+    _refuse_of_others(run)
+    for folder in (run.resolve(), *run.resolve().parents):
+        mode = folder.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise UserError(
+                f"{folder} can be written to by everybody, who could exchange what the job of {run} runs: chmod o-w "
+                f"{folder} (or chmod +t), or choose another --run.folder"
+            )
+
+
+def _refuse_of_others(folder: Path) -> None:
+    owner = folder.stat().st_uid
+    if owner not in (os.geteuid(), 0):
+        raise UserError(
+            f"{folder} belongs to another user (number {owner}), who could exchange what the job runs; choose another "
+            "--run.folder"
+        )

@@ -46,6 +46,21 @@ def test_a_secret_in_a_line_of_the_script_is_refused_without_its_value(option, v
     assert "hunter2" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["http_proxy=http://me:hunter2@proxy:3128", "HTTPS_PROXY=https://me:hunter2@[::1]/", "A=ftp://:hunter2@x"],
+)
+def test_a_url_with_a_password_is_refused_without_it(line):
+    for option in ({"environment": (line,)}, {"setup": (f"export {line}",)}, {"container": f"run --env {line} x.sif"}):
+        with pytest.raises(ValueError, match=r"holds a URL with a user name and a password") as error:
+            ClusterConfig(**option)
+        assert "hunter2" not in str(error.value)
+
+
+def test_a_proxy_without_a_password_is_taken():
+    assert ClusterConfig(environment=("http_proxy=http://proxy:3128", "A=http://x/y:z@w", "B=http://me@proxy:1/"))
+
+
 def test_words_of_secrets_elsewhere_in_a_name_or_line_are_no_secrets():
     ClusterConfig(
         environment=("TOKENIZERS_PARALLELISM=false", "MONKEY=1", "KEY_FILE=/x", "SSL_CERT_FILE=key"),

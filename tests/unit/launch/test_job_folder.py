@@ -1,6 +1,7 @@
 """What is kept of jobs: it reads back, nobody else can write there, and how a run ended is read from what it left."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,35 @@ def test_the_program_gets_the_recipe_that_was_submitted(folder):
 def test_others_can_neither_read_the_run_nor_put_pickles_into_it(folder):
     assert folder.run.stat().st_mode & 0o777 == 0o750
     assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("where", ["run", "above"])
+def test_a_run_folder_that_others_could_exchange_is_refused(where, tmp_path):
+    run = tmp_path / "above" / "run"
+    run.mkdir(parents=True)
+    open_folder = run if where == "run" else run.parent
+    open_folder.chmod(0o777)
+    with pytest.raises(ValueError, match=rf"{open_folder} can be written to by everybody.*chmod o-w"):
+        JobFolder(run).make()
+    assert not (run / "launch").exists()
+    open_folder.chmod(0o1777)
+    JobFolder(run).make()
+
+
+def test_a_link_in_its_place_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "launch").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="launch is a link, and jobs run what lies there"):
+        JobFolder(tmp_path).make()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away")
+@pytest.mark.parametrize("name", [".", "launch"])
+def test_a_folder_of_somebody_else_is_refused(name, tmp_path):
+    (tmp_path / "launch").mkdir(mode=0o700)
+    os.chown(tmp_path / name, 4321, -1)
+    with pytest.raises(ValueError, match="belongs to another user"):
+        JobFolder(tmp_path).make()
 
 
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
