@@ -8,11 +8,14 @@ import time
 
 from rich.console import Console
 
+from engine.recipe import parse
 from launch.attempt.processes import SUPERVISOR
 from launch.doctor.disk import check_shared, check_space, check_write_speed, leave_mark, remove_mark
 from launch.doctor.findings import Finding, findings_table, judged, read_findings, write_findings
+from launch.doctor.loader import check_shared_memory
 from launch.doctor.software import check_builds, check_versions, versions
 from launch.doctor.stop_signal import Mailbox, check_delivery, send_warning
+from pretrain.config import PretrainConfig
 
 
 def test_advice_stands_only_where_it_is_needed():
@@ -112,3 +115,18 @@ def test_a_signal_that_comes_is_timed_and_one_that_does_not_is_a_failure(monkeyp
     finding = check_delivery([0.2, None], sender="Slurm")
     assert finding.level == "failure"
     assert "processes 1 did not get it" in finding.advice
+
+
+def test_shared_memory_must_hold_what_the_workers_hand_over():
+    words = ["--data.shards", "x", "--data.workers", "4", "--data.micro-batch-size", "64"]
+    config = parse(PretrainConfig, words)
+    in_flight_bytes = 2 * (4 * 2 + 1) * 64 * 3 * config.backbone.img_size[0] * config.backbone.img_size[1]
+    levels = []
+    for free_bytes in (2 * in_flight_bytes, in_flight_bytes, in_flight_bytes - 1):
+        (finding,) = check_shared_memory(config, processes_per_node=2, free_bytes=free_bytes)
+        levels.append(finding.level)
+    assert levels == ["ok", "warning", "failure"]
+    assert "--shm-size" in finding.advice
+    assert check_shared_memory(config, processes_per_node=2, free_bytes=None) == []
+    no_workers = parse(PretrainConfig, [*words, "--data.workers", "0"])
+    assert check_shared_memory(no_workers, processes_per_node=2, free_bytes=0) == []
