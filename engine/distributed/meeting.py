@@ -2,10 +2,12 @@
 
 import contextlib
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 from engine.distributed.launched import Launched
 from engine.errors import SIGNALS, Stopped, end_at_once
@@ -47,22 +49,32 @@ def ended_while(what: str, *, is_over: threading.Event) -> Iterator[None]:
             stack.callback(is_over.set)
             yield
         return
-    nobody = {signal.SIGHUP, signal.SIGINT}  # nohup, and shells for what they start in the background, ignore them
-    numbers = {n for n in (*SIGNALS, signal.SIGINT) if n not in nobody or signal.getsignal(n) != signal.SIG_IGN}
+    # nohup ignores hang-ups, and shells interrupts of what they start in the background
+    kept = {number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) == signal.SIG_IGN}
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
     def watch() -> None:
-        while not is_over.is_set():
-            if (came := signal.sigtimedwait(numbers, 0.2)) is not None:
-                stop = Stopped(came.si_signo)
+        with contextlib.suppress(OSError):
+            while came := reader.recv(1):
+                stop = Stopped(came[0])
                 stop.notes.append(f"while waiting for {what}")
                 end_at_once(stop)
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which the thread inherits, and takes them
-    watcher = threading.Thread(target=watch, name="signals", daemon=True)
-    watcher.start()
+    # Whichever thread a signal reaches, its number is written to the socket at once.
+    before = {number: signal.signal(number, _pass) for number in {*SIGNALS, signal.SIGINT} - kept}
+    old_writer = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
-        watcher.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.set_wakeup_fd(old_writer)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        writer.close()
+        reader.close()
+
+
+def _pass(_number: int, _frame: FrameType | None) -> None:
+    """Leave a signal to the thread that watches."""

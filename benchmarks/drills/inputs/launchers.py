@@ -1,0 +1,156 @@
+"""How users start and end programs: environments of other launchers, and signals at any moment.
+
+Whoever is signalled has to end within 10 s and say why, whatever it waits for.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.drills.disturbance import disturbed, pretraining, shards_in
+from benchmarks.drills.inputs.case import STOPPED_WITHIN_S, Case
+from benchmarks.drills.inputs.servers import serve_all_but_tars
+
+TOGETHER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29787"}
+A_LONG_RUN = ("--report.every-steps", "1", "--run.save-every-steps", "1000")
+FOREVER = 100_000
+"""Steps of a run that does not end by itself."""
+
+
+def start(*, refused: bool = True) -> Callable[[Path], list[str]]:
+    """Start the smallest pretraining."""
+
+    def make(folder: Path) -> list[str]:
+        if not refused:
+            shards_in(folder)
+        return pretraining()
+
+    return make
+
+
+def signalled(
+    number: str, *, once: str, setup: str = "", limit_s: int = STOPPED_WITHIN_S, **run: int
+) -> Callable[[Path], list[str]]:
+    """Start a run and signal it once it has said something."""
+
+    def make(folder: Path) -> list[str]:
+        shards_in(folder)
+        command = pretraining("shards", *A_LONG_RUN, **run)
+        act = f"process.send_signal(signal.{number})"
+        return disturbed(folder, command, once=once, act=act, setup=setup, limit_s=limit_s)
+
+    return make
+
+
+def without_data(folder: Path) -> list[str]:
+    """Start a run whose tars never come, and signal it while it waits for the first."""
+    url = serve_all_but_tars(shards_in(folder))
+    command = pretraining(url, *A_LONG_RUN, "--data.cache.folder", str(folder / "cache"), workers=1)
+    act = "time.sleep(3); process.send_signal(signal.SIGTERM)"
+    return disturbed(folder, command, once="energy is not measured", act=act)
+
+
+def without_manifest(folder: Path) -> list[str]:
+    """Verify shards whose manifest never comes, and signal that."""
+    return ["data/main.py", "verify", "--shards", serve_all_but_tars(folder, suffix=".json")]
+
+
+def robbed_of_a_worker(folder: Path) -> list[str]:
+    """Kill one of a run's loader workers."""
+    shards_in(folder)
+    command = pretraining("shards", *A_LONG_RUN, steps=FOREVER, workers=1)
+    find = "[p for p in psutil.Process(process.pid).children() if 'resource_tracker' not in ' '.join(p.cmdline())]"
+    return disturbed(folder, command, once="step 1/", act=f"{find}[0].kill()")
+
+
+def saved_when_stopped(folder: Path) -> str | None:
+    """Look whether a run that was stopped has saved."""
+    stopped = folder / "run" / "stopped.json"
+    if not stopped.is_file():
+        return "the run was not saved"
+    step = json.loads(stopped.read_text())["step"]
+    return None if list((folder / "run" / "checkpoints").glob(f"step-*{step}")) else f"no checkpoint of step {step}"
+
+
+CASES = [
+    Case(
+        name="world_size_alone",
+        make=start(),
+        environment={"WORLD_SIZE": "2"},
+        code=1,
+        says=r"has WORLD_SIZE=2, but not RANK and MASTER_ADDR and MASTER_PORT: .* unset WORLD_SIZE",
+    ),
+    Case(name="rank_alone", make=start(), environment={"RANK": "3"}, code=1, says="has RANK=3, but not WORLD_SIZE"),
+    Case(
+        name="rank_and_world_size_without_an_address",
+        make=start(),
+        environment={"RANK": "0", "WORLD_SIZE": "2"},
+        code=1,
+        says="but not MASTER_ADDR and MASTER_PORT",
+    ),
+    Case(
+        name="world_size_is_no_number",
+        make=start(),
+        environment={**TOGETHER, "WORLD_SIZE": "abc"},
+        code=1,
+        says="WORLD_SIZE=abc, expected a whole number of at least 1",
+    ),
+    Case(
+        name="rank_beyond_the_world",
+        make=start(),
+        environment={**TOGETHER, "RANK": "2"},
+        code=1,
+        says="expected a RANK below WORLD_SIZE",
+    ),
+    Case(
+        name="an_address_alone_is_one_process",
+        make=start(refused=False),
+        environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+        says="report: run/report.html",
+    ),
+    Case(
+        name="others_never_come",
+        make=signalled("SIGTERM", once="is waiting for 2 processes at 127.0.0.1:29787"),
+        environment=TOGETHER,
+        code=143,
+        says="stopped by SIGTERM, while waiting for 2 processes at 127.0.0.1:29787",
+    ),
+    Case(
+        name="sighup_saves_and_ends",
+        make=signalled("SIGHUP", once="step 1/", steps=FOREVER),
+        says="stopping after step .* as asked by SIGHUP",
+        check=saved_when_stopped,
+    ),
+    Case(
+        name="sigterm_saves_and_ends",
+        make=signalled("SIGTERM", once="step 1/", steps=FOREVER, workers=1),
+        says="stopping after step .* as asked by SIGTERM",
+        check=saved_when_stopped,
+    ),
+    Case(
+        name="sighup_under_nohup_is_ignored",
+        make=signalled(
+            "SIGHUP", once="step 1/", setup="signal.signal(signal.SIGHUP, signal.SIG_IGN)", steps=3, limit_s=60
+        ),
+        says="report: run/report.html",
+    ),
+    Case(
+        name="data_never_comes",
+        make=without_data,
+        code=143,
+        says="stopped by SIGTERM, while waiting for data, micro-batch 0 of step 0",
+    ),
+    Case(
+        name="verify_waits_for_a_manifest",
+        make=without_manifest,
+        stop_after_s=12,
+        code=143,
+        says=r"stopped by SIGTERM, while waiting for http://127.0.0.1:\d+/manifest.json",
+    ),
+    Case(
+        name="a_loader_worker_is_killed",
+        make=robbed_of_a_worker,
+        code=1,
+        says="error: loader worker .* (was killed by the signal Killed|ended unexpectedly); .*use fewer --data.workers",
+    ),
+]
