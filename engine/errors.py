@@ -27,6 +27,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """What asks a program to end: schedulers, a terminal that is closed, and schedulers again."""
 END_WITHIN_S = 6.0
 """What a program may take to clean up after a signal; then it is ended where it stands."""
+REFUSAL = "GREEN_PRETRAIN_REFUSAL"
+"""Environment variable that names a file for the message by which a program refuses to go on."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a disk, a quota or a file that is full."""
 REMEDIES = {
@@ -61,6 +63,10 @@ class UserError(ValueError):
     """What a user can get wrong: says what was expected, what came and what to do, and is shown as one line."""
 
 
+class PassingError(UserError):
+    """A refusal that may pass by itself, as that of a run folder in use: another try may succeed."""
+
+
 class Stopped(BaseException):
     """A signal asked for the end; ``str`` says which one, and during what."""
 
@@ -92,6 +98,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
                 main()
             sys.stdout.flush()
         except UserError as error:
+            if not isinstance(error, PassingError | OSError):
+                _note_refusal(str(error))
             _end(str(error))
         except Stopped as stop:
             stop.is_said = True
@@ -239,6 +247,16 @@ def _lost_worker(error: RuntimeError) -> str | None:
 def plain_text(text: str) -> str:
     """Write text from elsewhere in one line without what would steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def _note_refusal(message: str) -> None:
+    """Tell who started the program that starting it again is of no use, where that is asked for by ``REFUSAL``.
+
+    Exit codes do not reach through torchrun and accelerate.
+    """
+    if path := os.environ.get(REFUSAL):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(" ".join(message.split()))
 
 
 def _end(message: str, *, code: int = 1) -> None:

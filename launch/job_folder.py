@@ -4,6 +4,8 @@ runs/x/launch/           open to nobody but its owner: what submitit writes here
 ├── job.json             program, cluster, nodes and the jobs submitted, the last one last
 ├── recipe.yaml          the resolved recipe, as submitted
 ├── events.jsonl         starts and ends of attempts, signals, decisions
+├── submitting           locked by a command that submits
+├── refusal-0            why the program of a node refused to start, while its attempt lasts
 ├── cancelled            made by `cancel`: do not go on
 └── jobs/                submitit's: scripts, pickles, one log per node
 
@@ -13,8 +15,10 @@ in its script (`launch/main.py settle`), are read by every later version.
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -31,6 +35,9 @@ from launch.program_calls import RECIPE, Call
 
 NAME = "launch"
 ONLY_OWNER = 0o700
+KNOWN_WAIT_S = 90.0
+"""A file that was written on the login node is seen by all nodes after this time."""
+KNOWN_LOOK_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,44 @@ class JobFolder:
             self.note("refused", reason=str(error))
             raise
 
+    @contextlib.contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Keep other commands from submitting this run as well; a folder that was made for nothing is put away.
+
+        Raises:
+            UserError: another one does.
+        """
+        run_is_new, is_new = not self.run.exists(), not self.path.exists()
+        self.make()
+        with (self.path / "submitting").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another command submits {self.run} right now; wait until it has ended") from None
+            except OSError:
+                pass  # the file system has no locks: a job that is not written down ends itself
+            try:
+                yield
+            except BaseException:
+                if is_new:
+                    shutil.rmtree(self.path)
+                if run_is_new and not any(self.run.iterdir()):
+                    self.run.rmdir()
+                raise
+
+    def knows(self, number: str, *, wait_s: float = 0.0) -> bool:
+        """Whether a job with this number was written down, at the latest in ``wait_s``: it may start before."""
+        deadline = time.monotonic() + wait_s
+        while number not in self.read().ids:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(KNOWN_LOOK_S)
+        return True
+
+    def refusal(self, node: int) -> Path:
+        """The file into which the program of a node writes why it refuses to start."""
+        return self.path / f"refusal-{node}"
+
     def add_id(self, number: str) -> None:
         """Write down a job's number."""
         job = self.read()
@@ -144,6 +189,11 @@ class JobFolder:
     def events(self) -> list[dict[str, Any]]:
         """Read the events so far; a line cut short by a kill is left out."""
         return json_lines(self._events.read_bytes()) if self._events.exists() else []
+
+    def is_unsettled(self) -> bool:
+        """Whether the newest attempt has started, and nothing was written of its end."""
+        names = [event["event"] for event in self.events() if event["event"] in ("submit", "start", "end")]
+        return bool(names) and names[-1] == "start"
 
     def newest_step(self) -> int:
         """Look up the step of the newest checkpoint, 0 without one."""

@@ -12,8 +12,9 @@ from types import FrameType
 
 from submitit import JobEnvironment
 
+from engine.errors import REFUSAL
 from launch import slurm_queue
-from launch.attempt.job_end import FAILED, end_attempt, log_to_job
+from launch.attempt.job_end import FAILED, USER_MUST_ACT, end_attempt, log_to_job
 from launch.attempt.process_tree import ProcessTree
 from launch.attempt.processes import (
     SUPERVISOR,
@@ -23,7 +24,7 @@ from launch.attempt.processes import (
     python_command,
     start_command,
 )
-from launch.job_folder import Job, JobFolder
+from launch.job_folder import KNOWN_WAIT_S, Job, JobFolder
 from launch.program_calls import DOCTOR
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ POLL_S = 0.2
 CANCEL_LOOK_S = 5.0
 CANCELLED = 1
 """Exit code of a node that did not start: with it srun ends those that did."""
+REFUSED = os.EX_CONFIG
+"""Exit code of a node whose program refused to go on: the user must act, and the job is not started again."""
 REQUEUE_AGAIN_S = 5.0
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 LOCAL_REQUEUE = 144
@@ -63,6 +66,9 @@ class NodeJob:
                 os.chdir(job.cwd)
                 if _is_cancelled(folder, job):
                     logger.info("%s was cancelled before it started", run)
+                    code = code or CANCELLED
+                elif not _is_known(folder, job):
+                    logger.info("this job is not written down in %s: what submitted it was killed", folder.path)
                     code = code or CANCELLED
                 elif job.cluster.scheduler == "slurm":
                     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -109,6 +115,11 @@ def _is_cancelled(folder: JobFolder, job: Job) -> bool:
     return job.call.program != DOCTOR and folder.cancelled.exists()
 
 
+def _is_known(folder: JobFolder, job: Job) -> bool:
+    """Whether the command that submitted it lived to write its number down; nobody would look after another job."""
+    return job.cluster.scheduler == "local" or folder.knows(str(JobEnvironment().job_id), wait_s=KNOWN_WAIT_S)
+
+
 def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -> int:
     """Start this node's processes once, wait for their end, and give their exit code."""
     environment, call = JobEnvironment(), job.call
@@ -129,7 +140,10 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
         folder.program(job), starter=call.starter, zero_stage=call.zero_stage, place=place, python=python
     )
     logger.info("node %d of %d: %s", place.node, place.nodes, " ".join(command))
-    environ = {**os.environ, **process_environment(job.cluster), SUPERVISOR: str(os.getpid())}
+    refusal = folder.refusal(place.node)
+    refusal.unlink(missing_ok=True)
+    supervised = {SUPERVISOR: str(os.getpid()), REFUSAL: str(refusal.absolute())}
+    environ = {**os.environ, **process_environment(job.cluster), **supervised}
     stop_with = signal.SIGUSR2 if call.saves_on_warning else signal.SIGTERM
     processes = ProcessTree(command, environ, stop_with=stop_with, is_training=call.starter == "python")
     stop = _Stop(folder, job, signals=signals, job_id=environment.raw_job_id, is_first=place.node == 0)
@@ -140,6 +154,10 @@ def _attempt(folder: JobFolder, job: Job, *, signals: _Signals, restarts: int) -
             processes.stop()
             stop.look()
     logger.info("the training processes of node %d ended with exit code %d", place.node, code)
+    if code and refusal.exists():
+        folder.note(USER_MUST_ACT, node=place.node, reason=refusal.read_text())
+        refusal.unlink()
+        return REFUSED
     if code and signals.first is None:
         folder.note(FAILED, node=place.node, code=code)
     return code

@@ -1,11 +1,15 @@
 """Submitting through submitit: what Slurm is asked for."""
 
 import contextlib
+import io
+import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from submitit import LocalExecutor, SlurmExecutor
@@ -18,9 +22,16 @@ from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
 from launch.program_calls import ROOT
 
+logger = logging.getLogger(__name__)
+
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""What ends a command from outside."""
+
 
 def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list[str]:
     """Submit one job, or an array of them, and number them. ``base`` is the folder that keeps submitit's files.
+
+    Signals wait until the numbers are written down; then the jobs are cancelled.
 
     Raises:
         UserError: Slurm refuses them, in its words; the run folders are as before.
@@ -30,6 +41,21 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
     store = JobFolder(base)
     for folder in (store, *(JobFolder(job.call.folder) for job in jobs)):
         folder.make()
+    with HeldSignals(children_too=jobs[0].cluster.scheduler == "slurm") as signals:
+        ids = _submit_unless_refused(jobs, store=store, name=name, parallel=parallel)
+        try:
+            for job, number in zip(jobs, ids, strict=True):
+                JobFolder(job.call.folder).add_id(number)
+        except BaseException:
+            _take_back(jobs[0], ids)
+            raise
+        if signals.came():
+            _take_back(jobs[0], ids)
+            logger.error("interrupted: job %s was submitted, and is cancelled", ids[0])
+    return ids
+
+
+def _submit_unless_refused(jobs: Sequence[Job], *, store: JobFolder, name: str, parallel: int) -> list[str]:
     with contextlib.ExitStack() as before:  # all is written before: a job may start at once
         for job in jobs:
             folder = JobFolder(job.call.folder)
@@ -38,12 +64,53 @@ def submit(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> list
             folder.write(job)
             folder.note("submit", nodes=job.nodes)
         try:
-            ids = _hand_over(jobs, store=store, name=name, parallel=parallel)
+            return _hand_over(jobs, store=store, name=name, parallel=parallel)
         except FailedJobError as error:
-            raise UserError(f"Slurm does not take the job: {error}") from None
-    for job, number in zip(jobs, ids, strict=True):
-        JobFolder(job.call.folder).add_id(number)
-    return ids
+            raise UserError(f"Slurm does not take the job: {' '.join(str(error).split())}") from None
+
+
+def _take_back(job: Job, ids: Sequence[str]) -> None:
+    """Cancel what was just submitted; of a job that is not written down nobody would know."""
+    if job.cluster.scheduler == "slurm":
+        slurm_queue.cancel(ids[0].partition("_")[0])
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(ids[0]), signal.SIGTERM)
+
+
+class HeldSignals:
+    """Keeps signals that end a program from it while it is entered; they come when it is left.
+
+    ``children_too`` keeps them from what it starts as well: Ctrl-C reaches them all, and would end an sbatch that has
+    submitted its job already.
+    """
+
+    def __init__(self, *, children_too: bool) -> None:
+        self._children_too = children_too
+        self._ending = {each for each in ENDING if signal.getsignal(each) != signal.SIG_IGN}  # under nohup SIGHUP is
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._noted: list[int] = []
+
+    def __enter__(self) -> "HeldSignals":
+        self._handlers = {each: signal.signal(each, self._note) for each in self._ending}
+        if self._children_too:  # they inherit what this thread blocks; another one may get the signal all the same
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._ending)
+        return self
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._noted.append(number)
+
+    def came(self) -> bool:
+        """Whether there was one."""
+        return bool(self._noted) or bool(signal.sigpending() & self._ending)
+
+    def __exit__(self, *_: object) -> None:
+        if self._children_too:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._ending)  # what waited is noted now
+        for each, handler in self._handlers.items():
+            signal.signal(each, handler)
+        if self._noted:
+            signal.raise_signal(self._noted[0])
 
 
 def script(jobs: Sequence[Job], *, base: Path, name: str, parallel: int) -> str:
@@ -105,7 +172,8 @@ def _hand_over(jobs: Sequence[Job], *, store: JobFolder, name: str, parallel: in
         return [_start_here(job, runs=runs, store=store)] * len(jobs)
     executor = SlurmExecutor(folder=store.jobs.absolute())
     executor.update_parameters(**slurm_parameters(jobs, name=name, parallel=parallel))
-    return [str(submitted.job_id) for submitted in executor.submit_array([NodeJob(run) for run in runs])]
+    with contextlib.redirect_stderr(io.StringIO()):  # submitit prints Slurm's words, and raises them as well
+        return [str(submitted.job_id) for submitted in executor.submit_array([NodeJob(run) for run in runs])]
 
 
 def _start_here(job: Job, *, runs: Sequence[Path], store: JobFolder) -> str:

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from engine.documents import parse_yaml, read_json, read_yaml
-from engine.errors import UserError, explain
+from engine.errors import PassingError, UserError, explain
 from engine.recipe import dump
 from engine.run.durable import write_durably
 from engine.run.environment import describe_environment
@@ -36,6 +36,7 @@ from engine.run.lock import RunLock
 
 logger = logging.getLogger(__name__)
 
+STOP = "STOP"
 PRIVATE = 0o750
 """Permissions of a new run folder: recipes and logs may name data that others must not see."""
 
@@ -53,7 +54,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.stopped = path / "stopped.json"
-        self._stop = path / "STOP"
+        self._stop = path / STOP
         self._lock: RunLock | None = None
         self._obeyed = False
         self._closing = contextlib.ExitStack()
@@ -80,7 +81,7 @@ class RunFolder:
             except OSError as error:
                 run.close()
                 reason = explain(error) or f"{error}; check --run.folder"
-                raise UserError(f"run folder {path} cannot be used: {reason}") from None
+                raise PassingError(f"run folder {path} cannot be used: {reason}") from None
             except BaseException:
                 run.close()
                 raise
@@ -116,7 +117,7 @@ class RunFolder:
             UserError: another process has taken this folder over.
         """
         if self._lock is not None and self._lock.lost:
-            raise UserError(f"run folder {self.path} was taken over by another process; this one stops")
+            raise PassingError(f"run folder {self.path} was taken over by another process; this one stops")
         if self._stop.exists():
             self._obeyed = True
         return self._obeyed

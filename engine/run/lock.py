@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.documents import parse_json
-from engine.errors import UserError
+from engine.errors import PassingError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RunLock:
             holder = read_holder(self._path)
             if holder is not None:
                 if is_alive(holder, heartbeat_age_s=self._age_s()):
-                    raise UserError(self._refusal(holder))
+                    raise PassingError(self._refusal(holder))
                 logger.warning("%s was held by %s, which is gone: taken over", self._path.parent, describe(holder))
             beside = self._path.with_name(f".lock.{self._token}")
             beside.write_text(json.dumps(self._content()))
@@ -203,7 +203,7 @@ def _guarded(path: Path, *, timeout_s: float = 30.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{path} has been held by another process for {timeout_s:.0f} s") from None
+                    raise PassingError(f"{path} has been held by another process for {timeout_s:.0f} s") from None
                 time.sleep(0.01)
             except OSError as error:
                 logger.warning("%s: this file system has no flock (%s)", path, error.strerror)

@@ -12,13 +12,15 @@ import tyro
 
 from launch import slurm_queue
 from launch.attempt.restart import Decision, Outcome, decide
-from launch.job_folder import Job, JobFolder
+from launch.job_folder import KNOWN_WAIT_S, Job, JobFolder
 
 logger = logging.getLogger(__name__)
 
 BY_THE_USER = ("the STOP file", "SIGINT")
 FAILED = "failed by itself"
 """Event of a node whose processes ended with an error before any signal came."""
+USER_MUST_ACT = "the user must act"
+"""Event of a node whose program refused to go on, with its reason."""
 NUM_TRIES = 20
 PAUSE_S = 30
 """A controller of Slurm's that restarts or fails over is away for minutes."""
@@ -28,8 +30,9 @@ def end_attempt(folder: JobFolder, job: Job, *, exit_code: int) -> Decision:
     """Write down how an attempt ended and what follows."""
     outcome = outcome_of(folder, exit_code=exit_code)
     stopped = folder.stopped() or {}
+    refusal = _refusal(folder)
     folder.note("end", outcome=outcome, code=exit_code, step=folder.newest_step(), saved=stopped.get("saved"))
-    decision = decide(folder.events(), outcome, limits=job.cluster.restart)
+    decision = decide(folder.events(), outcome, limits=job.cluster.restart, refusal=refusal)
     folder.note("decision", go_on=decision.go_on, wait_s=decision.wait_s, reason=decision.reason)
     logger.info("%s: %s", outcome, decision.reason)
     return decision
@@ -41,7 +44,7 @@ def outcome_of(folder: JobFolder, *, exit_code: int) -> Outcome:
     Exit code 0 is not enough: a run that was stopped ends with it, too, and says so in its folder. A launcher may end
     with another one although the run was saved, when the scheduler's signals reached it first.
     """
-    has_started = _has_started(folder)
+    has_started = folder.is_unsettled()  # srun may fail before
     stopped = folder.stopped() if has_started else None  # else the file is from an attempt before
     if folder.cancelled.exists() or (stopped is not None and stopped["reason"] in BY_THE_USER):
         return "ended by the user"
@@ -73,9 +76,14 @@ def settle(options: SettleOptions) -> None:
     log_to_job()
     exit_code, runs = options.exit_code, options.runs
     folder = JobFolder(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")) if len(runs) > 1 else 0])
+    number = os.environ.get("SLURM_JOB_ID")
+    if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
+        number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if number is not None and not folder.knows(number, wait_s=KNOWN_WAIT_S):
+        sys.exit(exit_code or 1)  # whoever submits again must not be judged by it
     decision = end_attempt(folder, folder.read(), exit_code=exit_code)
     if not decision.go_on:
-        gave_up = decision.reason.startswith(("failed", "stopped"))
+        gave_up = decision.reason.startswith(("failed", "stopped", "refused"))
         sys.exit((exit_code or 1) if gave_up else 0)
     try:
         is_requeued = _requeue(os.environ["SLURM_JOB_ID"], wait_s=decision.wait_s)
@@ -116,10 +124,14 @@ def _requeue(job_id: str, *, wait_s: int) -> bool:
     raise AssertionError
 
 
-def _has_started(folder: JobFolder) -> bool:
-    """Whether the attempt that is judged came to its start; srun may fail before."""
-    names = [event["event"] for event in folder.events() if event["event"] in ("submit", "start", "end")]
-    return bool(names) and names[-1] == "start"
+def _refusal(folder: JobFolder) -> str | None:
+    """Why the program of the last attempt refused to go on, if it did without progress."""
+    for event in reversed(folder.events()):
+        if event["event"] == "start":
+            break
+        if event["event"] == USER_MUST_ACT:
+            return event["reason"]
+    return None
 
 
 def _had_warning(folder: JobFolder) -> bool:
@@ -132,4 +144,4 @@ def _had_warning(folder: JobFolder) -> bool:
         if event["event"] == "start":
             break
         names.add(event["name"] if event["event"] == "signal" else event["event"])
-    return "SIGUSR2" in names or ("SIGTERM" in names and FAILED not in names)
+    return "SIGUSR2" in names or ("SIGTERM" in names and not {FAILED, USER_MUST_ACT} & names)

@@ -21,8 +21,13 @@ class Decision:
     """For the log and the events."""
 
 
-def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: RestartConfig) -> Decision:
+def decide(
+    events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: RestartConfig, refusal: str | None = None
+) -> Decision:
     """Decide what follows the attempt that has just ended with ``outcome``.
+
+    ``refusal`` is why its program refused to go on: the same would come again, unless there was progress in between, as
+    where memory ran out on the way.
 
     ``events`` hold one `start` with its newest checkpoint's `step` per attempt, and an `end` with `step` and `outcome`
     for each that was not killed, the one just ended included.
@@ -38,6 +43,10 @@ def decide(events: Sequence[dict[str, Any]], outcome: Outcome, *, limits: Restar
                 go_on=True, wait_s=0, reason="stopped by the scheduler, not finished"
             )
         case "failed":
+            attempts = _attempts(events)
+            if refusal is not None and attempts[-1].last <= attempts[-1].first:
+                reason = f"refused, and would be again: {refusal}; correct it, then `resume`"
+                return Decision(go_on=False, wait_s=0, reason=reason)
             return _after_failure(_attempts(events), limits=limits)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.extensions import loaded_extensions
+from engine.run.folder import make_private
 from launch.commands.arguments import Arguments, read_arguments
 from launch.commands.monitor import log_file, queue_state
 from launch.config import RestartConfig, SubmitOptions, processes_per_node
@@ -60,7 +61,7 @@ def examine_nodes(examination: Examination) -> None:
     """
     console = Console()
     folder, options = examination.folder, examination.arguments.options
-    folder.run.mkdir(parents=True, exist_ok=True)
+    make_private(folder.run)
     (folder.run / FILE).unlink(missing_ok=True)
     number = submit([_job(examination)], base=folder.run, name=options.job_name or "doctor", parallel=1)[0]
     folder.cancelled.touch()  # it sends itself the warning that makes other jobs go on

@@ -81,14 +81,27 @@ def status(folder: JobFolder) -> list[Table]:
     job = folder.read()
     table = Table(title=f"jobs of {folder.run}", show_header=False)
     table.add_row("job", job.ids[-1] if job.ids else "not submitted")
-    table.add_row("state", _state_or_unknown(job))
+    state = _state_or_unknown(job)
+    table.add_row("state", state)
     for event in folder.events()[-LAST_EVENTS:]:
         at = datetime.fromtimestamp(event.pop("time")).astimezone().isoformat(" ", "seconds")
         name = event.pop("event")
         table.add_row(
-            at, f"{name}: " + ", ".join(f"{key} {value}" for key, value in event.items() if value is not None)
+            at, f"{name}: " + ", ".join(_particular(key, value) for key, value in event.items() if value is not None)
+        )
+    if state == "ended" and folder.is_unsettled():
+        table.add_row(
+            "killed", "its script did not end: `scancel --signal=KILL`, or its node is lost; `resume` goes on"
         )
     return [table, *([run_status(folder.run)] if (folder.run / "config.yaml").exists() else [])]
+
+
+def _particular(key: str, value: object) -> str:
+    """Write one of an event's values; times become clock times, seconds have one decimal."""
+    if isinstance(value, float):
+        text = datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds") if value > 1e9 else f"{value:.1f}"
+        return f"{key} {text}"
+    return f"{key} {value}"
 
 
 def queue_state(job: Job) -> str:

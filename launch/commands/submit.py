@@ -1,8 +1,11 @@
 """The commands that submit: pretrain, finetune, data write, and resume."""
 
+import contextlib
 import dataclasses
 import os
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,8 @@ from engine.commands import ExistingRun
 from engine.errors import UserError
 from engine.extensions import extension_arguments, load_extensions
 from engine.recipe import parse
+from engine.run.folder import STOP
+from finetune.tasks import take_option
 from launch.commands.arguments import read_arguments, show_help_if_wanted, split_arguments
 from launch.commands.monitor import check_not_queued
 from launch.commands.preview import show_plan
@@ -103,13 +108,17 @@ def submit_jobs(submission: Submission) -> None:
     if options.dry_run:
         show_plan(jobs, base=base, name=name, parallel=options.parallel, console=console)
         return
-    for job in jobs:
-        check_not_queued(JobFolder(job.call.folder))
-    ids = submit(jobs, base=base, name=name, parallel=options.parallel)
+    with contextlib.ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(JobFolder(job.call.folder).submitting())
+            check_not_queued(JobFolder(job.call.folder))
+        ids = submit(jobs, base=base, name=name, parallel=options.parallel)
     kind = "Slurm job" if cluster.scheduler == "slurm" else "process"
     for job, number in zip(jobs, ids, strict=True):
         console.print(f"{kind} {number}: {job.call.folder}")
-    first = jobs[0].call.folder
+        if (job.call.folder / STOP).exists():
+            console.print(f"{job.call.folder / STOP} is there: the job will save and end at once; remove it to go on")
+    first = shlex.quote(str(jobs[0].call.folder))
     for purpose, command in (
         ("status  ", f"status {first}"),
         ("follow  ", f"logs {first} --follow"),
@@ -121,16 +130,25 @@ def submit_jobs(submission: Submission) -> None:
 
 def _check(program: str, arguments: Sequence[str], *, cluster: ClusterConfig, nodes: int) -> Call:
     if program == "data":
-        return check_write(arguments)
-    return check_call(program, arguments, num_processes=nodes * processes_per_node(cluster))
+        call = check_write(arguments)
+    else:
+        call = check_call(program, arguments, num_processes=nodes * processes_per_node(cluster))
+    if cluster.scheduler == "slurm" and "%" in str(call.folder.absolute()):
+        raise UserError(f"{call.folder.absolute()} holds a %, which Slurm reads as a pattern; choose another folder")
+    return call
 
 
 def _points(arguments: list[str], sweep: Sequence[Path]) -> list[list[str]]:
     """Add each recipe of a sweep to the program's arguments; each run lies below the run folder that is named."""
     if not sweep:
         return [arguments]
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    folder = next((value for option, value in pairs if option == "--run.folder"), None)
-    if folder is None:
+    folders, _ = take_option(arguments, "--run.folder")
+    if not folders:
         raise UserError("a sweep needs --run.folder: the runs lie below it, one for each recipe")
-    return [[*arguments, "--recipe", str(recipe), "--run.folder", str(Path(folder) / recipe.stem)] for recipe in sweep]
+    names = Counter(recipe.stem for recipe in sweep)
+    if twice := [name for name, count in names.items() if count > 1]:
+        same = " and ".join(str(recipe) for recipe in sweep if recipe.stem == twice[0])
+        raise UserError(f"{same} would both run in {Path(folders[-1]) / twice[0]}: give one of them another file name")
+    return [
+        [*arguments, "--recipe", str(recipe), "--run.folder", str(Path(folders[-1]) / recipe.stem)] for recipe in sweep
+    ]

@@ -74,7 +74,7 @@ def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(options):
 
 def test_processes_that_do_not_divide_are_refused_with_those_that_do(launch, options):
     error = error_of(launch("pretrain", *options, "--cluster", "a100", "--nodes", "4", "--dry-run"))
-    assert error.endswith("cannot be divided among 32 processes; process counts that work: 1, 2, 4")
+    assert "cannot be divided among 32 processes; process counts that work: 1, 2, 4 (data.batch-size is set in" in error
 
 
 def test_a_wrong_recipe_is_refused_before_anything_is_queued(launch, options):
@@ -152,6 +152,27 @@ def test_a_sweep_is_one_array_with_a_run_folder_for_each_recipe(launch, options,
     assert f"settle $? {runs[0]} {runs[1]}" in done.stdout
     assert "mask_ratio: 0.6\n" in done.stdout
     assert "mask_ratio: 0.75\n" in done.stdout
+
+
+def test_sweeps_in_which_two_runs_would_share_a_folder_are_refused(launch, options, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.yaml").write_text("run: {seed: 1}")
+    more = ("--sweep", "a/same.yaml", "b/same.yaml", "--dry-run")
+    error = error_of(launch("pretrain", *options, *more))
+    assert "a/same.yaml and b/same.yaml would both run in" in error
+
+
+def test_run_folder_of_a_sweep_may_be_given_with_an_equals_sign(launch, options, tmp_path):
+    (tmp_path / "one.yaml").write_text("run: {seed: 1}")
+    more = (f"--run.folder={tmp_path}/swept", "--sweep", "one.yaml", "--cluster.processes-per-node", "1", "--dry-run")
+    done = launch("pretrain", *options[:-2], *more)
+    assert f"folder: {tmp_path}/swept/one" in done.stdout, done.stderr
+
+
+def test_folder_with_a_percent_sign_is_refused_under_slurm(launch, options, tmp_path):
+    more = ("--run.folder", str(tmp_path / "50%j"), "--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
+    assert "holds a %, which Slurm reads as a pattern" in error_of(launch("pretrain", *options, *more))
 
 
 def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, options, tmp_path):

@@ -5,14 +5,18 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from launch import node
+from launch.attempt.job_end import end_attempt
 from launch.config import ClusterConfig
 from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
 from launch.program_calls import DOCTOR, Call
+
+ROOT = Path(__file__).parents[3]
 
 
 class Environment:
@@ -34,16 +38,20 @@ def started(tmp_path, monkeypatch):
         f"got and pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
     )
     monkeypatch.setattr(node, "CANCEL_LOOK_S", 0.1)
+    monkeypatch.setattr(node, "KNOWN_WAIT_S", 0.0)
     monkeypatch.setattr(node, "JobEnvironment", Environment)
     monkeypatch.setattr(node, "log_to_job", lambda: None)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)  # and back: the job goes to its own
     monkeypatch.setattr(node, "start_command", lambda *_, **__: [sys.executable, "-c", program])
 
-    def start(*, program="pretrain", cancel_first=False):
+    def start(*, program="pretrain", cancel_first=False, ids=("7",), code=None):
+        if code is not None:
+            monkeypatch.setattr(node, "start_command", lambda *_, **__: [sys.executable, "-c", code])
         folder = JobFolder(tmp_path / "x")
         folder.make()
         call = Call(program=program, arguments=(), folder=folder.run, recipe="", starter="python", zero_stage=0)
-        folder.write(Job(call=call, cluster=ClusterConfig(), nodes=1, cwd=str(tmp_path)))
+        folder.write(Job(call=call, cluster=ClusterConfig(), nodes=1, cwd=str(tmp_path), ids=ids))
         if cancel_first:
             folder.cancelled.touch()
         return folder, lambda: NodeJob(folder.run)()
@@ -81,3 +89,34 @@ def test_the_doctors_own_mark_does_not_stop_it(started, tmp_path):
     when(tmp_path / "ready", lambda: os.kill(os.getpid(), signal.SIGUSR2))
     run()
     assert (tmp_path / "saved").exists()
+
+
+def test_a_job_that_is_not_written_down_ends_and_leaves_no_word_of_it(started, tmp_path):
+    folder, run = started(ids=("8",))
+    with pytest.raises(SystemExit):
+        run()
+    assert not (tmp_path / "ready").exists()
+    assert folder.events() == []
+
+
+def test_a_program_that_refuses_to_go_on_is_not_started_again(started):
+    message = "data.shards is empty"
+    folder, run = started(
+        code=f"from engine.errors import *\n@one_line_errors\ndef main(): raise UserError({message!r})\nmain()"
+    )
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == node.REFUSED
+    decision = end_attempt(folder, folder.read(), exit_code=node.REFUSED)
+    assert not decision.go_on
+    assert message in decision.reason
+    assert not folder.refusal(0).exists()
+
+
+def test_a_refusal_that_may_pass_is_tried_again(started):
+    folder, run = started(
+        code="from engine.errors import *\n@one_line_errors\ndef main(): raise PassingError('in use')\nmain()"
+    )
+    with pytest.raises(SystemExit):
+        run()
+    assert end_attempt(folder, folder.read(), exit_code=1).go_on

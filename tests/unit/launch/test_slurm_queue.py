@@ -110,3 +110,17 @@ def test_the_doctor_waits_for_a_slurm_that_does_not_answer(slurm, folder, tmp_pa
     console = Console(width=400, record=True)
     doctor._wait(folder, console=console)
     assert console.export_text().count("Slurm does not answer") == 1
+
+
+def test_status_shows_few_digits_clock_times_and_an_attempt_that_was_killed(slurm, folder):
+    slurm(squeue=GONE)
+    folder.note("start", step=0)
+    folder.note("saved", step=3, seconds=1.23456789, saved=1.76e9)
+    console = Console(width=400, record=True)
+    console.print(status(folder)[0])
+    shown = console.export_text()
+    assert "saved: step 3, seconds 1.2, saved 2025-" in shown
+    assert "killed" in shown
+    folder.note("end", step=3, outcome="failed", code=1)
+    console.print(status(folder)[0])
+    assert "killed" not in console.export_text()

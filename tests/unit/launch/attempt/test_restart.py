@@ -104,3 +104,10 @@ def test_a_new_submission_starts_all_counts_afresh():
 
 def test_no_restarts_at_all_can_be_asked_for():
     assert not decide(attempts(("failed", 7)), "failed", limits=RestartConfig(limit=0)).go_on
+
+
+def test_a_refusal_is_not_tried_again_unless_there_was_progress_before_it():
+    refused = decide(attempts(("failed", 4), first=4), "failed", limits=LIMITS, refusal="no such window")
+    assert not refused.go_on
+    assert refused.reason == "refused, and would be again: no such window; correct it, then `resume`"
+    assert decide(attempts(("failed", 9), first=4), "failed", limits=LIMITS, refusal="out of memory").go_on
