@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import timm
+from timm.models import get_pretrained_cfg
+
 from backbones.config import BackboneConfig
 from backbones.registry.lookup import backbone_named
 from engine.errors import UserError
@@ -27,7 +30,12 @@ def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
         "num_heads": config.num_heads,
     }
     arguments = _given(sizes) | options
-    return backbone.arguments(arguments) if backbone else arguments
+    if backbone is not None:
+        return backbone.arguments(arguments)
+    published = get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
+    if published is not None and not published.fixed_input_size:
+        del arguments["img_size"]  # such as a ResNet's: it takes any size and no such argument
+    return arguments
 
 
 def takes_img_size(name: str) -> bool:

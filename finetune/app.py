@@ -43,6 +43,12 @@ COMMANDS = {
         run="finetune.commands.evaluate:show_results",
         usage="RUN",
     ),
+    "check": Command(
+        "refuse what a run would refuse before its first step; starts none",
+        options="finetune.commands.options:parse_recipe",
+        run="finetune.commands.evaluate:run_check",
+        usage="--recipe FILE --data.shards DIR --val-shards DIR",
+    ),
     "status": STATUS,
 }
 

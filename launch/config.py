@@ -149,6 +149,8 @@ class SubmitOptions:
     """Jobs of a sweep that may run at the same time."""
     job_name: str | None = None
     """Name in the queue; None: the program and the run folder's name."""
+    skip_check: bool = False
+    """Submit without letting the program look at the recipe before; that takes seconds, and knows all architectures."""
     dry_run: Annotated[bool, tyro.conf.arg(help="Only show what would be submitted and run.")] = False
 
     def __post_init__(self) -> None:

@@ -28,6 +28,13 @@ COMMANDS = {
         recipes=True,
         everyday=EVERYDAY,
     ),
+    "check": Command(
+        "refuse what a run would refuse before its first step; starts none",
+        options="pretrain.config:PretrainConfig",
+        run="pretrain.commands:run_check",
+        usage="--recipe FILE --data.shards DIR",
+        recipes=True,
+    ),
     "status": STATUS,
     "report": Command(
         "write report.html of a run again", options=EXISTING_RUN, run="pretrain.commands:run_report", usage="RUN"

@@ -35,14 +35,23 @@ logger = logging.getLogger(__name__)
 
 def train(config: PretrainConfig) -> None:
     """Pretrain to the end, or to where a stop is asked for; resumes what the run folder holds."""
-    for location in (*config.data.shards, config.probe.train_shards, config.probe.val_shards):
-        check_location(location or "")  # before the recipe is written down, and with it what may be a secret
+    check_locations(config)  # before the recipe is written down, and with it what may be a secret
     engine = Engine(config.distributed)
     try:
         with RunFolder.open(config.run.folder, config=config, rank=engine.rank) as folder:
             _train(config, engine=engine, folder=folder)
     finally:
         engine.close()
+
+
+def check_locations(config: PretrainConfig) -> None:
+    """Refuse places of shards that no shards can be read from, and URLs that hold what may be a secret.
+
+    Raises:
+        UserError: there is one.
+    """
+    for location in (*config.data.shards, config.probe.train_shards, config.probe.val_shards):
+        check_location(location or "")
 
 
 def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None:

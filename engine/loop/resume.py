@@ -9,8 +9,10 @@ from torch import Tensor
 
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import Checkpoint, CheckpointStore, open_checkpoint
+from engine.config import RunConfig
 from engine.distributed.engine import Engine
 from engine.errors import UserError
+from engine.run.folder import checkpoint_steps
 
 SAME_DATA = ("manifest_digest", "shards_per_folder")
 """What a checkpoint says of its data that may not change in a run."""
@@ -60,6 +62,16 @@ def find_checkpoint(
     if is_own:
         _check_same_data(checkpoint, metadata)
     return checkpoint
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuse a run without checkpoints that is to start from another run's checkpoint which is not there.
+
+    Raises:
+        UserError: that checkpoint is not there, or not whole.
+    """
+    if config.branch_from is not None and not checkpoint_steps(config.folder / "checkpoints"):
+        open_checkpoint(config.branch_from, verify=False)
 
 
 def _check_same_data(checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> None:

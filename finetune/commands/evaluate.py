@@ -7,14 +7,20 @@ from typing import Any
 
 from rich.console import Console
 
+from backbones.weights.handoff import skeleton
+from data.loading.mixing import training_order
 from engine.commands import ExistingRun
 from engine.documents import read_json, read_yaml
 from engine.errors import UserError
+from engine.loop.optimizer import Schedule
+from engine.loop.resume import check_start
 from engine.recipe import on_rank_zero, parse, plain
+from finetune.classification.config import ClassifyConfig
 from finetune.commands.options import EvaluationRequest
 from finetune.config import FinetuneConfig
 from finetune.evaluation.results import FILE_NAME
 from finetune.measure import measure
+from finetune.network.start import resolve_start
 from finetune.network.weights import stored_metadata, task_in
 from finetune.task import RECIPE_NAME, Task, load_task, task_of_run
 from finetune.tasks import TASKS, choose_task, task_of_config
@@ -27,6 +33,19 @@ def run_training(options: FinetuneConfig | EvaluationRequest) -> None:
         run_evaluation(options)
         return
     _show(load_task(task_of_config(options)), train(options), title=str(options.run.folder))
+
+
+def run_check(config: FinetuneConfig) -> None:
+    """Refuse what a run would refuse before its first step; nothing is written, and no image read."""
+    start, data = resolve_start(config.backbone), load_task(task_of_config(config)).open_data(config)
+    skeleton(start.architecture, **start.model_args)
+    check_start(config.run)
+    if isinstance(config, ClassifyConfig) and config.task.method == "knn":
+        Console(soft_wrap=True).print("nothing to refuse: kNN trains nothing")
+        return
+    order = training_order(config.data, data.train, seed=config.run.seed, repeats=data.repeats)
+    schedule = Schedule(config.optimizer, batch_size=config.data.batch_size, steps_per_epoch=order.steps_per_epoch)
+    Console(soft_wrap=True).print(f"nothing to refuse: {schedule}", markup=False)
 
 
 def run_evaluation(request: EvaluationRequest) -> None:

@@ -113,6 +113,12 @@ def parse_training(argv: Sequence[str], program: str) -> FinetuneConfig | Evalua
     return EvaluationRequest(what=what, argv=tuple(rest), program=program)
 
 
+def parse_recipe(argv: Sequence[str], program: str) -> FinetuneConfig:
+    """Choose the task and fill its recipe."""
+    name, options = choose_task(argv)
+    return parse(TASKS[name].config, options, program=program)
+
+
 def parse_evaluation(argv: Sequence[str], program: str) -> EvaluationRequest:
     """Separate what is to be measured, the first argument, from the options.
 

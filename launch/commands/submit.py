@@ -26,6 +26,7 @@ from launch.commands.preview import show_plan
 from launch.config import ClusterConfig, SubmitOptions, processes_per_node, read_cluster
 from launch.job_folder import Job, JobFolder
 from launch.program_calls import PROGRAMS, Call, check_call, check_write
+from launch.program_check import check_with_programs
 from launch.submission import submit
 
 
@@ -102,6 +103,9 @@ def submit_jobs(submission: Submission) -> None:
     """Show what would be submitted, or submit it and say how to follow it."""
     calls, cluster, options = submission.calls, submission.cluster, submission.options
     console = Console(soft_wrap=True, highlight=False, emoji=False)
+    if not options.skip_check:
+        for reason in check_with_programs(calls):
+            console.print(reason, markup=False)
     jobs = [Job(call=call, cluster=cluster, nodes=options.nodes, cwd=str(Path.cwd())) for call in calls]
     base = calls[0].folder if len(calls) == 1 else calls[0].folder.parent
     name = options.job_name or f"{calls[0].program}-{base.name}"

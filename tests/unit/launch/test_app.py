@@ -63,6 +63,7 @@ def test_it_takes_less_than_a_second_and_neither_torch_nor_numpy(options):
         "a100",
         "--cluster.gpus-per-node",
         "1",
+        "--skip-check",
         "--dry-run",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -188,7 +189,7 @@ def test_resuming_from_another_folder_finds_what_the_recipe_names(launch, option
     folder.write(job)
     (tmp_path / "elsewhere").mkdir()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "main.py"), "resume", "../runs/x", "--dry-run"],
+        [sys.executable, str(ROOT / "launch" / "main.py"), "resume", "../runs/x", "--skip-check", "--dry-run"],
         cwd=tmp_path / "elsewhere",
         capture_output=True,
         text=True,
