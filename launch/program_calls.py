@@ -16,7 +16,7 @@ from engine.config import micro_batches_of
 from engine.errors import UserError
 from engine.extensions import loaded_extensions
 from engine.recipe import dump, parse
-from engine.run.folder import changed_fields, checkpoint_steps, read_recipe
+from engine.run.folder import changed_fields, check_run_place, checkpoint_steps, read_recipe
 from engine.run.lock import describe, find_holder
 from finetune.tasks import TASKS, choose_task
 from pretrain.config import PretrainConfig
@@ -152,6 +152,7 @@ def _check_shards(location: str) -> None:
 def _check_run_folder(config: Any) -> None:
     """Refuse a run folder that somebody runs in, or whose checkpoints another recipe made."""
     folder: Path = config.run.folder
+    check_run_place(folder)
     holder = find_holder(folder)
     if holder is not None:
         raise UserError(

@@ -19,8 +19,10 @@ A folder that is made here is open to its owner and, for reading, to the owner's
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +39,10 @@ from engine.run.lock import RunLock
 logger = logging.getLogger(__name__)
 
 STOP = "STOP"
+_TRACES = ("metrics.jsonl", "probes.jsonl", "bad_samples.jsonl", "non_finite", "stalls", "launch")
+"""What lies in the folder of a run that has begun, or that a job has submitted."""
+_DATA_SUFFIXES = (".tar", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
+_MOST_ENTRIES = 1000
 PRIVATE = 0o750
 """Permissions of a new run folder: recipes and logs may name data that others must not see."""
 
@@ -57,6 +63,8 @@ class RunFolder:
         self._stop = path / STOP
         self._lock: RunLock | None = None
         self._obeyed = False
+        self._made: list[Path] = []
+        """The folders that this start has made, the run folder first."""
         self._closing = contextlib.ExitStack()
 
     @classmethod
@@ -67,11 +75,14 @@ class RunFolder:
         from those that made them.
 
         Raises:
-            UserError: another run holds the folder, or the config differs; the message says who, or which values.
+            UserError: another run holds the folder, or the config differs; the message says who, or which values; or it
+                holds shards or images.
         """
         run = cls(path)
         if rank == 0:
+            check_run_place(path)
             try:
+                run._made = [folder for folder in (path, *path.parents) if not folder.exists()]
                 make_private(path)
                 run.checkpoints.mkdir(exist_ok=True)
                 run._lock = RunLock(path)
@@ -94,8 +105,10 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close, whatever happened."""
+        """Close, whatever happened; a start that was refused leaves no folder."""
         self.close()
+        if isinstance(error, UserError) and self._made and not any((self.path / name).exists() for name in _TRACES):
+            self._put_away()
 
     def at_close(self, callback: Callable[[], object]) -> None:
         """Let ``callback`` run when the folder is closed, whatever happened."""
@@ -144,6 +157,15 @@ class RunFolder:
             write_durably(self.metrics, b"".join(kept))
             logger.info("moved %d lines past step %d out of %s", len(cut), step, self.metrics)
 
+    def _put_away(self) -> None:
+        """Remove what a start has made, as far as nothing else came into it."""
+        if checkpoint_steps(self.checkpoints):
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made[1:]:
+            with contextlib.suppress(OSError):  # another run came into it
+                folder.rmdir()
+
     def _record(self, config: Any) -> None:
         text = dump(config)
         if self.config.exists() and checkpoint_steps(self.checkpoints):
@@ -160,6 +182,26 @@ class RunFolder:
             starts = read_json(self.environment)
         earlier: list[Any] = starts if isinstance(starts, list) else []
         write_durably(self.environment, json.dumps([*earlier, describe_environment()], indent=1).encode())
+
+
+def check_run_place(path: Path) -> None:
+    """Refuse to make a run of a folder that holds shards or images, itself or in its subfolders.
+
+    Raises:
+        UserError: it does; the message names one of them.
+    """
+    if not path.is_dir() or (path / "config.yaml").exists():
+        return
+    entries = list(itertools.islice(path.iterdir(), _MOST_ENTRIES))
+    subfolders = [entry for entry in entries if entry.is_dir() and not (entry / "config.yaml").exists()]
+    below = itertools.chain.from_iterable(itertools.islice(folder.iterdir(), _MOST_ENTRIES) for folder in subfolders)
+    data = next((file for file in itertools.chain(entries, below) if _is_data(file)), None)
+    if data is not None:
+        raise UserError(f"{path} is no run folder: it holds {data.relative_to(path)}; choose another --run.folder")
+
+
+def _is_data(file: Path) -> bool:
+    return file.name == "manifest.json" or file.suffix.lower() in _DATA_SUFFIXES
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import OptimizerConfig, RunConfig, may_change
+from engine.errors import UserError
 from engine.recipe import parse
 from engine.run.folder import RunFolder, changed_fields
 
@@ -187,3 +188,49 @@ def test_that_a_run_was_stopped_stands_there_until_it_goes_on(tmp_path):
     assert content["saved"] > 1.5
     with RunFolder.open(tmp_path, config=Config()):
         assert not run.stopped.exists()
+
+
+def test_refused_start_leaves_no_folder(tmp_path):
+    path = tmp_path / "runs" / "x"
+    with pytest.raises(UserError), RunFolder.open(path, config=Config()):
+        raise UserError("no such window")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("trace", ["metrics.jsonl", "checkpoints/step-000000010/index", "launch/job.json"])
+def test_run_that_has_begun_keeps_its_folder_and_a_bug_keeps_its_traces(tmp_path, trace):
+    path = tmp_path / "runs" / "x"
+
+    def begin_and_refuse():
+        (path / trace).parent.mkdir(parents=True, exist_ok=True)
+        (path / trace).touch()
+        raise UserError("not finite")
+
+    with pytest.raises(UserError), RunFolder.open(path, config=Config()):
+        begin_and_refuse()
+    assert (path / trace).exists()
+    with pytest.raises(ZeroDivisionError), RunFolder.open(tmp_path / "y", config=Config()):
+        raise ZeroDivisionError
+    assert (tmp_path / "y").exists()
+
+
+def test_folder_that_was_there_stays_after_a_refusal(tmp_path):
+    with pytest.raises(UserError), RunFolder.open(tmp_path, config=Config()):
+        raise UserError("no such window")
+    assert tmp_path.exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "000000.tar", "cat.JPG", "train/manifest.json", "cats/1.png"])
+def test_folder_of_shards_or_images_is_no_run_folder(tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=rf"is no run folder: it holds {file}; choose another --run.folder"):
+        RunFolder.open(tmp_path, config=Config())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_that_began_in_such_a_folder_goes_on(tmp_path):
+    start(tmp_path)
+    (tmp_path / "000000.tar").touch()
+    start(tmp_path)
