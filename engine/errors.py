@@ -98,9 +98,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
                 main()
             sys.stdout.flush()
         except UserError as error:
-            if not isinstance(error, PassingError | OSError):
-                _note_refusal(str(error))
-            _end(str(error))
+            _refuse(error)
         except Stopped as stop:
             stop.is_said = True
             _end(str(stop), code=SIGNALLED + stop.number)
@@ -109,15 +107,12 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(BROKEN_PIPE)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except MemoryError as error:
-            _end(f"{error or 'no memory is left'}; {MACHINE_REMEDIES[errno.ENOMEM]}")
         except SystemExit as stop:
             if (bug := _bug_behind(stop)) is not None:
                 raise bug from None
             raise
-        except (OSError, RuntimeError) as error:
-            message = explain(error) if isinstance(error, OSError) else _lost_worker(error)
-            if message is None:
+        except (OSError, RuntimeError, MemoryError) as error:
+            if (message := _machine_fault(error)) is None:
                 raise
             _end(message)
 
@@ -230,6 +225,13 @@ def _end_late(stop: Stopped) -> None:
     end_at_once(stop)
 
 
+def _machine_fault(error: OSError | RuntimeError | MemoryError) -> str | None:
+    """Say in one line what the machine lacks or refuses; None of other errors."""
+    if isinstance(error, MemoryError):
+        return f"{error or 'no memory is left'}; {MACHINE_REMEDIES[errno.ENOMEM]}"
+    return explain(error) if isinstance(error, OSError) else _lost_worker(error)
+
+
 def _lost_worker(error: RuntimeError) -> str | None:
     """Say what torch's loader says of a worker that was killed, wherever the main thread was then; None of others."""
     found = re.match(r"DataLoader worker \(pid\(?s?\)?:? ?([\d, ]+)\)(?:.*killed by signal: ([\w ]+))?", str(error))
@@ -247,6 +249,12 @@ def _lost_worker(error: RuntimeError) -> str | None:
 def plain_text(text: str) -> str:
     """Write text from elsewhere in one line without what would steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def _refuse(error: UserError) -> None:
+    if not isinstance(error, PassingError | OSError):
+        _note_refusal(str(error))
+    _end(str(error))
 
 
 def _note_refusal(message: str) -> None:
