@@ -15,6 +15,7 @@ from typing import Any
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
+from data.split_names import SPLIT_WORDS
 from engine.documents import DocumentError, parse_json
 from engine.errors import UserError
 
@@ -23,14 +24,6 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 INFO_NAME = "_info.json"
 MAX_INFO_BYTES = 2**24
 MAX_TARS = 1_000_000
-SPLITS = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "dev", "eval", "holdout"),
-    "test": ("test", "testing"),
-}
-"""Names of splits as people write them."""
-
-_SPLIT_NAMES = {name: split for split, names in SPLITS.items() for name in names}
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
@@ -84,7 +77,7 @@ def is_pattern(text: str) -> bool:
 def split_of(name: str) -> str | None:
     """Tell from a word in a file's or folder's name of which split it is."""
     for word in re.findall("[a-z]+", name.lower()):
-        split = _SPLIT_NAMES.get(re.sub("(set|data|shards?|images?)$", "", word))
+        split = SPLIT_WORDS.get(re.sub("(set|data|shards?|images?)$", "", word))
         if split is not None:
             return split
     return None

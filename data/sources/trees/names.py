@@ -4,14 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-Split = Literal["train", "val", "test"]
+from data.split_names import SPLIT_WORDS, Split
+
 Role = Literal["images", "labels"]
 
-SPLIT_WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-}
 ROLE_WORDS: dict[str, Role] = {
     **dict.fromkeys(("images", "image", "imgs", "img", "jpegimages", "leftimg", "photos", "pictures"), "images"),
     **dict.fromkeys(("masks", "mask", "labels", "label", "annotations", "annotation", "annots", "annot"), "labels"),
