@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 
 from data.images.decode import BadImage, decode_rgb, read_header
+from data.images.phone_formats import as_jpeg, is_phone_format, read_suffixes
 from data.images.transforms import resize
 from data.sources.config import Preparation
 from engine.terms import Size
@@ -16,6 +17,11 @@ from engine.terms import Size
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp")
 MEMBER_NAMES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 MAX_FILE_BYTES = 2**30
+
+
+def packed_suffixes() -> tuple[str, ...]:
+    """List the suffixes of images that can be packed: those that training reads, and those that become JPEGs."""
+    return IMAGE_SUFFIXES + read_suffixes()
 
 
 class Prepared(NamedTuple):
@@ -37,6 +43,9 @@ def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
     Raises:
         BadImage: it does not decode, or has more pixels than allowed.
     """
+    is_as_it_was = not is_phone_format(data)
+    if not is_as_it_was:
+        data = as_jpeg(data, max_pixels=preparation.max_pixels, quality=preparation.quality)
     header = read_header(data, max_pixels=preparation.max_pixels)
     shorter = min(header.height, header.width)
     if preparation.resize is not None and preparation.resize < shorter:
@@ -47,7 +56,7 @@ def prepare_image(data: bytes, *, preparation: Preparation) -> Prepared:
         return Prepared("jpg", content, (height, width), is_as_it_was=False)
     if preparation.check == "decode":  # at an eighth of the size all of the file is still read
         decode_rgb(data, min_size=(header.height // 8, header.width // 8), header=header)
-    return Prepared(MEMBER_NAMES[header.format], data, (header.height, header.width), is_as_it_was=True)
+    return Prepared(MEMBER_NAMES[header.format], data, (header.height, header.width), is_as_it_was)
 
 
 def read_limited(path: Path) -> bytes:

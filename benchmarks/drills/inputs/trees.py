@@ -160,6 +160,12 @@ CLASS_TREES = [
         says="passed over.*3 .gif.*3 .tif",
         check=written(["a", "b", "c"], train=6),
     ),
+    case(
+        "phone_pictures",
+        files("a/1.jpg", "a/2.avif", "b/3.AVIF", texts={"b/4.heic": "no image"}),
+        says=r"1 \.heic \(`pip install pillow-heif` reads HEIC\)|left out in/b/4.heic",
+        check=written(AB, train=3),
+    ),
     case("only_tif", files("a/1.tif", "b/2.tif"), code=1, says="no image in .*it holds 2 .tif"),
     case(
         "nested_classes",

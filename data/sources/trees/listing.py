@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.sources.preparation import IMAGE_SUFFIXES
+from data.sources.preparation import IMAGE_SUFFIXES, packed_suffixes
 from data.sources.trees.names import is_hidden
 
 OTHER_IMAGE_SUFFIXES = (
@@ -51,9 +51,9 @@ def files_in(folder: Path, *, suffixes: Sequence[str]) -> list[Path]:
     return [folder / name for name in sorted(_files(folder)) if name.lower().endswith(tuple(suffixes))]
 
 
-def holds(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES, deep: bool = True) -> bool:
-    """Whether a folder, with ``deep`` one below it, too, has a file with one of these suffixes."""
-    ending, remaining = tuple(suffixes), MOST_ENTRIES
+def holds(folder: Path, *, suffixes: Sequence[str] | None = None, deep: bool = True) -> bool:
+    """Whether a folder, with ``deep`` one below it, too, has a file with one of the suffixes, by default an image."""
+    ending, remaining = tuple(suffixes or packed_suffixes()), MOST_ENTRIES
     levels: list[tuple[str, int]] = [(str(folder), 0)]
     while levels:
         path, level = levels.pop()
@@ -73,9 +73,9 @@ def holds(folder: Path, *, suffixes: Sequence[str] = IMAGE_SUFFIXES, deep: bool 
     return False
 
 
-def walk(folder: Path, *, deep: bool = True, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Iterator[FolderFiles]:
+def walk(folder: Path, *, deep: bool = True, suffixes: Sequence[str] | None = None) -> Iterator[FolderFiles]:
     """Yield the folder and, with ``deep``, all below it, each before those in it, in a fixed order."""
-    yield from _walk(str(folder), (), deep=deep, ending=tuple(suffixes), above=frozenset())
+    yield from _walk(str(folder), (), deep=deep, ending=tuple(suffixes or packed_suffixes()), above=frozenset())
 
 
 def _walk(

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from data.images.phone_formats import HEIC_HINT, HEIC_SUFFIXES
 from data.sources.trees.listing import suffix_of, walk
 
 MOST_SUFFIXES, MOST_FOLDERS = 12, 3
@@ -37,6 +38,7 @@ def passed_over(root: Path, *, read: Iterable[str]) -> str:
 
 def _said(suffix: str, *, folders: dict[str, int]) -> str:
     count = f"{sum(folders.values())} {suffix or 'without suffix'}"
+    count += f" ({HEIC_HINT})" if suffix in HEIC_SUFFIXES else ""
     names = [f"{name}/" for name in folders if name]
     if not names:
         return count

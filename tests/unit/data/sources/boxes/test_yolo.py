@@ -25,7 +25,7 @@ def test_layouts(boxed, opened, objects, images, texts):
     assert found["train"].classes == ("cat", "dog")
     (box,) = objects(found["train"])
     assert (box["category"], box["bbox"], box["area"]) == (1, [21.0, 10.0, 14.0, 20.0], 280.0)
-    assert not fault_of_object(box, size=(40, 56, masks=False))
+    assert not fault_of_object(box, size=(40, 56), masks=False)
 
 
 def test_polygons_and_boxes_at_the_border(boxed, opened, objects):
