@@ -110,6 +110,8 @@ class ShardIndex:
         image_offset, image_size, label, key_offset, first, num_members, key_size, extension = self._records[
             position
         ].item()
+        if num_members > len(EXTENSIONS):
+            raise self._damage(f"{num_members} members of one sample")
         members = [member.item() for member in self._members[first : first + num_members]]
         return SampleEntry(
             key=self._key(key_offset, size=key_size),
@@ -131,6 +133,11 @@ class ShardIndex:
 
     def _damage(self, what: str) -> UserError:
         return UserError(f"{self._path} is damaged ({what}); make it again with `python data/main.py index`")
+
+    @property
+    def claimed_bytes(self) -> float:
+        """Bytes of all images and members together: in a tar they cannot overlap, so they are less than its own."""
+        return float(self._records["image_size"].sum(dtype=np.float64) + self._members["size"].sum(dtype=np.float64))
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:

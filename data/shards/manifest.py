@@ -22,13 +22,16 @@ from typing import Any
 from data.remote.config import CacheConfig
 from data.remote.download import download_bytes
 from data.remote.locations import check_location, is_remote, join
+from data.shards.class_names import MAX_CLASSES
 from engine.documents import from_tree, member, parse_json
 from engine.errors import UserError
 from engine.run.durable import write_durably
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
-MAX_COUNT = 2**40  # samples or bytes of one shard; so many shards as a manifest can name stay below 2**63
+MAX_SAMPLES, MAX_SIZE_BYTES = 2**24, 2**40  # of one shard; as many shards as a manifest can name stay below 2**63
+MAX_MANIFEST_BYTES = 2**28  # of 700,000 shards
+LEAST_BYTES_PER_VALUE = 20  # a shard's line takes 40 for each of its values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ def read_manifest(folder: Path | str, *, cache: CacheConfig | None = None) -> Ma
     path = join(check_location(folder), MANIFEST_NAME)
     content = download_bytes(path, config=cache or CacheConfig()) if is_remote(path) else _read_local(Path(folder))
     try:
+        _check_content(content)
         return _parse(parse_json(content))
     except UserError as error:
         raise UserError(f"{path} is no manifest of this program ({error}); make it again with `index`") from None
@@ -97,6 +101,8 @@ def _read_local(folder: Path) -> bytes:
             f"{folder} has no {MANIFEST_NAME}; write shards with `python data/main.py write --source IMAGES --out "
             f"{folder}`, or index those of others with `python data/main.py index --source TARS --out {folder}`"
         )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, a manifest has at most {MAX_MANIFEST_BYTES}")
     return path.read_bytes()
 
 
@@ -146,6 +152,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_content(content: bytes) -> None:
+    """Refuse what takes many times its own size of memory once it is parsed: values of a few bytes each."""
+    num_values = sum(content.count(sign) for sign in (b",", b"[", b"{"))
+    if num_values > MAX_CLASSES + len(content) // LEAST_BYTES_PER_VALUE:
+        raise UserError(f"it holds {num_values} values in {len(content)} bytes")
+
+
 def _parse(tree: Any) -> Manifest:
     if (version := member(tree, "format", int)) != FORMAT:
         raise UserError(f"format {version}, expected {FORMAT}")
@@ -157,9 +170,9 @@ def _parse(tree: Any) -> Manifest:
 
 
 def _check(shard: ShardInfo) -> None:
-    for name in ("num_samples", "size_bytes"):
-        if not 0 <= (count := getattr(shard, name)) < MAX_COUNT:
-            raise UserError(f"shard {shard.name!r} has {name} {count}")
+    for name, most in (("num_samples", MAX_SAMPLES), ("size_bytes", MAX_SIZE_BYTES)):
+        if not 0 <= (count := getattr(shard, name)) < most:
+            raise UserError(f"shard {shard.name!r} has {name} {count}, expected less than {most}")
     if is_remote(shard.name):
         check_location(shard.name)
     if is_remote(shard.index) or Path(shard.index).is_absolute() or ".." in Path(shard.index).parts:

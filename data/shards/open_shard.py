@@ -119,6 +119,11 @@ def _check_index(index: ShardIndex, location: str, *, info: ShardInfo) -> None:
         raise UserError(
             f"{location} holds {len(index)} samples, the manifest says {info.num_samples}; run `index` again"
         )
+    if index.claimed_bytes > info.size_bytes:  # as many records that point at the same bytes do
+        raise UserError(
+            f"{location} names members of {index.claimed_bytes:.3g} bytes in a tar of {info.size_bytes}; run `index` "
+            "again"
+        )
 
 
 def _open_tar(path: Path, *, info: ShardInfo) -> int:

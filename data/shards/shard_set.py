@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 128  # each holds two descriptors: the tar's and the mapped index's
 SHARDS_AT_ONCE = 64  # whose reads are announced before the first of them is read; less than MAX_OPEN_SHARDS
 INDEXES_AT_ONCE = 8
+MAX_READ_BYTES = 2**31
+"""Most encoded bytes that are read for one micro-batch."""
 READ_ATTEMPTS = 3
 RETRY_DELAY_S = 0.5
 
@@ -129,6 +131,7 @@ class ShardSet:
         """
         entries = [self._entry(shard, position) for shard, position, _ in rows]
         members = [[entry.image, *(m for m in entry.members if m.extension in extensions)] for _, entry in entries]
+        _check_sizes(entries, members)
         # A shuffled micro-batch jumps between shards: sorted by shard, each is opened once and read in one sweep.
         places: dict[int, list[int]] = {}
         for place, (shard, _, _) in enumerate(rows):
@@ -273,6 +276,18 @@ class ShardSet:
                     self._open.pop(shard).close()
                 time.sleep(RETRY_DELAY_S * attempt)
         raise AssertionError("unreachable")
+
+
+def _check_sizes(entries: Sequence[tuple[int, SampleEntry]], members: Sequence[Sequence[Member]]) -> None:
+    """Refuse to read at once what does not fit into memory, whatever an index says of a file with holes."""
+    sizes = [sum(member.size for member in each) for each in members]
+    if sum(sizes) > MAX_READ_BYTES:
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        raise UserError(
+            f"{len(sizes)} samples of a micro-batch take {sum(sizes) / 2**20:.0f} MiB before they are decoded, at most "
+            f"{MAX_READ_BYTES // 2**20} are read at once; the largest is {entries[largest][1].key}: use a smaller "
+            "data.micro-batch-size, or shrink the images with `python data/main.py write --size`"
+        )
 
 
 def open_shards(

@@ -98,6 +98,8 @@ def test_a_local_manifest_names_remote_shards_only_of_schemes_on_the_list(write)
         lambda text: text.replace('"num_samples": 5', f'"num_samples": {10**40}'),
         lambda text: text.replace('"shards"', '"sherds"'),
         lambda text: text[:-20],
+        lambda text: text.replace('"num_samples": 5', f'"num_samples": {2**30}'),
+        lambda text: text.replace('"shards"', '"x": [' + "{}," * 2_000_000 + '0], "shards"'),
         lambda text: "<html>Please log in</html>",
     ],
 )
@@ -118,3 +120,42 @@ def test_an_index_that_points_beyond_its_tar_is_refused(write):
     index.write_bytes(content)
     with pytest.raises(ValueError, match=r"shard-000000\.tar points beyond its end"):
         open_shards(shards.folder).read(0, 0)
+
+
+def damage_index(shards, **fields):
+    """Change fields of all records of the first index."""
+    path = shards.folder / "shard-000000.idx"
+    content = bytearray(path.read_bytes())
+    places = {"image_size": (8, 8), "num_members": (40, 4), "image_offset": (0, 8)}
+    for number in range(shards.sizes[0]):
+        for name, value in fields.items():
+            place, size = places[name]
+            start = 64 + 48 * number + place
+            content[start : start + size] = value.to_bytes(size, "little")
+    path.write_bytes(content)
+
+
+def test_members_that_are_more_than_their_tar_are_refused(write):
+    shards = write(6)
+    damage_index(shards, image_offset=0, image_size=shards.manifest.shards[0].size_bytes // 2)
+    with pytest.raises(
+        ValueError, match=r"shard-000000.idx names members of .* bytes in a tar of .*; run `index` again"
+    ):
+        open_shards(shards.folder).read(0, 0)
+
+
+def test_a_sample_of_a_million_members_is_refused(write):
+    shards = write(6)
+    damage_index(shards, num_members=10**6)
+    with pytest.raises(ValueError, match=r"shard-000000.idx is damaged \(1000000 members of one sample\)"):
+        open_shards(shards.folder).read(0, 0)
+
+
+def test_what_one_micro_batch_takes_is_bounded(write, monkeypatch):
+    monkeypatch.setattr("data.shards.shard_set.MAX_READ_BYTES", 3000)
+    shards = write(6)
+    assert shards.read(0, 0).key == "000000"
+    with pytest.raises(
+        ValueError, match=r"5 samples of a micro-batch take .* the largest is .*smaller data.micro-batch-size"
+    ):
+        shards.read_many([(0, n, 0) for n in range(5)])
