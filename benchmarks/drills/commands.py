@@ -1,8 +1,9 @@
-"""A command that is disturbed once it has said something: signalled, or robbed of one of its processes."""
+"""Ways to try a program: disturbed once it has said something, or called many times where it starts slowly."""
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,58 @@ def disturbed(
                 process.kill()
                 sys.exit(f"still running after {{limit_s}} s: {{process.communicate()[0]}}")
             sys.exit(process.returncode if process.returncode >= 0 else 128 - process.returncode)
+            """
+        )
+    )
+    return [str(script)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A call that has to end with one line and exit code 1."""
+
+    name: str
+    """What it is about."""
+    options: Sequence[str]
+    """Of the program."""
+    says: str
+    """A pattern in what it writes."""
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Added to its environment."""
+
+
+def refusals(folder: Path, program: str, calls: Sequence[Refusal]) -> list[str]:
+    """Write a program that makes many calls of another one in one process, and ends with 1 where one is not refused.
+
+    ``program`` is a package with an ``app``; it prints a line for each call.
+    """
+    script = folder / "refusals.py"
+    tried = [(call.name, [f"{program}/main.py", *call.options], dict(call.environment), call.says) for call in calls]
+    script.write_text(
+        textwrap.dedent(
+            f"""\
+            import contextlib, io, os, re, sys, traceback
+            from {program}.app import main
+            wrong = 0
+            for name, sys.argv, environment, says in {tried!r}:
+                said, code = io.StringIO(), 0
+                before = dict(os.environ)
+                os.environ.update(environment)
+                with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                    try:
+                        main()
+                    except SystemExit as stop:
+                        code = stop.code
+                    except BaseException:
+                        traceback.print_exc()
+                        code = "a traceback"
+                os.environ.clear()
+                os.environ.update(before)
+                text = " ".join(said.getvalue().split())
+                fault = code != 1 or not re.search(says, text)
+                wrong += fault
+                print("FAULT" if fault else "fine", name, code, text[-300:] if fault else "", flush=True)
+            sys.exit(bool(wrong))
             """
         )
     )
