@@ -20,7 +20,7 @@ DRIPS = {
     "nothing": (b"", b""),
 }
 PAUSE_S = 0.1
-GIVE_UP = ("--cache.give-up-s", "3", "--cache.timeout-s", "2")
+GIVE_UP = ("--cache.give-up-s", "2", "--cache.timeout-s", "1.5")
 
 
 class _Files(SimpleHTTPRequestHandler):
@@ -77,7 +77,7 @@ CASES = [
             name=f"drips_{name}",
             make=verify(head, drop, *GIVE_UP),
             code=1,
-            says=r"error: http://127.0.0.1:\d+/manifest.json.* gave up after \d+ attempts in [234] s",
+            says=r"error: http://127.0.0.1:\d+/manifest.json.* gave up after \d+ attempts in [123] s",
             limit_s=40,
         )
         for name, (head, drop) in DRIPS.items()
