@@ -33,20 +33,8 @@ T = TypeVar("T")
 METADATA, TENSORS = "described.json", "weights.safetensors"
 OLD_TASKS = {"finetune": "classify"}
 """What tasks are called in checkpoints of earlier versions."""
-MEMBERS = {
-    "weights": str,
-    "step": int,
-    "program": str,
-    "architecture": str,
-    "model_args": dict,
-    "img_size": tuple[int, int],
-    "mean": tuple[float, float, float],
-    "std": tuple[float, float, float],
-    "num_classes": int,
-    "classes": tuple[str, ...] | None,
-    "recipe": dict,
-}
-"""What ``described.json`` holds at least, in every task."""
+MEMBERS = {"weights": str, "step": int, "program": str, "recipe": dict}
+"""What ``described.json`` holds in every task beside the network itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +95,6 @@ def start_from(metadata: Mapping[str, Any]) -> Start:
         )
         check_size(start.img_size, name="img_size")
         check_statistics(start.mean, start.std)
-        stored_skeleton(start.architecture, start.model_args)
     except UserError as error:
         raise UserError(f"what is stored of the network is nonsense: {error}") from error
     return start
@@ -309,15 +296,28 @@ def _checkpoint(path: Path) -> Checkpoint:
 def _load_checkpoint(
     checkpoint: Checkpoint, name: str, kind: Kind, build: Callable[[Mapping[str, Any]], nn.Module]
 ) -> Trained:
+    _check_network(checkpoint.state, where=checkpoint.path)
     network = build(checkpoint.state)
     checkpoint.load_weights(network, kind=kind, architecture=checkpoint.state.get("architecture"))
     return as_trained(network.eval(), name=name, step=checkpoint.step, metadata=checkpoint.state)
 
 
 def _load_folder(folder: Path, metadata: dict[str, Any], build: Callable[[Mapping[str, Any]], nn.Module]) -> Trained:
+    _check_network(metadata, where=folder)
     network = build(metadata)
     try:
         network.load_state_dict(read_tensors(folder / TENSORS))
     except RuntimeError as error:
         raise UserError(f"{folder / TENSORS} does not fit {metadata['architecture']}: {error}") from error
     return as_trained(network.eval(), name=metadata["weights"], step=metadata["step"], metadata=metadata)
+
+
+def _check_network(metadata: Mapping[str, Any], *, where: Path) -> None:
+    """Refuse, before anything is made of it, what describes no network: it may come from anywhere."""
+    try:
+        start = start_from(metadata)
+        stored_skeleton(start.architecture, start.model_args)
+        member(dict(metadata), "num_classes", int)
+        member(dict(metadata), "classes", list[str] | None)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

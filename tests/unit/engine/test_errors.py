@@ -100,6 +100,33 @@ def test_what_the_machine_refuses_is_one_line_without_a_path(number, capsys):
     assert capsys.readouterr().err == f"error: {os.strerror(number)}; {MACHINE_REMEDIES[number]}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "DataLoader worker (pid 71) is killed by signal: Killed. ",
+            "loader worker 71 was killed by the signal Killed; the machine may have run out of memory",
+        ),
+        (
+            "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            "loader worker 71 was killed by the signal Bus error; shared memory is full: enlarge /dev/shm",
+        ),
+        ("DataLoader worker (pid(s) 71, 72) exited unexpectedly", "loader worker 71, 72 ended unexpectedly; "),
+    ],
+)
+def test_a_killed_loader_worker_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit):
+        raising(RuntimeError(words))()
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_what_steers_a_terminal_is_not_shown(capsys):
+    with pytest.raises(SystemExit):
+        raising(UserError("a server said \x1b[2J\x07\u202etxt"))()
+    assert capsys.readouterr().err == "error: a server said \ufffd[2J\ufffd\ufffdtxt\n"
+
+
 def test_a_bug_in_a_config_keeps_its_traceback_where_the_parser_takes_it_for_a_wrong_option(capsys):
     @dataclass(frozen=True, kw_only=True)
     class Section:

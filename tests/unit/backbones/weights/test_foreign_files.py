@@ -124,6 +124,19 @@ def test_run_folder_gives_its_newest_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "state",
+    [{"architecture": 7}, {"model_args": [1]}, {"recipe": [1]}, {"recipe": {"augment": {"mean": "grey"}}}],
+)
+def test_nonsense_in_a_checkpoint_is_one_line_with_its_folder(state, tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", rank=0, world_size=1, keep_last=2, keep_every_steps=None)
+    whole = TensorSlice(kind="weight", name="patch_embed.proj.weight", shape=(3,), offset=0, values=torch.arange(3.0))
+    store.save(5, [whole], state)
+    store.wait()
+    with pytest.raises(ValueError, match=r"step-\d+: what it says of its network is nonsense: expected"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "it is empty"),

@@ -344,3 +344,20 @@ def test_folders_without_a_manifest_are_named(tmp_path):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match="is no manifest of this program"):
             open_shards(tmp_path)
+
+
+def test_shared_memory_that_is_full_reaches_the_trainer(write, monkeypatch):
+    def full(_tensor):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(LoadingError, match=r"no room for a micro-batch in shared memory .*--shm-size"):
+        next(batches(write(), workers=1))
+
+
+def test_workers_are_not_started_where_shared_memory_is_full(write, monkeypatch):
+    monkeypatch.setattr("data.loading.loader.free_shared_bytes", lambda: 1000)
+    shards = write()
+    with pytest.raises(UserError, match=r"0.0 MiB free, through which loader workers hand over.*--data.workers"):
+        batches(shards, workers=1)
+    assert len(list(batches(shards, workers=0))) == 8
