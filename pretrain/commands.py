@@ -37,8 +37,7 @@ def run_check(config: PretrainConfig) -> None:
     order = training_order(config.data, shards, seed=config.run.seed)
     schedule = Schedule(config.optimizer, batch_size=config.data.batch_size, steps_per_epoch=order.steps_per_epoch)
     check_start(config.run)
-    if config.probe.every_steps is not None:
-        check_probe_shards(config)
+    check_probe_shards(config)
     Console(soft_wrap=True).print(f"nothing to refuse: {schedule}", markup=False)
 
 

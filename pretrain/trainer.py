@@ -22,7 +22,7 @@ from engine.run.folder import RunFolder
 from engine.run.sample_log import SampleLog
 from pretrain.batches.micro_batch import PretrainBuilder
 from pretrain.config import PretrainConfig
-from pretrain.evaluation.probe import Probe
+from pretrain.evaluation.probe import Probe, check_probe_shards
 from pretrain.evaluation.reconstructions import draw_reconstructions
 from pretrain.evaluation.report import write_report
 from pretrain.model.activation_budget import keep_to_budget
@@ -58,6 +58,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
     model = build_model(config)
     keep_to_budget(config, model, engine=engine)
     shards = open_shards(config.data.shards, cache=config.data.cache, labelled=False)
+    num_classes = check_probe_shards(config)
     order = training_order(config.data, shards, seed=config.run.seed)
     training = Training(
         config,
@@ -72,7 +73,7 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
     if (rule := usable_rule(config.mim.grouping, engine.device)) != config.mim.grouping:
         logger.warning("windows are grouped by the rule %s: mim.grouping tiles is for GPUs with Triton", rule)
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
-    probe = Probe(config, training=training, floor=training.step == 0)
+    probe = Probe(config, num_classes=num_classes, training=training, floor=training.step == 0)
     with SampleLog.open(
         folder.path,
         rank=engine.rank,

@@ -21,7 +21,7 @@ from engine.errors import UserError
 logger = logging.getLogger(__name__)
 
 Group = dict[str, Any]
-MOST_MILLIONS_ON_CPU = 20.0
+MOST_MILLIONS_ON_CPU = 50.0
 """Parameters, above which a step on CPUs takes many seconds."""
 
 _NO_DECAY_LEAF = re.compile(r"relative_position_bias_table|pos_embed|token|^gamma|^layer_?scale", re.IGNORECASE)
@@ -220,7 +220,7 @@ def say_plan(schedule: Schedule, model: nn.Module, *, device: torch.device) -> N
     logger.info("%.1f M parameters on %s; %s", millions, device, schedule)
     if device.type == "cpu" and millions > MOST_MILLIONS_ON_CPU:
         logger.warning(
-            "a network of %.0f M parameters takes about a minute a step on CPUs, and there are %d steps; --recipe "
+            "a network of %.0f M parameters may take a minute or more a step on CPUs, and there are %d steps; --recipe "
             "tiny_cpu is for trying things out, --optimizer.steps sets another length",
             *(millions, schedule.total_steps),
         )

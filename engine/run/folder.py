@@ -39,7 +39,7 @@ from engine.run.lock import RunLock
 logger = logging.getLogger(__name__)
 
 STOP = "STOP"
-_TRACES = ("metrics.jsonl", "probes.jsonl", "bad_samples.jsonl", "non_finite", "stalls", "launch")
+_TRACES = ("tensorboard", "metrics.jsonl", "probes.jsonl", "bad_samples.jsonl", "non_finite", "stalls", "launch")
 """What lies in the folder of a run that has begun, or that a job has submitted."""
 _DATA_SUFFIXES = (".tar", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
 _MOST_ENTRIES = 1000

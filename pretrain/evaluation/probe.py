@@ -32,12 +32,10 @@ PROBE_MICRO_BATCH = 64
 class Probe:
     """Runs the probes that a recipe asks for."""
 
-    def __init__(self, config: PretrainConfig, *, training: Training, floor: bool) -> None:
-        self._config, self._training = config, training
+    def __init__(self, config: PretrainConfig, *, num_classes: int, training: Training, floor: bool) -> None:
+        self._config, self._num_classes, self._training = config, num_classes, training
         self._file = training.folder.path / "probes.jsonl"
         self._forget_later_than(training.step)
-        if config.probe.every_steps is not None:
-            self._num_classes = check_probe_shards(config)
         if config.probe.every_steps is not None and floor:
             self._write({"step": 0, **self._accuracies(), **self._pixel_floor()})
 
@@ -119,11 +117,13 @@ def open_probe_shards(config: PretrainConfig) -> tuple[ShardSet, ShardSet]:
 
 
 def check_probe_shards(config: PretrainConfig) -> int:
-    """Refuse shards that no probe could learn from or be measured on; count their classes.
+    """Refuse shards that no probe could learn from or be measured on; count their classes, 0 without probes.
 
     Raises:
         UserError: a sample has no label, or the two sets have other classes.
     """
+    if config.probe.every_steps is None:
+        return 0
     train, val = open_probe_shards(config)
     classes = train.classes or val.classes
     remedy = "write both with the same class folders"

@@ -286,6 +286,6 @@ def test_plan_of_the_run_is_said_whatever_led_to_it(caplog):
 def test_network_for_gpus_is_warned_of_on_cpus(caplog):
     schedule = Schedule(OptimizerConfig(), batch_size=256, steps_per_epoch=1)
     with torch.device("meta"):
-        say_plan(schedule, nn.Linear(5000, 5000), device=torch.device("cpu"))
-    assert "25 M parameters" in caplog.text
+        say_plan(schedule, nn.Linear(8000, 8000), device=torch.device("cpu"))
+    assert "64 M parameters" in caplog.text
     assert "800 steps" in caplog.text
