@@ -33,7 +33,7 @@ def run_check(config: PretrainConfig) -> None:
     check_locations(config)
     with torch.device("meta"):
         build_model(config)
-    shards = open_shards(config.data.shards, cache=config.data.cache)
+    shards = open_shards(config.data.shards, cache=config.data.cache, labelled=False)
     order = training_order(config.data, shards, seed=config.run.seed)
     schedule = Schedule(config.optimizer, batch_size=config.data.batch_size, steps_per_epoch=order.steps_per_epoch)
     check_start(config.run)
