@@ -99,6 +99,8 @@ class Write:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written."""
+        if not self.source.strip():
+            raise UserError("source is empty: expected a folder or file (is a variable of the shell unset?)")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val-fraction must lie in [0, 1), got {self.val_fraction}")
         if self.count < 1:

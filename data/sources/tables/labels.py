@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 NO_COLUMN = "none"
 MISSING = {"nan", "na", "n/a", "null", "none", "<na>"}
 """What programs write for no value; among names it is taken as a name."""
-WHOLE = re.compile(r"\d+(\.0*)?", re.ASCII)
+WHOLE = re.compile(r"\d{1,18}(\.0*)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 SEVERAL = re.compile(r"\d+([ ,;|]+\d+)+", re.ASCII)
+MOST_SHOWN = 60
+"""Characters of a label in a message."""
 
 
 def number_labels(
@@ -77,7 +79,7 @@ def _from_names(
     unknown = sorted(labels - numbers.keys())
     if unknown:
         raise UserError(
-            f"column {column!r} holds {unknown[0]!r}, which is not among the {len(classes)} class names given"
+            f"column {column!r} holds {unknown[0][:MOST_SHOWN]!r}, which is not among the {len(classes)} class names given"
         )
     return [numbers[value] if value else UNLABELLED for value in values], classes
 
@@ -88,7 +90,9 @@ def _refuse_doubtful(labels: set[str], *, column: str) -> None:
     negative = sorted(label for label in numbers if label.startswith("-"))
     several = next((label for label in sorted(labels) if SEVERAL.fullmatch(label)), None)
     if several is not None:
-        raise UserError(f"column {column!r} holds {several!r}, several labels of one image: only one is read")
+        raise UserError(
+            f"column {column!r} holds {several[:MOST_SHOWN]!r}, several labels of one image: only one is read"
+        )
     names = "--classes FILE lists all labels in the order of their numbers"
     if numbers == labels and negative:
         raise UserError(
@@ -96,14 +100,14 @@ def _refuse_doubtful(labels: set[str], *, column: str) -> None:
             f"class, {names}"
         )
     if numbers == labels:
-        broken = min(label for label in labels if not WHOLE.fullmatch(label))
+        broken = min(label for label in labels if not WHOLE.fullmatch(label))[:MOST_SHOWN]
         raise UserError(
             f"column {column!r} holds {broken}, which is no class number; choose another with --label-column "
             f"({NO_COLUMN} for images without labels); if it is a class, {names}"
         )
     if numbers:
-        word = min(labels - numbers)
+        word = min(labels - numbers)[:MOST_SHOWN]
         raise UserError(
-            f"column {column!r} holds numbers ({min(numbers)}, ...) and {word!r}: say --no-label={word!r} if that "
+            f"column {column!r} holds numbers ({min(numbers)[:MOST_SHOWN]}, ...) and {word!r}: say --no-label={word!r} if that "
             f"means no label; if it is a class, {names}"
         )

@@ -40,7 +40,7 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir()]
+        names = [entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     return [folder / name for name in sorted(names)]
 
 
@@ -63,9 +63,9 @@ def holds(folder: Path, *, suffixes: Sequence[str] | None = None, deep: bool = T
                 remaining -= 1
                 if is_hidden(entry.name):
                     continue
-                if entry.name.lower().endswith(ending) and not entry.is_dir():
+                if entry.name.lower().endswith(ending) and not _is_folder(entry):
                     return True
-                if deep and level < MOST_LEVELS and entry.is_dir():
+                if deep and level < MOST_LEVELS and _is_folder(entry):
                     below.append(entry.path)
                 if remaining <= 0:
                     return False
@@ -90,7 +90,7 @@ def _walk(
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(ending):
                 files.images.append(entry.name)
@@ -127,9 +127,16 @@ def num_others(files: Iterable[FolderFiles]) -> str:
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in total.most_common(6))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: it is said where it is to be read
+        return False
+
+
 def _files(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not is_hidden(entry.name) and not entry.is_dir()]
+        return [entry.name for entry in entries if not is_hidden(entry.name) and not _is_folder(entry)]
 
 
 def suffix_of(name: str) -> str:

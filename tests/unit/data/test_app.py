@@ -233,6 +233,8 @@ def test_bad_input_ends_in_one_line(run, tmp_path, words, message):
     ("words", "message"),
     [
         (["--val-fraction", "1"], "val-fraction must lie in [0, 1), got 1.0"),
+        (["--source", ""], "source is empty: expected a folder or file"),
+        (["--class-depth=-1"], "class-depth must be at least 0, got -1"),
         (["--count", "0"], "count must be at least 1, got 0"),
         (["--size", "8"], "size must be at least 32 pixels, got 8"),
         (["--quality", "0", "--size", "64"], "quality must lie in 1 to 100, got 0"),

@@ -30,6 +30,7 @@ def test_numbers_are_numbers_and_words_are_names(values, labels, classes):
         (("-1", "0", "1"), "holds -1: say --no-label=-1 if it means no label; if it is a class, --classes FILE"),
         (("0.5", "1"), "holds 0.5, which is no class number"),
         (("0", "1", "unknown"), r"holds numbers \(0, ...\) and 'unknown': say --no-label='unknown'"),
+        (("9" * 5000, "1"), "holds 9{60}, which is no class number"),
         (("0", "3 5"), "holds '3 5', several labels of one image"),
     ],
 )

@@ -7,11 +7,12 @@ from data.sources.trees.listing import holds, images_of, num_others, walk
 def test_links_are_followed_but_not_in_circles(tree):
     root = tree("a/1.jpg", "b/deep/2.JPG", "b/x.txt", ".hidden/3.jpg", "__MACOSX/4.jpg")
     (root / "a" / "again").symlink_to(root)
+    (root / "b" / "self").symlink_to("self")
     (root / "c").symlink_to(root / "b" / "deep")
     names = [path.removeprefix(f"{root}/") for path in images_of(root, deep=True)]
     assert names == ["a/1.jpg", "b/deep/2.JPG", "c/2.JPG"]
     assert images_of(root / "a", deep=False) == [f"{root}/a/1.jpg"]
-    assert num_others(walk(root)) == "1 .txt"
+    assert num_others(walk(root)) == "1 .txt, 1 without suffix"
 
 
 def test_a_broken_link_counts_as_the_image_that_it_was(tree):
