@@ -79,7 +79,8 @@ def _from_names(
     unknown = sorted(labels - numbers.keys())
     if unknown:
         raise UserError(
-            f"column {column!r} holds {unknown[0][:MOST_SHOWN]!r}, which is not among the {len(classes)} class names given"
+            f"column {column!r} holds {unknown[0][:MOST_SHOWN]!r}, which is not among the {len(classes)} class names "
+            "given"
         )
     return [numbers[value] if value else UNLABELLED for value in values], classes
 
@@ -108,6 +109,6 @@ def _refuse_doubtful(labels: set[str], *, column: str) -> None:
     if numbers:
         word = min(labels - numbers)[:MOST_SHOWN]
         raise UserError(
-            f"column {column!r} holds numbers ({min(numbers)[:MOST_SHOWN]}, ...) and {word!r}: say --no-label={word!r} if that "
-            f"means no label; if it is a class, {names}"
+            f"column {column!r} holds numbers ({min(numbers)[:MOST_SHOWN]}, ...) and {word!r}: say --no-label={word!r} "
+            f"if that means no label; if it is a class, {names}"
         )

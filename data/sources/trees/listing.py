@@ -124,7 +124,8 @@ def num_others(files: Iterable[FolderFiles]) -> str:
     total: Counter[str] = Counter()
     for each in files:
         total.update(each.others)
-    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in total.most_common(6))
+    kinds = sorted(total.items(), key=lambda kind: (-kind[1], kind[0]))
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in kinds[:6])
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -12,7 +12,7 @@ def test_links_are_followed_but_not_in_circles(tree):
     names = [path.removeprefix(f"{root}/") for path in images_of(root, deep=True)]
     assert names == ["a/1.jpg", "b/deep/2.JPG", "c/2.JPG"]
     assert images_of(root / "a", deep=False) == [f"{root}/a/1.jpg"]
-    assert num_others(walk(root)) == "1 .txt, 1 without suffix"
+    assert num_others(walk(root)) == "1 without suffix, 1 .txt"
 
 
 def test_a_broken_link_counts_as_the_image_that_it_was(tree):
