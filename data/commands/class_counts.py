@@ -1,6 +1,7 @@
 """How many samples each class has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,14 +9,39 @@ from rich.table import Table
 from rich.text import Text
 
 from data.shards.shard_set import ShardSet
+from engine.documents import DocumentError, parse_json
 
 MAX_ROWS = 40
+MOST_READ = 200_000
+"""Of more samples the annotations are not read again to count objects."""
 
 
 def class_counts(shards: ShardSet) -> dict[str, int]:
     """Count the samples of each class by name; empty where samples have none."""
     labels = shards.labels()
     return {} if shards.classes is None or not (labels >= 0).any() else count_labels(labels, classes=shards.classes)
+
+
+def object_counts(shards: ShardSet) -> dict[str, int]:
+    """Count the objects of each class by name, in all samples; empty where there are none, or too many to be read."""
+    if shards.classes is None or shards.num_samples > MOST_READ:
+        return {}
+    counts = dict.fromkeys(shards.classes, 0)
+    for shard, size in enumerate(shards.sizes):
+        for position in range(size):
+            for label in _categories(shards.read_member(shard, position, extension="json")):
+                if 0 <= label < len(shards.classes):
+                    counts[shards.classes[label]] += 1
+    return counts if any(counts.values()) else {}
+
+
+def _categories(content: bytes | None) -> list[int]:
+    """List the classes of a sample's objects; what is no such list is `verify`'s to name."""
+    try:
+        tree: Any = {} if content is None else parse_json(content)
+        return [entry["category"] for entry in tree["objects"] if isinstance(entry["category"], int)]
+    except (DocumentError, TypeError, KeyError):
+        return []
 
 
 def count_labels(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, int]:
@@ -26,14 +52,13 @@ def count_labels(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...]) -> 
 
 def count_table(counts: dict[str, int]) -> Table:
     """Show all classes, or of many those with the most and the fewest samples."""
-    return split_table({"samples": counts})
+    return split_table(tuple(counts), splits={"samples": counts})
 
 
-def split_table(splits: Mapping[str, Mapping[str, int]]) -> Table:
+def split_table(classes: Sequence[str], *, splits: Mapping[str, Mapping[str, int]]) -> Table:
     """Show the classes with a column of counts for each split; of many, those with the most and the fewest samples."""
     table = Table("class", "name", *splits)
-    first = next(iter(splits.values()))
-    rows = [(label, name, [counts.get(name, 0) for counts in splits.values()]) for label, name in enumerate(first)]
+    rows = [(label, name, [counts.get(name, 0) for counts in splits.values()]) for label, name in enumerate(classes)]
     gap: list[tuple[str, ...]] = []
     if len(rows) > MAX_ROWS:
         rows.sort(key=lambda row: -row[2][0])

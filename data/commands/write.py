@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.commands.class_counts import class_counts, split_table
+from data.commands.class_counts import class_counts, object_counts, split_table
 from data.commands.class_order import class_mix
 from data.commands.console import say, start_console, watch
 from data.shards.manifest import Manifest, read_manifest
@@ -60,14 +60,17 @@ def run_write(options: Write) -> None:
 
 
 def _say_classes(parts: Sequence[_Part], *, console: Console) -> None:
-    """Show the classes with the samples of each split, or name them where samples have no class of their own."""
+    """Show the classes with the samples or objects of each split, or name them where there are none of both."""
     opened = {part.name: open_shards(part.out) for part in parts}
-    counts = {name: class_counts(shards) for name, shards in opened.items()}
     names = next((shards.classes for shards in opened.values() if shards.classes), None)
+    if names is None:
+        return
+    counts = {name: class_counts(shards) for name, shards in opened.items()}
+    if not any(counts.values()):
+        counts = {f"objects in {name}": object_counts(shards) for name, shards in opened.items()}
     if any(counts.values()):
-        first = next(name for name, each in counts.items() if each)
-        console.print(split_table({first: counts.pop(first), **counts}))
-    elif names:
+        console.print(split_table(names, splits=counts))
+    else:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         say(console, f"classes: {', '.join(names[:MOST_NAMES])}{more}")
 

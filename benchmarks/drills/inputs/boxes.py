@@ -79,7 +79,7 @@ BOX_TREES = [
                 "data.yaml": YAML,
             },
         ),
-        says="--format yolo.*classes: cat, dog",
+        says="--format yolo.*objects in train",
         check=objects(2, train=2, val=1),
     ),
     case(

@@ -122,7 +122,7 @@ def _names(files: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
         html.unescape(name)
         for found in files.values()
         for path in found.values()
-        for name in NAME.findall(path.read_text(errors="replace"))
+        for name in NAME.findall(read_limited(path).decode(errors="replace"))
         if name
     }
     if not names:
@@ -145,7 +145,7 @@ def _is_voc(folder: Path) -> bool:
     for pair in pairs.values():
         files = (pair.beside(path, suffix=SUFFIX) for path in pair.paths())
         first = next((path for path in files if path.is_file()), None)
-        if first is not None and START.match(first.read_bytes()[:1024]):
+        if first is not None and START.match(read_limited(first)[:1024]):
             return True
     return False
 

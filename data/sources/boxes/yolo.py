@@ -151,7 +151,7 @@ def _is_yolo(folder: Path) -> bool:
     pairs = find_boxes(folder, suffix=SUFFIX) or {}
     for pair in pairs.values():
         paths = (str(pair.beside(path, suffix=SUFFIX)) for path in pair.paths())
-        contents = (Path(path).read_bytes() for path in paths if Path(path).is_file())
+        contents = (read_limited(Path(path)) for path in paths if Path(path).is_file())
         lines = [content.splitlines()[0] for content in islice(filter(bytes.strip, contents), FILES_LOOKED_AT)]
         if lines and all(LINE.fullmatch(line) for line in lines):
             return True

@@ -45,7 +45,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path, *, suffixes: Sequence[str]) -> list[Path]:
-    """List the files in a folder, not below it, that have one of the suffixes, sorted."""
+    """List the regular files in a folder, not below it, that have one of the suffixes, sorted."""
     if not folder.is_dir():
         return []
     return [folder / name for name in sorted(_files(folder)) if name.lower().endswith(tuple(suffixes))]
@@ -135,9 +135,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file that ends, which pipes and devices need not."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _files(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not is_hidden(entry.name) and not _is_folder(entry)]
+        return [entry.name for entry in entries if not is_hidden(entry.name) and _is_regular(entry)]
 
 
 def suffix_of(name: str) -> str:

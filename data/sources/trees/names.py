@@ -35,7 +35,7 @@ def parse_name(name: str) -> NameParts:
     """Take a name apart; one with a word that is none of the usual ones says nothing."""
     words = [word for word in re.split(r"[^a-z]+", name.lower().replace("ground_truth", "groundtruth")) if word]
     words = [part for word in words for part in _unglued(word)]
-    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    splits: set[Split] = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     roles = {ROLE_WORDS[word] for word in words if word in ROLE_WORDS}
     known = all(word in SPLIT_WORDS or word in ROLE_WORDS or word in FILLER_WORDS for word in words)
     if not known or len(splits) > 1:
