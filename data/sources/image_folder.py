@@ -14,13 +14,15 @@ from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
 from data.sources.trees.class_folders import ClassFolders, check_depth, plain_name, read_class_folders
-from data.sources.trees.listing import holds, num_others, subfolders
+from data.sources.trees.listing import files_in, holds, num_others, subfolders
 from data.sources.trees.splits import Splits, find_splits, levels_of, warn_of_others
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+LABEL_TABLES = (".csv", ".tsv", ".parquet")
 
 
 class Beside(Protocol):
@@ -107,7 +109,9 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     if splits is None:
         if options.splits is not None and depth is None and len(subfolders(folder)) > 1:
             depth = 1  # that they are classes was the answer
-        return {"train": find_split(folder, preparation=preparation, depth=depth)}
+        found = {"train": find_split(folder, preparation=preparation, depth=depth)}
+        _name_tables(Path(options.source), folder, train=found["train"])
+        return found
     if depth is None:
         splits = {name: _inside(path) for name, path in splits.items()}
     trees = {name: read_class_folders(path) for name, path in splits.items()}
@@ -115,9 +119,17 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     found = {
         name: _images_in(tree, preparation=preparation, labelled=labelled, depth=depth) for name, tree in trees.items()
     }
+    _name_tables(Path(options.source), folder, train=found["train"])
     if "val" in found:
         found["val"] = same_classes(found["val"], train=found["train"], folder=folder)
     return found
+
+
+def _name_tables(*folders: Path, train: ImageFiles) -> None:
+    """Name tables that lie beside images without classes, since they may hold them."""
+    tables = [path for folder in dict.fromkeys(folders) for path in files_in(folder, suffixes=LABEL_TABLES)]
+    if tables and train.classes is None:
+        logger.warning("no class is read from %s, which lies beside the images: for that, --source %s", *tables[:1] * 2)
 
 
 def _divided(folder: Path, *, options: Write) -> tuple[Path, Splits | None]:

@@ -57,6 +57,20 @@ def test_a_class_may_be_called_train(image_folder):
     assert found["train"].classes == ("plane", "train")
 
 
+def test_a_table_beside_images_without_classes_is_named(image_folder, caplog):
+    root = image_folder("train/1.jpg", "train/2.jpg")
+    (root / "labels.csv").write_text("id,breed\n1,a\n")
+    assert find(root)["train"].classes is None
+    assert f"no class is read from {root}/labels.csv, which lies beside the images: for that, --source" in caplog.text
+
+
+def test_what_the_folders_are_can_be_said(image_folder):
+    root = image_folder("train/a/1.jpg", "val/b/1.jpg", "more/1.jpg")
+    assert find(root, splits="none")["train"].classes == ("more", "train", "val")
+    found = find(root, splits="val")
+    assert (list(found), len(found["train"])) == (["train"], 1)
+
+
 def test_what_cannot_be_understood_is_named(image_folder, tmp_path):
     with pytest.raises(ValueError, match="nowhere is missing"):
         find(tmp_path / "nowhere")
