@@ -119,7 +119,7 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     found = {
         name: _images_in(tree, preparation=preparation, labelled=labelled, depth=depth) for name, tree in trees.items()
     }
-    _name_tables(Path(options.source), folder, train=found["train"])
+    _name_tables(Path(options.source), folder, *splits.values(), train=found["train"])
     if "val" in found:
         found["val"] = same_classes(found["val"], train=found["train"], folder=folder)
     return found

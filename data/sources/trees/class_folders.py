@@ -15,7 +15,11 @@ from pathlib import Path
 
 from data.sources.trees.listing import OTHER_IMAGE_SUFFIXES, FolderFiles, paths_in, walk
 from data.sources.trees.names import hints_of, named_after, parse_name
+from data.sources.trees.pairs import MAP_SUFFIXES, find_pairs
 from engine.errors import UserError
+
+LABEL_SUFFIXES = (*MAP_SUFFIXES, ".txt", ".xml")
+MOST_LOOKED_INTO = 20
 
 Parts = tuple[str, ...]
 
@@ -81,7 +85,9 @@ def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
         return depth
     _refuse_images_beside(tree)
     _refuse_maps(tree)
-    inside = {name: folders for name, folders in _folders_inside(tree).items() if len(folders) > 1}
+    below = _folders_inside(tree)
+    _refuse_pairs(tree, names=list(below))
+    inside = {name: folders for name, folders in below.items() if len(folders) > 1}
     if not inside:
         return 1
     name, folders = next(iter(inside.items()))
@@ -131,6 +137,17 @@ def _refuse_maps(tree: ClassFolders) -> None:
             "which are to train and to validate on, rename images/, masks/, train/, val/ so, or take them as classes "
             "with --class-depth 1"
         )
+
+
+def _refuse_pairs(tree: ClassFolders, *, names: list[str]) -> None:
+    """Refuse folders of which each is a data set of its own, as VOC2007 and VOC2012."""
+    for name in names[:MOST_LOOKED_INTO]:
+        if find_pairs(tree.folder / name, suffixes=LABEL_SUFFIXES) is not None:
+            raise UserError(
+                f"{tree.folder} has {len(names)} folders with images ({_listed(names)}), of which {name} has images "
+                f"beside labels: give it as --source {tree.folder / name}, or take the folders as classes with "
+                "--class-depth 1"
+            )
 
 
 def _folders_inside(tree: ClassFolders) -> dict[str, list[str]]:

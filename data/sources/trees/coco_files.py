@@ -16,17 +16,19 @@ PREFIX = "instances_"
 OTHER_KINDS = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")
 KEYS = tuple(re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations", "categories"))
 LOOKED_AT_BYTES = 2**16
+MOST_FILES = 200
 
 
 def annotation_files(folder: Path) -> list[Path]:
     """Find the COCO files of a folder: `instances_*.json` where there are some, else what looks like one inside."""
     if not folder.is_dir():
         return []
-    own = [file for place in subfolders(folder) if _is_place(place) for file in files_in(place, suffixes=(".json",))]
-    if instances := [path for path in own if path.name.startswith(PREFIX)]:
-        return instances
+    places = [place for place in subfolders(folder) if _is_place(place)]
+    own = [path for place in places for path in files_in(place, suffixes=(".json",)) if path.name.startswith(PREFIX)]
+    if own:
+        return own
     below = [path for split in subfolders(folder) if split_of(split.name) for path in _files(split)]
-    return [path for path in own if _is_annotations(path)] or below or _files(folder)
+    return [path for place in places for path in _files(place)] or below or _files(folder)
 
 
 def split_name(path: Path) -> str:
@@ -63,7 +65,11 @@ def _pictures(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in files_in(folder, suffixes=(".json",)) if _is_annotations(path)]
+    """Find the COCO files in a folder; of a folder full of JSON, one for each image, only those of a usual name."""
+    files = files_in(folder, suffixes=(".json",))
+    if len(files) > MOST_FILES:
+        files = [path for path in files if split_of(path.stem.removeprefix(PREFIX)) or "coco" in path.name.lower()]
+    return [path for path in files if _is_annotations(path)]
 
 
 def _is_annotations(path: Path) -> bool:

@@ -162,9 +162,11 @@ def _labels_in(folder: Path, *, suffixes: Sequence[str]) -> Path | None:
 
 
 def _counterpart(labels: Path, name: str) -> Path:
-    """Find the labels of a split, also where the folder is spelled differently there."""
+    """Find the labels of a split, also where the folder is spelled differently there, or all lie in one."""
+    if (labels / name).is_dir():
+        return labels / name
     same = [path for path in subfolders(labels) if split_of(path.name) == split_of(name)]
-    return same[0] if len(same) == 1 and not (labels / name).is_dir() else labels / name
+    return same[0] if len(same) == 1 else labels
 
 
 def _listed_splits(folder: Path) -> dict[str, frozenset[str]]:

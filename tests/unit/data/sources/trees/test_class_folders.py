@@ -63,6 +63,10 @@ def test_classes_and_labels_belong_together_at_any_depth(tree, opened):
     [
         (("data/train/1.jpg", "data/val/1.jpg", "docs/x.jpg"), "data has train, val inside: .* --source .*in/data"),
         (("cat/train/1.jpg", "cat/val/1.jpg", "dog/train/1.jpg"), r"put the splits outside \(train/, val/"),
+        (
+            ("07/JPEGImages/1.jpg", "07/Annotations/1.xml", "12/JPEGImages/1.jpg", "12/Annotations/1.xml"),
+            r"2 folders with images \(07, 12\), of which 07 has images beside labels: give it as --source",
+        ),
         (("ISIC_Test_Input/1.jpg", "ISIC_Train_Input/1.jpg"), "do not sound like classes .* --splits"),
         (("PNGImages/1.png", "PedMasks/1.png"), "do not sound like classes .* masks/"),
         (("train/1.jpg", "train/1_mask.png", "train/2.jpg", "train/2_mask.png"), r"side by side \(1, 1_mask\)"),

@@ -37,6 +37,10 @@ def found(root, **options):
             ("images/1.jpg", "annotations/list.txt", "annotations/trimaps/1.png", "annotations/xmls/1.xml"),
             {"train": ("images", "annotations/trimaps")},
         ),
+        (
+            ("images/train/1.jpg", "images/val/2.jpg", "masks/1.png", "masks/2.png"),
+            {"train": ("images/train", "masks"), "val": ("images/val", "masks")},
+        ),
         (("images/1.jpg", "annotations/instances_train.json", "annotations/maps/1.png"), None),
         (("train/1.jpg", "val/1.jpg"), None),
         (("images/1.jpg", "labels/1.txt"), None),
