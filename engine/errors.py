@@ -16,6 +16,8 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -25,8 +27,8 @@ INTERRUPTED, BROKEN_PIPE, SIGNALLED = 130, 141, 128
 """Exit codes of programs that SIGINT and SIGPIPE end, as shells count them; signal n gives 128 and n."""
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 """What asks a program to end: schedulers, a terminal that is closed, and schedulers again."""
-END_WITHIN_S = 6.0
-"""What a program may take to clean up after a signal; then it is ended where it stands."""
+END_WITHIN_S, CLEANED_WITHIN_S = 6.0, 2.0
+"""What a program may take to end after a signal, and after it has said so; then it is ended where it stands."""
 REFUSAL = "GREEN_PRETRAIN_REFUSAL"
 """Environment variable that names a file for the message by which a program refuses to go on."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -101,6 +103,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             _refuse(error)
         except Stopped as stop:
             stop.is_said = True
+            threading.Thread(target=_end_late, args=(stop, CLEANED_WITHIN_S), daemon=True).start()
             _end(str(stop), code=SIGNALLED + stop.number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes
@@ -119,11 +122,18 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     return guarded
 
 
+LIMIT_OF_WAITS: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
+    "limit_of_waits", default=contextlib.nullcontext
+)
+"""What training does about signals where it waits: there they do not end the program by themselves."""
+
+
 @contextlib.contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Name what is waited for within, should a signal end it."""
+    """Name what is waited for within, and let a signal end the wait."""
     try:
-        yield
+        with LIMIT_OF_WAITS.get()():
+            yield
     except Stopped as stop:
         stop.notes.append(f"while waiting for {what}")
         raise
@@ -145,7 +155,7 @@ def stopping_at_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         stopped = Stopped(number)
-        threading.Thread(target=_end_late, args=(stopped,), daemon=True).start()
+        threading.Thread(target=_end_late, args=(stopped, END_WITHIN_S), daemon=True).start()
         raise stopped
 
     taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
@@ -219,9 +229,9 @@ def _bug_behind(stop: SystemExit) -> BaseException | None:
     return None
 
 
-def _end_late(stop: Stopped) -> None:
+def _end_late(stop: Stopped, patience_s: float) -> None:
     """End a program whose threads or children keep it from ending."""
-    time.sleep(END_WITHIN_S)
+    time.sleep(patience_s)
     end_at_once(stop)
 
 

@@ -27,7 +27,7 @@ from data.loading.passes import IntArray
 from data.loading.prefetch import RowsOf, leave_signals_to_trainer, prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet
-from engine.errors import Stopped, UserError
+from engine.errors import Stopped, UserError, waiting_for
 from engine.loop.device_feed import tensors_in
 from engine.terms import MicroBatchKey
 
@@ -236,7 +236,11 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
         try:
-            for item in iterator:
+            while True:
+                with waiting_for("the loader"):
+                    item = next(iterator, None)
+                if item is None:
+                    return
                 if isinstance(item, _Failure):
                     raise LoadingError(item.message)
                 content = cast(_Batch, item).content

@@ -85,7 +85,7 @@ def _should_fetch(shards: ShardSet, shard: int, *, earlier: "Future[None] | None
 
 def leave_signals_to_trainer() -> None:
     """Ignore what schedulers send to every process: the trainer saves, and then ends the processes that feed it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -9,14 +9,14 @@ from types import FrameType
 from typing import Any
 
 from engine.distributed.engine import Engine
-from engine.errors import Stopped
+from engine.errors import LIMIT_OF_WAITS, Stopped
 from engine.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once; closed terminals SIGHUP."""
-WAIT_S = 5.0
+WAIT_S = 4.0
 """Seconds after a signal for which the program still waits for data."""
 CHECK_S = 5.0
 """Seconds between the steps at which several processes agree on whether to stop."""
@@ -37,7 +37,7 @@ class StopRequests:
         """Time of the first signal to this process, in seconds since 1970."""
         self._engine, self._folder = engine, folder
         self._signal: str | None = None
-        self._waits = False
+        self._waits = 0
         self._handlers: dict[int, Any] = {}
         self.restart(0)
 
@@ -69,29 +69,32 @@ class StopRequests:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 self._handlers[number] = signal.signal(number, self._handle)
         self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
+        LIMIT_OF_WAITS.set(self._waiting)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the signals back."""
+        LIMIT_OF_WAITS.set(contextlib.nullcontext)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Wait within for data, but not for ever once a signal has come: the step may never be full.
+    def _waiting(self) -> Iterator[None]:
+        """Wait within, in the main thread, but not for ever once a signal has come: the step may never be full.
 
         Raises:
             Stopped: some seconds after the signal the data is still not there.
         """
-        self._waits = True
-        if self._signal is not None:
+        self._waits += 1
+        if self._signal is not None and self._waits == 1:
             signal.setitimer(signal.ITIMER_REAL, WAIT_S)
         try:
             yield
         finally:
-            self._waits = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._waits -= 1
+            if not self._waits:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _end_wait(self, _number: int, _frame: FrameType | None) -> None:
         if self._waits and self._signal is not None:

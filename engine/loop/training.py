@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.checkpoint.store import Checkpoint, CheckpointStore
 from engine.config import micro_batches_of
 from engine.distributed.engine import Engine
-from engine.errors import Stopped
+from engine.errors import Stopped, waiting_for
 from engine.faults.non_finite_recovery import NonFiniteRecovery
 from engine.faults.watchdog import Watchdog
 from engine.loop.bad_samples import BadSamples
@@ -249,10 +249,9 @@ class Training:
         """
         self.watchdog.note("fetch", step=self.step)  # of the first step, too: only its forward pass takes long
         try:
-            with self._stop_requests.waiting():
+            with waiting_for(f"data, micro-batch {key[1]} of step {key[0]}"):
                 batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
         except Stopped as stop:
-            stop.notes.append(f"while waiting for data, micro-batch {key[1]} of step {key[0]}")
             if self.engine.world_size == 1:  # others would have to take part
                 self._end(stopped_by=signal.Signals(stop.number).name)
             stop.notes.append(f"the last checkpoint is that of step {self._saved_step}")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import Stopped
+from engine.errors import Stopped, waiting_for
 from engine.loop.stop_requests import StopRequests
 
 
@@ -98,8 +98,8 @@ def test_several_processes_look_again_only_after_the_step_that_they_agreed_on():
     assert requests.agreed(requests._next_check)
 
 
-def wait_in_vain(requests, *, signalled):
-    with requests.waiting():
+def wait_in_vain(*, signalled):
+    with waiting_for("one"), waiting_for("another"):
         if signalled is not None:
             os.kill(os.getpid(), signalled)
         time.sleep(5)
@@ -113,15 +113,16 @@ def test_a_signal_ends_a_wait_for_data_that_does_not_come(number, monkeypatch):
             if before:
                 send(number, until=lambda: requests.signalled_at)
             start = time.monotonic()
-            with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name}"):
-                wait_in_vain(requests, signalled=None if before else number)
+            said = f"stopped by {signal.Signals(number).name}, while waiting for another, while waiting for one"
+            with pytest.raises(Stopped, match=said):
+                wait_in_vain(signalled=None if before else number)
             assert time.monotonic() - start < 2
 
 
 def test_data_that_comes_in_time_is_taken(monkeypatch):
     monkeypatch.setattr("engine.loop.stop_requests.WAIT_S", 0.1)
     with requests_of() as requests:
-        with requests.waiting():
+        with waiting_for("data"):
             send(signal.SIGTERM, until=lambda: requests.signalled_at)
         time.sleep(0.2)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
