@@ -58,6 +58,7 @@ MACHINE_REMEDIES = {
     errno.EAGAIN: "the machine starts no more processes: use fewer, or raise the limit: ulimit -u",
 }
 """What a user can do about an error of the system at no path."""
+_GONE = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)", re.DOTALL)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -239,11 +240,13 @@ def _machine_fault(error: OSError | RuntimeError | MemoryError) -> str | None:
     """Say in one line what the machine lacks or refuses; None of other errors."""
     if isinstance(error, MemoryError):
         return f"{error or 'no memory is left'}; {MACHINE_REMEDIES[errno.ENOMEM]}"
-    return explain(error) if isinstance(error, OSError) else _lost_worker(error)
+    return explain(error) if isinstance(error, OSError) else _lost_process(error)
 
 
-def _lost_worker(error: RuntimeError) -> str | None:
-    """Say what torch's loader says of a worker that was killed, wherever the main thread was then; None of others."""
+def _lost_process(error: RuntimeError) -> str | None:
+    """Say in one line that a loader worker was killed, or that another process of the run has gone; None of others."""
+    if _GONE.search(str(error)):
+        return "another process of this run has ended, and this one was waiting for it: see what that one said"
     found = re.match(r"DataLoader worker \(pid\(?s?\)?:? ?([\d, ]+)\)(?:.*killed by signal: ([\w ]+))?", str(error))
     if found is None:
         return None

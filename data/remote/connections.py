@@ -5,15 +5,39 @@ when they are whole.
 """
 
 import http.client
+import math
 import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 LONGEST_TIMER_S = 7 * 24 * 3600.0
+
+
+def in_time(call: Callable[[], T], *, deadline_s: float) -> T:
+    """Call what makes connections of its own; at the deadline, a time of `time.monotonic`, it is left to itself.
+
+    Raises:
+        TimeoutError: it had not ended by then.
+    """
+    if deadline_s == math.inf:
+        return call()
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(timeout=max(0.0, deadline_s - time.monotonic()))
 
 
 class CutConnections:

@@ -19,12 +19,13 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
-from data.remote.connections import CutConnections, CutHTTPHandler, CutHTTPSHandler
+from data.remote.connections import CutConnections, CutHTTPHandler, CutHTTPSHandler, in_time
 from data.remote.locations import check_location, is_remote
 from engine.errors import UserError, is_refusal, plain_text
 
@@ -72,7 +73,7 @@ def open_stream(
         with _open_http(location, start=start, timeout_s=timeout_s, deadline_s=deadline_s) as stream:
             yield stream
     else:
-        yield _open_object(location, start=start, timeout_s=timeout_s)
+        yield _open_object(location, start=start, timeout_s=timeout_s, deadline_s=deadline_s)
 
 
 @contextlib.contextmanager
@@ -208,18 +209,20 @@ def _known_http_errors(url: str) -> Iterator[None]:
         raise UnavailableError(f"{url}: {type(reason).__name__} {_server_text(reason)}".rstrip()) from error
 
 
-def _open_object(url: str, *, start: int, timeout_s: float) -> Stream:
+def _open_object(url: str, *, start: int, timeout_s: float, deadline_s: float) -> Stream:
     scheme = url.partition(":")[0]
     with _object_errors(url):
         store = _object_store(scheme, timeout_s=timeout_s)
-        size_bytes = int(store.info(url)["size"])
-    return Stream(start=start, size_bytes=size_bytes, chunks=_ranges(store, url, start=start, size_bytes=size_bytes))
+        size_bytes = int(in_time(lambda: store.info(url), deadline_s=deadline_s)["size"])
+    chunks = _ranges(store, url, start=start, size_bytes=size_bytes, deadline_s=deadline_s)
+    return Stream(start=start, size_bytes=size_bytes, chunks=chunks)
 
 
-def _ranges(store: Any, url: str, *, start: int, size_bytes: int) -> Iterator[bytes]:
+def _ranges(store: Any, url: str, *, start: int, size_bytes: int, deadline_s: float) -> Iterator[bytes]:
     while start < size_bytes:
         with _object_errors(url):
-            content = store.cat_file(url, start=start, end=min(start + RANGE_BYTES, size_bytes))
+            read = partial(store.cat_file, url, start=start, end=min(start + RANGE_BYTES, size_bytes))
+            content = in_time(read, deadline_s=deadline_s)
         if not content:
             return
         start += len(content)
@@ -251,6 +254,8 @@ def _object_errors(url: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except TimeoutError as error:
+        raise UnavailableError(f"{url} is slow or silent, and was not there in time") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{url} cannot be read: {type(error).__name__} {_server_text(error)}") from error
     except Exception as error:

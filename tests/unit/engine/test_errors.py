@@ -113,9 +113,13 @@ def test_what_the_machine_refuses_is_one_line_without_a_path(number, capsys):
             "loader worker 71 was killed by the signal Bus error; shared memory is full: enlarge /dev/shm",
         ),
         ("DataLoader worker (pid(s) 71, 72) exited unexpectedly", "loader worker 71, 72 ended unexpectedly; "),
+        (
+            "[../third_party/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46412",
+            "another process of this run has ended",
+        ),
     ],
 )
-def test_a_killed_loader_worker_is_one_line(words, said, capsys):
+def test_a_process_that_has_gone_is_one_line(words, said, capsys):
     with pytest.raises(SystemExit):
         raising(RuntimeError(words))()
     assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from data.remote.connections import CutConnections
+from data.remote.connections import CutConnections, in_time
 
 
 @pytest.fixture
@@ -36,3 +36,13 @@ def test_without_a_deadline_nothing_is_cut(silent_port):
         with pytest.raises(TimeoutError):
             connected.recv(1)
         assert not connections.are_cut
+
+
+def test_a_call_ends_in_time_and_hands_on_what_it_raises():
+    deadline_s = time.monotonic() + 0.1
+    assert in_time(lambda: 3, deadline_s=deadline_s) == in_time(lambda: 3, deadline_s=math.inf) == 3
+    with pytest.raises(FileNotFoundError):
+        in_time(lambda: open("/none"), deadline_s=deadline_s)  # noqa: PTH123, SIM115
+    with pytest.raises(TimeoutError):
+        in_time(lambda: time.sleep(30), deadline_s=deadline_s)
+    assert time.monotonic() < deadline_s + 1
