@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from engine.checkpoint.store import Checkpoint, newest_checkpoint, open_checkpoi
 from engine.checkpoint.tensor_files import read_tensors
 from engine.documents import DocumentError, member
 from engine.errors import UserError
+
+T = TypeVar("T")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -162,15 +164,17 @@ def _from_checkpoint(checkpoint: Checkpoint) -> Source:
 
 def _said_by(state: Mapping[str, Any]) -> dict[str, Any]:
     """Read architecture, arguments, mean and std, of those that a checkpoint has."""
-    given = {"architecture": None, "model_args": None, "recipe": {}, **state}
-    augment = member({"augment": {}, **member(given, "recipe", dict[str, Any])}, "augment", dict[str, Any])
-    statistics = {"mean": None, "std": None, **augment}
+    augment = _stored(_stored(state, "recipe", dict[str, Any]) or {}, "augment", dict[str, Any]) or {}
     return {
-        "architecture": member(given, "architecture", str | None),
-        "model_args": member(given, "model_args", dict[str, Any] | None),
-        "mean": member(statistics, "mean", tuple[float, ...] | None),
-        "std": member(statistics, "std", tuple[float, ...] | None),
+        "architecture": _stored(state, "architecture", str),
+        "model_args": _stored(state, "model_args", dict[str, Any]),
+        "mean": _stored(augment, "mean", tuple[float, ...]),
+        "std": _stored(augment, "std", tuple[float, ...]),
     }
+
+
+def _stored(tree: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    return None if tree.get(name) is None else member(dict(tree), name, kind)
 
 
 def _sha256(path: Path) -> str:

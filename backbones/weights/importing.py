@@ -98,8 +98,9 @@ def import_backbone(
         left_out = translated.left_out | _of_the_head(state, model, besides=translated.left_out)
         if (missing or unexpected) and not partial:
             raise UserError(_mismatch(missing, unexpected, name, naming=translated.naming))
-        mean, std = mean or read.mean or cfg["mean"], std or read.std or cfg["std"]
-        check_statistics(mean, std)
+        own_mean: Sequence[float] = mean or read.mean or cfg["mean"]
+        own_std: Sequence[float] = std or read.std or cfg["std"]
+        check_statistics(own_mean, own_std)
         state = _completed(state, missing=missing, unexpected=unexpected, architecture=name, model_args=model_args)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -110,8 +111,8 @@ def import_backbone(
         architecture=name,
         model_args=model_args,
         state=state,
-        mean=mean,
-        std=std,
+        mean=own_mean,
+        std=own_std,
         provenance=_provenance(read, translated, merge_order, resized, missing)
         | ({"img_size": "not known, assumed"} if assumed else {}),
     )

@@ -19,8 +19,8 @@ def backbone_in(folder: Path) -> Path:
     """Write the folder of a tiny network."""
     out = folder / "backbone"
     state = make_network(VIT, {**SIZES, "num_classes": 0}).state_dict()
-    statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
-    write_backbone(out, architecture=VIT, model_args=SIZES, state=state, provenance={}, **statistics)
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    write_backbone(out, architecture=VIT, model_args=SIZES, state=state, mean=mean, std=std, provenance={})
     return out
 
 
