@@ -212,7 +212,7 @@ def _remote_problem(shards: ShardSet, file: CachedFile) -> str | None:
 
 def _opens(shards: ShardSet, number: int, findings: Findings) -> bool:
     try:
-        shards.entries(number)
+        _ = shards.entries(number).labels
     except (UserError, OSError) as error:
         findings.problems.append(str(error))
         return False

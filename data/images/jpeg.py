@@ -7,6 +7,7 @@ those of the whole image, bit for bit.
     FF D8 | FF E1 size Exif ... | FF DB ... | FF C0 size precision HEIGHT width components ... | FF DA ... codes | FF D9
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,8 +78,10 @@ def exif_orientation(segment: bytes) -> int:
     """Read the orientation that an EXIF block names, 1 where it names none."""
     exif = Image.Exif()
     try:
-        exif.load(segment)
-        value: Any = exif.get(ORIENTATION_TAG, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exif.load(segment)
+            value: Any = exif.get(ORIENTATION_TAG, 1)
     except Exception:  # EXIF blocks are broken in many ways, and none of them is worth losing the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -106,7 +109,9 @@ def decode_upper(data: bytes, frame: Frame, *, bottom: int, shrink: int = 1) -> 
 
 def _is_one_scan(data: bytes, frame: Frame | None, *, scan: int) -> bool:
     """Whether the frame is not progressive and the scan at ``scan`` holds all its components."""
-    return frame is not None and data[frame.place - 4] != _PROGRESSIVE and data[scan + 4] == data[frame.place + 4]
+    if frame is None or scan + 4 >= len(data):
+        return False
+    return data[frame.place - 4] != _PROGRESSIVE and data[scan + 4] == data[frame.place + 4]
 
 
 def _frame(data: bytes, *, place: int, end: int) -> Frame | None:

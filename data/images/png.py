@@ -13,6 +13,7 @@ from typing import NamedTuple
 from engine.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEAD_BYTES = 13
 MAX_CHUNKS = 200_000
 MAX_PROFILES = 1
 PIECE_BYTES = 2**20
@@ -56,11 +57,11 @@ def read_layout(data: bytes) -> PngLayout:
     bits = profiles = count = 0
     start: tuple[int, ...] | None = None
     for count, (kind, place, size) in enumerate(_chunks(data), start=1):
-        if kind == b"IHDR" and start is None and size == 13:
-            head = data[place : place + size]
+        head = data[place : place + HEAD_BYTES]
+        if kind == b"IHDR" and start is None and len(head) == HEAD_BYTES:
             start = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:8], "big"), head[8], head[9], head[12]
         elif kind == b"sBIT":
-            bits = max(data[place : place + size], default=0)
+            bits = max(head[:size], default=0)
         profiles += kind == b"iCCP"
         if count > MAX_CHUNKS or profiles > MAX_PROFILES:
             raise UserError(f"a PNG of more than {MAX_CHUNKS} chunks, or of several colour profiles")

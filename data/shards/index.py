@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data.shards.class_names import MAX_CLASSES
 from engine.errors import UserError
 
 # Codes are positions in this tuple: append only.
@@ -116,9 +117,14 @@ class ShardIndex:
         return SampleEntry(
             key=self._key(key_offset, size=key_size),
             image=Member(extension=self._extension(extension), offset=image_offset, size=image_size),
-            label=None if label == UNLABELLED else label,
+            label=self._label(label),
             members=tuple(Member(extension=self._extension(m[2]), offset=m[0], size=m[1]) for m in members),
         )
+
+    def _label(self, label: int) -> int | None:
+        if not UNLABELLED <= label < MAX_CLASSES:
+            raise self._damage(f"class number {label}")
+        return None if label == UNLABELLED else label
 
     def _key(self, offset: int, *, size: int) -> str:
         try:
@@ -142,7 +148,10 @@ class ShardIndex:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """The class number of every sample, -1 where there is none."""
-        return self._records["label"].astype(np.int64)
+        labels = self._records["label"].astype(np.int64)
+        for label in (labels.min(initial=0), labels.max(initial=0)):
+            self._label(int(label))
+        return labels
 
 
 def index_bytes(entries: Sequence[SampleEntry]) -> bytes:

@@ -156,3 +156,10 @@ def test_broken_frame_headers_are_none():
         for offset, value in change.items():
             broken[place + offset] = value
         assert read_segments(bytes(broken)).frame is None
+
+
+def test_a_jpeg_may_end_anywhere(encoded):
+    data = encoded(0)
+    scan = data.index(b"\xff\xda")
+    for size in range(scan + 12):
+        assert read_segments(data[:size]).orientation == 1

@@ -109,3 +109,9 @@ def test_a_jpeg_that_ends_before_its_last_row_is_bad(progressive):
     data = content.getvalue()
     with pytest.raises(BadImage, match="premature end of data segment"):
         decode_rgb(data[: len(data) * 2 // 3] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("size", range(8, 33))
+def test_a_png_that_ends_in_its_header_is_bad(size):
+    with pytest.raises(BadImage):
+        read_header(png(4, 4, rows=b"")[:size])

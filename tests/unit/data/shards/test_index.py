@@ -45,3 +45,14 @@ def test_an_unknown_extension_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"shard.idx is damaged \(extension 255\); make it again"):
         ShardIndex(path)[0]
+
+
+@pytest.mark.parametrize("label", [-2, -(2**63), 10**6, 2**62])
+def test_a_label_that_is_no_class_number_is_named(tmp_path, label):
+    path = tmp_path / "shard.idx"
+    content = bytearray(index_bytes(ENTRIES))
+    content[64 + 16 : 64 + 24] = label.to_bytes(8, "little", signed=True)
+    path.write_bytes(content)
+    for read in (lambda index: index[0], lambda index: index.labels):
+        with pytest.raises(ValueError, match=rf"shard.idx is damaged \(class number {label}\); make it again"):
+            read(ShardIndex(path))
