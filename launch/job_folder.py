@@ -128,7 +128,7 @@ class JobFolder:
             try:
                 yield
             except BaseException:
-                if is_new:
+                if is_new and not (self.exists() and self.read().ids):
                     shutil.rmtree(self.path)
                 if run_is_new and not any(self.run.iterdir()):
                     self.run.rmdir()

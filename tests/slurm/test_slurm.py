@@ -9,19 +9,9 @@ import pytest
 from benchmarks.drills.slurm_drills import Drill, measure
 from launch.doctor.findings import read_findings
 from launch.job_folder import JobFolder
-from tests.slurm.cluster import missing, running
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    reason = missing()
-    if reason is not None:
-        pytest.skip(reason)
-    with running(tmp_path_factory.mktemp("slurm")) as cluster:
-        yield cluster
 
 
 def test_a_disturbed_run_ends_with_the_undisturbed_weights(slurm, tmp_path):
