@@ -105,8 +105,9 @@ def uneven_windows(model: nn.Module, img_size: Size) -> str | None:
 
 
 def _note_grid(met: list[tuple[Size, Size]], module: Any, inputs: tuple[Any, ...]) -> None:
-    if isinstance(module, twins.LocallyGroupedAttn):
-        met.append((tuple(inputs[1]), (int(module.ws), int(module.ws))))
+    side: int | None = getattr(module, "ws", None)
+    if side is not None:  # of a Twins
+        met.append((tuple(inputs[1]), (side, side)))
     else:
         met.append((tuple(inputs[0].shape[1:3]), tuple(module.window_size)))
 
