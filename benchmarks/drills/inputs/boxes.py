@@ -9,6 +9,9 @@ from benchmarks.drills.inputs.trees import case, files, written
 
 BOX = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
 
+FIFTYONE = "data"
+"""Where FiftyOne puts the images."""
+
 
 def coco(name: str) -> str:
     """Write a COCO file of one image."""
@@ -39,7 +42,11 @@ COCO_TREES = [
         ),
         check=written(["cup"], train=1, val=1),
     ),
-    case("coco_at_the_top", files("data/1.jpg", texts={"labels.json": coco("1.jpg")}), check=written(["cup"], train=1)),
+    case(
+        "coco_at_the_top",
+        files(f"{FIFTYONE}/1.jpg", texts={"labels.json": coco("1.jpg")}),
+        check=written(["cup"], train=1),
+    ),
     case(
         "coco_and_maps",
         files("images/1.jpg", "masks/1.png", maps="masks", texts={"annotations/train.json": coco("1.jpg")}),
