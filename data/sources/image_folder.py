@@ -13,7 +13,7 @@ from data.shards.manifest import MANIFEST_NAME
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
-from data.sources.trees.class_folders import ClassFolders, check_depth, plain_name, read_class_folders
+from data.sources.trees.class_folders import ClassFolders, check_depth, plain_names, read_class_folders
 from data.sources.trees.listing import files_in, holds, num_others, subfolders
 from data.sources.trees.splits import Splits, find_splits, levels_of, warn_of_others
 from data.writing.journal import Rejected
@@ -184,11 +184,13 @@ def _images_in(tree: ClassFolders, *, preparation: Preparation, labelled: bool, 
         return ImageFiles(paths=tuple(tree.all_paths()), preparation=preparation)
     _warn_of_empty(tree, folders=folders, depth=depth)
     paths = tree.paths(depth)
+    if above := sum(len(files.images) for files in tree.files) - len(paths):
+        logger.warning("%s: %d images lie above the class folders, and are left out", tree.folder, above)
     numbers = {name: number for number, name in enumerate(folders)}
     return ImageFiles(
         paths=tuple(path for path, _ in paths),
         labels=tuple(numbers[name] for _, name in paths),
-        classes=tuple(map(plain_name, folders)),
+        classes=plain_names(folders),
         preparation=preparation,
     )
 

@@ -113,7 +113,7 @@ def _refuse_images_beside(tree: ClassFolders) -> None:
         raise UserError(
             f"{tree.folder} has images of its own ({tree.flat[0]}, ...) beside folders with images "
             f"({', '.join(names[:3])}); expected class folders only, or one flat folder: leave them out with "
-            "--class-depth 1, or take all images without classes with --class-depth 0"
+            "--class-depth 1, take all images without classes with --class-depth 0, or give a folder inside as --source"
         )
 
 
@@ -162,17 +162,22 @@ def _folders_inside(tree: ClassFolders) -> dict[str, list[str]]:
     return {name: list(folders) for name, folders in inside.items() if name not in direct}
 
 
-def plain_name(name: str) -> str:
-    """Write a class name as all systems do.
+def plain_names(names: list[str]) -> tuple[str, ...]:
+    """Write class names as all systems do.
 
     Raises:
-        UserError: it is no text.
+        UserError: one is no text, or two are the same.
     """
-    try:
-        return unicodedata.normalize("NFC", name.encode().decode())
-    except UnicodeEncodeError:
-        raw = name.encode(errors="surrogateescape")
-        raise UserError(f"the class folder {raw!r} has a name that is not UTF-8: rename it") from None
+    plain: dict[str, str] = {}
+    for name in names:
+        try:
+            known = plain.setdefault(unicodedata.normalize("NFC", name.encode().decode()), name)
+        except UnicodeEncodeError:
+            raw = name.encode(errors="surrogateescape")
+            raise UserError(f"the class folder {raw!r} has a name that is not UTF-8: rename it") from None
+        if known != name:
+            raise UserError(f"two class folders are called {name!r}, in other bytes: make one of them")
+    return tuple(plain)
 
 
 def _kinds(files: FolderFiles) -> set[str]:

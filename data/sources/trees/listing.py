@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.sources.preparation import IMAGE_SUFFIXES, packed_suffixes
 from data.sources.trees.names import is_hidden
+from engine.errors import UserError
 
 OTHER_IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif"),
@@ -20,7 +21,7 @@ OTHER_IMAGE_SUFFIXES = (
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_IMAGE_SUFFIXES)
 MOST_ENTRIES = 200_000
 """A folder in which so many are none of those that are looked for is taken to hold none."""
-MOST_LEVELS = 32
+MOST_LEVELS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ def _walk(
     place = (status.st_dev, status.st_ino)
     if place in above:  # a link back to a folder that holds it
         return
+    if len(parts) > MOST_LEVELS:
+        raise UserError(f"{path} lies more than {MOST_LEVELS} folders deep: give one that is nearer as --source")
     files, folders = FolderFiles(parts=parts), list[str]()
     with os.scandir(path) as entries:
         for entry in entries:

@@ -98,6 +98,17 @@ def test_names_are_the_same_on_all_systems(tree, opened):
     assert found["val"].classes == ("b", "\u00e9")
 
 
+def test_names_that_look_the_same_are_refused(tree, opened):
+    with pytest.raises(ValueError, match="two class folders are called"):
+        opened(tree("e\u0301/1.jpg", "\u00e9/1.jpg"))
+
+
+def test_images_above_the_class_folders_are_counted(tree, opened, caplog):
+    found = opened(tree("F/A/1.jpg", "F/B/2.jpg", "F/3.jpg", "4.jpg"), format="folder", class_depth=2)[1]
+    assert classes(found) == {"train": (("F/A", "F/B"), 2)}
+    assert "2 images lie above the class folders, and are left out" in caplog.text
+
+
 def test_what_was_not_read_is_counted_by_suffix(tree):
     root = tree("a/1.jpg", "a/2.tif", "b/3.tif", "c.csv", "d/5", "docs/x.jpg")
     read = [f"{root}/a/1.jpg", "/elsewhere/y.jpg"]

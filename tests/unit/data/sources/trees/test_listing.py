@@ -1,5 +1,7 @@
 """Walks find what is there once, follow links, and end."""
 
+import pytest
+
 from data.sources.trees import listing
 from data.sources.trees.listing import holds, images_of, num_others, walk
 
@@ -20,6 +22,12 @@ def test_a_broken_link_counts_as_the_image_that_it_was(tree):
     (root / "a" / "1.jpg").symlink_to("nowhere.jpg")
     assert images_of(root, deep=True) == [f"{root}/a/1.jpg"]
     assert holds(root)
+
+
+def test_folders_in_folders_without_end_are_refused(tree):
+    root = tree("/".join("x" * 102) + "/1.jpg")
+    with pytest.raises(ValueError, match="lies more than 100 folders deep"):
+        images_of(root, deep=True)
 
 
 def test_the_first_image_answers_and_a_search_without_end_ends(tree, monkeypatch):
