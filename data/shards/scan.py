@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMES = 100_000
 """More different texts as labels are captions, not classes."""
+MAX_FOLDERS = 1000
+"""Most folders that may be meant as classes."""
 MAX_REASONS = 1000
 """Kinds of members that are told apart in what is passed over."""
 
@@ -39,6 +41,8 @@ class Scan:
     """What was passed over, by reason."""
     names: set[str] = field(default_factory=set[str])
     """Class names among the labels that have no number yet."""
+    folders: set[str] = field(default_factory=set[str])
+    """Folders in which the samples lie, as far as they are few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ class _IndexedTar:
     labels: range = range(0)
     """From the lowest to the highest class number."""
     names: frozenset[str] = frozenset()
+    folders: frozenset[str] = frozenset()
     problem: str | None = None
 
 
@@ -129,7 +134,9 @@ def _index_tar(state: tuple[Path, bool, Reading], numbered: tuple[int, Path]) ->
     info = describe_shard(tar, out=out, entries=scan.entries, index_name=index_name, digest=digests)
     labels = [entry.label for entry in scan.entries if entry.label is not None]
     numbers = range(min(labels), max(labels) + 1) if labels else range(0)
-    return _IndexedTar(info=info, ignored=scan.ignored, labels=numbers, names=frozenset(scan.names))
+    return _IndexedTar(
+        info=info, ignored=scan.ignored, labels=numbers, names=frozenset(scan.names), folders=frozenset(scan.folders)
+    )
 
 
 def _refuse_broken(tars: Sequence[_IndexedTar]) -> None:
@@ -221,6 +228,10 @@ def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarM
     if image is None:
         scan.ignored["samples without an image"] += 1
         return
+    if sum(extension in members for extension in IMAGE_EXTENSIONS) > 1:
+        scan.ignored["second images of a sample, read by nothing: label maps are called .seg.png"] += 1
+    if len(scan.folders) <= MAX_FOLDERS:
+        scan.folders.add(key.rpartition("/")[0])
     others = [extension for extension in members if extension in EXTENSIONS and extension not in (image, "cls")]
     label = _label(file, members=members, reading=reading, ignored=scan.ignored)
     if isinstance(label, str):
@@ -282,6 +293,14 @@ def _class_names(
 ) -> tuple[str, ...] | None:
     labels = [tar.labels for tar in tars if tar.labels]
     if not labels:
+        folders = sorted(set[str]().union(*(tar.folders for tar in tars)))
+        if 1 < len(folders) <= MAX_FOLDERS:
+            logger.warning(
+                "samples have no labels and lie in %d folders (%s, ...), which in a tar are part of their names: if "
+                "these are classes, unpack the tars and write the folder",
+                len(folders),
+                ", ".join(folders[:3]),
+            )
         return None
     lowest, highest = min(each.start for each in labels), max(each.stop for each in labels) - 1
     from_one = lowest == 1 and asked_first is None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from braceexpand import UnbalancedBracesError, braceexpand  # pyright: ignore[reportAttributeAccessIssue]
+from braceexpand import braceexpand
 
 from data.split_names import SPLIT_WORDS
 from engine.documents import DocumentError, parse_json
@@ -24,6 +24,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 INFO_NAME = "_info.json"
 MAX_INFO_BYTES = 2**24
 MAX_TARS = 1_000_000
+MAX_DIGITS = 18
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
@@ -104,11 +105,12 @@ def _expanded(pattern: str, *, root: str, what: str) -> list[Path]:
     Raises:
         UserError: a file that is named in full is missing.
     """
-    if any(abs(int(last) - int(first)) >= MAX_TARS for first, last in _RANGE.findall(pattern)):
+    ranges = [(int(first[:MAX_DIGITS]), int(last[:MAX_DIGITS])) for first, last in _RANGE.findall(pattern)]
+    if any(abs(last - first) >= MAX_TARS for first, last in ranges):
         raise UserError(f"{pattern!r} stands for more than {MAX_TARS} tars")
     try:
         names = list(itertools.islice(braceexpand(pattern, escape=False), MAX_TARS + 1))
-    except UnbalancedBracesError:
+    except ValueError:
         raise UserError(f"{pattern!r} has a brace without its other one") from None
     if len(names) > MAX_TARS:
         raise UserError(f"{pattern!r} stands for more than {MAX_TARS} tars")

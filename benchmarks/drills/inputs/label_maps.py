@@ -24,7 +24,7 @@ def png(values: Array) -> bytes:
     return content.getvalue()
 
 
-def halves(upper: int | tuple[int, ...], lower: int | tuple[int, ...], *, kind: type = np.uint8) -> Array:
+def halves(upper: npt.ArrayLike, lower: npt.ArrayLike, *, kind: type = np.uint8) -> Array:
     """Make a map of two values, or colours."""
     shape = (*SIZE, *np.shape(upper))
     values = np.zeros(shape, kind)

@@ -191,6 +191,12 @@ CASES = [
         says=r"no sample with an image .*\.0\.01\.jpg",
     ),
     Case(
+        name="class_folders_in_a_tar",
+        make=files({"a.tar": tar([("cat/1.jpg", picture(1)), ("dog/1.jpg", picture(2))])}, INDEX),
+        says=r"lie in 2 folders \(cat, dog, ...\), .* if these are classes, unpack the tars",
+        check=holds([-1, -1], None),
+    ),
+    Case(
         name="gzip_under_the_name_of_a_tar",
         make=files({"a.tar": gzip.compress(tar(_TWO))}, INDEX),
         code=1,

@@ -177,6 +177,14 @@ def test_members_need_not_be_neighbours(tmp_path):
     ]
 
 
+def test_folders_and_second_images_are_said_where_they_mean_nothing(tmp_path, caplog):
+    make_tar(tmp_path / "a.tar", [("cat/1.jpg", b"x"), ("dog/1.jpg", b"x"), ("dog/1.png", b"map")])
+    manifest, ignored = index_shards(find_tars(tmp_path), out=tmp_path / "o")
+    assert manifest.classes is None
+    assert "no labels and lie in 2 folders (cat, dog, ...)" in caplog.text
+    assert dict(ignored) == {"second images of a sample, read by nothing: label maps are called .seg.png": 1}
+
+
 def test_keys_with_dots_are_named(tmp_path):
     make_tar(tmp_path / "a.tar", [(f"a.{n}.v1.jpg", b"x") for n in range(3000)])
     with pytest.raises(

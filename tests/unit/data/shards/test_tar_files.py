@@ -59,6 +59,7 @@ def test_braces_asterisks_and_single_tars_are_found(touch):
         ("s-{000..000", "a brace without its other one"),
         ("s-{0..99999999999}.tar", "more than 1000000 tars"),
         ("s-{0..9999}{0..9999}.tar", "more than 1000000 tars"),
+        (f"s-{{0..{'9' * 5000}}}.tar", "more than 1000000 tars"),
         ("*.gz", r"matches '\*.gz'; it holds s-000.tar"),
         ("/etc/*", "--pattern is of names in"),
     ],
