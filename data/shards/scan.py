@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMES = 100_000
 """More different texts as labels are captions, not classes."""
+IMAGE_WORDS = ("image", "img", "rgb", "input", "photo")
 MAX_FOLDERS = 1000
 """Most folders that may be meant as classes."""
 MAX_REASONS = 1000
@@ -203,13 +204,19 @@ def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterable[t
         if not stem or not dot:
             ignored["names without an extension"] += 1
             continue
-        key, extension = folder + slash + stem, extension.lower()
+        key, extension = folder + slash + stem, _plain(extension.lower())
         place = places.get(key)
         if place is None or not _belongs(extension, samples[place][1], neighbour=place == len(samples) - 1):
             place = places[key] = len(samples)
             samples.append((key, {}))
         samples[place][1][extension] = member
     return samples
+
+
+def _plain(extension: str) -> str:
+    """Take `image.jpg` for `jpg`, as many samples name their one image beside other members."""
+    word, _, last = extension.partition(".")
+    return last if word in IMAGE_WORDS and last in IMAGE_EXTENSIONS else extension
 
 
 def _belongs(extension: str, sample: Mapping[str, TarMember], *, neighbour: bool) -> bool:

@@ -185,6 +185,16 @@ def test_folders_and_second_images_are_said_where_they_mean_nothing(tmp_path, ca
     assert dict(ignored) == {"second images of a sample, read by nothing: label maps are called .seg.png": 1}
 
 
+def test_an_image_called_image_is_one(tmp_path):
+    members = [("a.image.JPG", b"1"), ("a.cls", b"2"), ("b.rgb.png", b"22"), ("b.depth.png", b"333")]
+    entries = scan_tar(make_tar(tmp_path / "a.tar", members)).entries
+    assert [(entry.image.extension, entry.image.size, entry.label) for entry in entries] == [
+        ("jpg", 1, 2),
+        ("png", 2, None),
+    ]
+    assert [member.extension for member in entries[1].members] == ["depth.png"]
+
+
 def test_keys_with_dots_are_named(tmp_path):
     make_tar(tmp_path / "a.tar", [(f"a.{n}.v1.jpg", b"x") for n in range(3000)])
     with pytest.raises(
