@@ -5,6 +5,7 @@ nothing. What is in it is the builder's business: a picklable object that turns 
 """
 
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -237,7 +238,7 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
             iterator = iter(_torch_loader(dataset, keys=keys, workers=workers, pin=pin))
         try:
             while True:
-                with waiting_for("the loader"):
+                with waiting_for("the loader"), handing_over(workers):
                     item = next(iterator, None)
                 if item is None:
                     return
@@ -249,6 +250,20 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
         except (Stopped, LoadingError):
             _kill_workers()  # torch would wait some seconds for each, and they ignore SIGTERM
             raise
+
+
+@contextlib.contextmanager
+def handing_over(workers: int) -> Iterator[None]:
+    """Say in words that a worker ended in the middle of handing something over: torch notices only when it waits."""
+    try:
+        yield
+    except (EOFError, ConnectionError, FileNotFoundError) as error:
+        if not workers:
+            raise
+        raise LoadingError(
+            f"a loader worker ended unexpectedly while it handed over a micro-batch ({type(error).__name__}); the "
+            "machine may have run out of memory (`dmesg` says so): use fewer --data.workers, or smaller batches"
+        ) from error
 
 
 def _torch_loader(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool) -> DataLoader[_Batch | _Failure]:

@@ -143,6 +143,6 @@ CASES = [
         name="a_loader_worker_is_killed",
         make=robbed_of_a_worker,
         code=1,
-        says="error: loader worker .* (was killed by the signal Killed|ended unexpectedly); .*use fewer --data.workers",
+        says="error: .*loader worker .*(was killed by the signal Killed|ended unexpectedly).*use fewer --data.workers",
     ),
 ]

@@ -16,7 +16,7 @@ import torch
 
 from data.images.decode import decode_samples, read_header
 from data.images.transforms import crop_resize, random_crop
-from data.loading.loader import LoadingError, evaluation_batches, training_batches
+from data.loading.loader import LoadingError, evaluation_batches, handing_over, training_batches
 from data.loading.order import Order
 from data.remote.config import CacheConfig
 from data.shards.shard_set import open_shards
@@ -361,3 +361,12 @@ def test_workers_are_not_started_where_shared_memory_is_full(write, monkeypatch)
     with pytest.raises(UserError, match=r"0.0 MiB free, through which loader workers hand over.*--data.workers"):
         batches(shards, workers=1)
     assert len(list(batches(shards, workers=0))) == 8
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError(2, "no such file")])
+def test_a_worker_that_ends_while_it_hands_over_is_one_line(error):
+    words = r"a loader worker ended unexpectedly while it handed over.*--data\.workers"
+    with pytest.raises(LoadingError, match=words), handing_over(1):
+        raise error
+    with pytest.raises(type(error)), handing_over(0):  # then it is no worker's
+        raise error
