@@ -170,3 +170,22 @@ def test_every_command_of_the_programs_exists(program):
     for command in commands.resolve(f"{program}.app:COMMANDS").values():
         assert callable(commands.resolve(command.run))
         assert callable(commands.resolve(command.options))
+
+
+def test_home_is_expanded_in_the_arguments_of_every_command(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    run_program(COMMANDS, about="x", argv=["look", "~/a"])
+    assert RAN[-1].path == Path("/home/me/a")
+    run_program(COMMANDS, about="x", argv=["raw", "--out=~/a", "--b", "c~"])
+    assert RAN[-1][1] == ["--out=/home/me/a", "--b", "c~"]
+
+
+def test_refusal_names_the_recipes_line_of_an_option(monkeypatch, tmp_path):
+    (tmp_path / "r.yaml").write_text("inner:\n  name: a\n  size: 9\n")
+
+    def refuse(_):
+        raise UserError("inner.size must be even")
+
+    monkeypatch.setattr(f"{__name__}.note", refuse)
+    with pytest.raises(UserError, match=r"even \(inner.size is set in .*r.yaml, line 3\)"):
+        run_program(COMMANDS, about="x", argv=["train", "--recipe", str(tmp_path / "r.yaml")])

@@ -15,7 +15,9 @@ from engine.errors import (
     BROKEN_PIPE,
     INTERRUPTED,
     MACHINE_REMEDIES,
+    REFUSAL,
     REMEDIES,
+    PassingError,
     UserError,
     at_path,
     is_refusal,
@@ -215,3 +217,12 @@ def test_a_reader_that_goes_away_ends_a_program_silently():
     assert writer.stderr.read() == b""
     assert writer.wait(30) == BROKEN_PIPE
     writer.stderr.close()
+
+
+@pytest.mark.parametrize(("error", "noted"), [(UserError("no\nwindow"), "no window"), (PassingError("in use"), None)])
+def test_launcher_is_told_of_refusals_that_would_come_again(tmp_path, monkeypatch, error, noted):
+    monkeypatch.setenv(REFUSAL, str(tmp_path / "refusal"))
+    with pytest.raises(SystemExit):
+        raising(error)()
+    assert (tmp_path / "refusal").exists() == (noted is not None)
+    assert noted is None or (tmp_path / "refusal").read_text() == noted
