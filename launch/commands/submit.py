@@ -113,9 +113,9 @@ def submit_jobs(submission: Submission) -> None:
         show_plan(jobs, base=base, name=name, parallel=options.parallel, console=console)
         return
     with contextlib.ExitStack() as locks:
-        for job in jobs:
-            locks.enter_context(JobFolder(job.call.folder).submitting())
-            check_not_queued(JobFolder(job.call.folder))
+        for folder in dict.fromkeys((base, *(job.call.folder for job in jobs))):  # a sweep's files lie above its runs
+            locks.enter_context(JobFolder(folder).submitting())
+            check_not_queued(JobFolder(folder))
         ids = submit(jobs, base=base, name=name, parallel=options.parallel)
     kind = "Slurm job" if cluster.scheduler == "slurm" else "process"
     for job, number in zip(jobs, ids, strict=True):
