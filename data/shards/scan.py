@@ -3,9 +3,11 @@
 Reading them is bounded (data/shards/tar_members.py), and nothing is extracted, unpickled or decoded.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,8 +76,38 @@ def index_shards(
     Raises:
         UserError: tars that cannot be read (all are named), no image in them, or labels that are not of ``classes``.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _check_writable(out)
+    with _kept_if_done(out):
+        manifest, ignored = _indexed(
+            tars, out=out, classes=classes, first_class=first_class, digests=digests, processes=processes
+        )
+        write_manifest(out, manifest)
+    return manifest, ignored
+
+
+@contextlib.contextmanager
+def _kept_if_done(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where what should lie in it is refused."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder)
+    try:
+        yield
+    except UserError:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _indexed(
+    tars: Sequence[Path],
+    *,
+    out: Path,
+    classes: Sequence[str] | None,
+    first_class: int | None,
+    digests: bool,
+    processes: int,
+) -> tuple[Manifest, Counter[str]]:
+    """Write the index files, a second time where the names among the labels are known only then."""
     numbers = {name: number for number, name in enumerate(classes or ())}
     reading = Reading(first_class=first_class or 0, numbers=numbers)
     indexed = _index(tars, out=out, reading=reading, digests=digests, processes=processes)
@@ -92,9 +124,7 @@ def index_shards(
             "extension is what follows the first dot of a name, as in WebDataset: names must have no other dot"
         )
     names_of_classes = _class_names(classes, indexed, asked_first=first_class)
-    manifest = Manifest(shards=tuple(tar.info for tar in indexed), classes=names_of_classes)
-    write_manifest(out, manifest)
-    return manifest, ignored
+    return Manifest(shards=tuple(tar.info for tar in indexed), classes=names_of_classes), ignored
 
 
 def _index(tars: Sequence[Path], *, out: Path, reading: Reading, digests: bool, processes: int) -> "list[_IndexedTar]":

@@ -287,6 +287,15 @@ def test_bad_sources_are_named(tmp_path):
         index_shards(find_tars(tmp_path), out=tmp_path / "o", classes=["x", "y"])
 
 
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    make_tar(tmp_path / "a.tar", [("a.txt", b"x")])
+    (tmp_path / "kept").mkdir()
+    for name in ("new", "kept"):
+        with pytest.raises(ValueError, match="no sample with an image"):
+            index_shards(find_tars(tmp_path), out=tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "kept"]
+
+
 def test_a_folder_marked_read_only_is_not_written_to_even_by_root(tmp_path):
     source = tmp_path / "theirs"
     source.mkdir()
