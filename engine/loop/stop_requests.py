@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once; closed terminals SIGHUP."""
-WAIT_S = 4.0
+WAIT_S = 3.0
 """Seconds after a signal for which the program still waits for data."""
 CHECK_S = 5.0
 """Seconds between the steps at which several processes agree on whether to stop."""

@@ -15,6 +15,8 @@ TOGETHER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_
 A_LONG_RUN = ("--report.every-steps", "1", "--run.save-every-steps", "1000")
 FOREVER = 100_000
 """Steps of a run that does not end by itself."""
+A_STEP_AND_SAVING_S = 30
+"""What a run that waits for nothing may take to finish its step and to save, on a busy machine."""
 
 
 HALVES = {
@@ -109,13 +111,13 @@ CASES = [
     ),
     Case(
         name="sighup_saves_and_ends",
-        make=signalled("SIGHUP", once="step 1/", steps=FOREVER),
+        make=signalled("SIGHUP", once="step 1/", steps=FOREVER, limit_s=A_STEP_AND_SAVING_S),
         says="stopping after step .* as asked by SIGHUP",
         check=saved_when_stopped,
     ),
     Case(
         name="sigterm_saves_and_ends",
-        make=signalled("SIGTERM", once="step 1/", steps=FOREVER, workers=1),
+        make=signalled("SIGTERM", once="step 1/", steps=FOREVER, workers=1, limit_s=A_STEP_AND_SAVING_S),
         says="stopping after step .* as asked by SIGTERM",
         check=saved_when_stopped,
     ),
@@ -135,7 +137,7 @@ CASES = [
     Case(
         name="verify_waits_for_a_manifest",
         make=without_manifest,
-        stop_after_s=12,
+        stop_after_s=20,
         code=143,
         says=r"stopped by SIGTERM, while waiting for http://127.0.0.1:\d+/manifest.json",
     ),
