@@ -3,8 +3,8 @@
     python benchmarks/drills/user_inputs.py --out runs/user_inputs [--only trees tars] [--workers 2]
 
 Makes each input (tiny, generated), runs the real command on it, and checks result or message. The inputs lie in
-``benchmarks/drills/inputs``, a list of cases in each file. Prints a line for each case that went wrong and, last, one
-line of JSON; exit code 1 where one did.
+``benchmarks/drills/trials/inputs``, a list of cases in each file. Prints a line for each case and, last, one line of
+JSON; exit code 1 where one went wrong.
 """
 
 import argparse
@@ -17,11 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import benchmarks.drills.inputs
-from benchmarks.drills.inputs.case import Case, try_case
+import benchmarks.drills.trials.inputs
+from benchmarks.drills.trials.case import Case, try_case
 
-KINDS = sorted(module.name for module in pkgutil.iter_modules(benchmarks.drills.inputs.__path__))
-KINDS.remove("case")
+KINDS = sorted(module.name for module in pkgutil.iter_modules(benchmarks.drills.trials.inputs.__path__))
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
 
 def cases_of(kind: str) -> list[Case]:
     """List the cases of a kind."""
-    return importlib.import_module(f"benchmarks.drills.inputs.{kind}").CASES
+    return importlib.import_module(f"benchmarks.drills.trials.inputs.{kind}").CASES
 
 
 def asked_for(kind: str, case: Case, names: list[str]) -> bool:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.drills.inputs.case import Case
-from benchmarks.drills.inputs.trees import files, written
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.inputs.trees import files, written
 
 IMAGES = ("photos/1.jpg", "photos/2.jpg", "photos/3.jpg")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from backbones.weights.handoff import CONFIG, WEIGHTS, make_network, write_backbone
-from benchmarks.drills.commands import Refusal, refusals
-from benchmarks.drills.inputs.case import Case
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.disturbed import Refusal, refusals
 
 VIT = "vit_tiny_patch16_224"
 SIZES = {"img_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.drills.inputs.case import ROOT, Case
+from benchmarks.drills.trials.case import ROOT, Case
 from data.shards.shard_set import open_shards
 from data.writing.writer import NewSample, ShardLimits, write_shards
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.drills.inputs.case import Case
+from benchmarks.drills.trials.case import Case
 
 WRITE = ["data/main.py", "write", "--source", "in", "--out", "out", "--processes", "1"]
 Content = str | bytes

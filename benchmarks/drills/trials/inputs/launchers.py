@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.drills.commands import Refusal, disturbed, pretraining, refusals, shards_in
-from benchmarks.drills.inputs.case import STOPPED_WITHIN_S, Case
-from benchmarks.drills.inputs.servers import serve_all_but_tars
+from benchmarks.drills.trials.case import STOPPED_WITHIN_S, Case
+from benchmarks.drills.trials.disturbed import Refusal, disturbed, refusals
+from benchmarks.drills.trials.inputs.servers import serve_all_but_tars
+from benchmarks.drills.trials.tiny_runs import make_shards, pretraining
 
 TOGETHER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29787"}
 A_LONG_RUN = ("--report.every-steps", "1", "--run.save-every-steps", "1000")
@@ -46,7 +47,7 @@ def half_environments(folder: Path) -> list[str]:
 
 def with_shards(folder: Path) -> list[str]:
     """Start the smallest pretraining."""
-    shards_in(folder)
+    make_shards(folder / "shards", count=8)
     return pretraining()
 
 
@@ -56,7 +57,7 @@ def signalled(
     """Start a run and signal it once it has said something."""
 
     def make(folder: Path) -> list[str]:
-        shards_in(folder)
+        make_shards(folder / "shards", count=8)
         command = pretraining("shards", *A_LONG_RUN, **run)
         act = f"process.send_signal(signal.{number})"
         return disturbed(folder, command, once=once, act=act, setup=setup, limit_s=limit_s)
@@ -66,7 +67,7 @@ def signalled(
 
 def without_data(folder: Path) -> list[str]:
     """Start a run whose tars never come, and signal it while it waits for the first."""
-    url = serve_all_but_tars(shards_in(folder))
+    url = serve_all_but_tars(folder / make_shards(folder / "shards", count=8))
     command = pretraining(url, *A_LONG_RUN, "--data.cache.folder", str(folder / "cache"), workers=1)
     act = "time.sleep(3); process.send_signal(signal.SIGTERM)"
     return disturbed(folder, command, once="energy is not measured", act=act)
@@ -79,7 +80,7 @@ def without_manifest(folder: Path) -> list[str]:
 
 def robbed_of_a_worker(folder: Path) -> list[str]:
     """Kill one of a run's loader workers."""
-    shards_in(folder)
+    make_shards(folder / "shards", count=8)
     command = pretraining("shards", *A_LONG_RUN, steps=FOREVER, workers=1)
     find = "[p for p in psutil.Process(process.pid).children() if 'resource_tracker' not in ' '.join(p.cmdline())]"
     return disturbed(folder, command, once="step 1/", act=f"{find}[0].kill()")

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.drills.inputs.case import Case
-from benchmarks.drills.inputs.trees import case, files, written
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.inputs.trees import case, files, written
 
 BOX = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.drills.inputs.case import Case
+from benchmarks.drills.trials.case import Case
 from data.shards.shard_set import open_shards
 from data.sources.coco import find_coco
 from data.sources.config import Write

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.drills.inputs.case import Case
-from benchmarks.drills.tiny_runs import BATCH, SWIN, make_shards, tiny_pretraining
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.tiny_runs import BATCH, SWIN, make_shards, tiny_pretraining
 
 PRETRAIN = "pretrain/main.py"
 

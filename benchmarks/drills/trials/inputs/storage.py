@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from backbones.weights.handoff import make_network, write_backbone
-from benchmarks.drills.commands import pretraining, shards_in
-from benchmarks.drills.inputs.case import ROOT, Case
+from benchmarks.drills.trials.case import ROOT, Case
+from benchmarks.drills.trials.tiny_runs import make_shards, pretraining
 
 VIT = "vit_tiny_patch16_224"
 SIZES = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -94,7 +94,7 @@ def training(*more: str, count: int) -> Callable[[Path], list[str]]:
     """Pretrain with a loader worker."""
 
     def make(folder: Path) -> list[str]:
-        shards_in(folder, count=count)
+        make_shards(folder / "shards", count=count)
         return pretraining("shards", *more, steps=4, workers=1)
 
     return make
@@ -123,7 +123,7 @@ def submitting(*more: str, mode: int | None = None, link: bool = False) -> Calla
     """Submit a run to this machine."""
 
     def make(folder: Path) -> list[str]:
-        shards_in(folder)
+        make_shards(folder / "shards", count=8)
         (folder / "run").mkdir()
         if mode is not None:
             (folder / "run").chmod(mode)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.drills.inputs.case import Case
-from benchmarks.drills.tiny_runs import tiny_pretraining
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.tiny_runs import tiny_pretraining
 
 CLUSTER = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from backbones.weights.handoff import read_state, write_backbone
-from benchmarks.drills.inputs.case import Case
-from benchmarks.drills.tiny_runs import BATCH, SHAPE, SHORT, make_shards
+from benchmarks.drills.trials.case import Case
+from benchmarks.drills.trials.tiny_runs import BATCH, SHAPE, SHORT, make_shards
 
 IMPORT = ("backbones/main.py", "import", "weights.pth", "backbone")
 SMALL: dict[str, Any] = {"img_size": (64, 64), "window_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.drills.inputs.case import Case
+from benchmarks.drills.trials.case import Case
 from data.images.decode import decode_rgb
 from data.shards.shard_set import open_shards
 

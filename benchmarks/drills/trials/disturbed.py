@@ -1,38 +1,11 @@
 """Ways to try a program: disturbed once it has said something, or called many times where it starts slowly."""
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from benchmarks.drills.inputs.case import ROOT, STOPPED_WITHIN_S
-from data.writing.writer import NewSample, ShardLimits, write_shards
-
-TINY = ("--data.batch-size", "4", "--data.micro-batch-size", "4", "--backbone.img-size", "64", "64")
-
-
-def shards_in(folder: Path, *, count: int = 8, side_px: int = 64) -> Path:
-    """Write a few images of noise as shards."""
-    rng = np.random.default_rng(0)
-    samples: list[NewSample] = []
-    for number in range(count):
-        content = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)).save(content, "JPEG")
-        samples.append(NewSample(source=f"{number}.jpg", members={"jpg": content.getvalue()}, label=number % 2))
-    write_shards(samples, out=folder / "shards", classes=("a", "b"), limits=ShardLimits())
-    return folder / "shards"
-
-
-def pretraining(shards: str = "shards", *more: str, steps: int = 1, workers: int = 0) -> list[str]:
-    """Name the command of the smallest pretraining."""
-    recipe = ROOT / "pretrain" / "recipes" / "tiny_cpu.yaml"
-    command = ["pretrain/main.py", "--recipe", str(recipe), "--data.shards", shards, "--run.folder", "run"]
-    command += ["--optimizer.steps", str(steps), "--optimizer.warmup-steps", "0", "--data.workers", str(workers)]
-    return [*command, *TINY, *more]
+from benchmarks.drills.trials.case import ROOT, STOPPED_WITHIN_S
 
 
 def disturbed(
