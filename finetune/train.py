@@ -44,13 +44,13 @@ def _train(task: Task, *, engine: Engine, folder: RunFolder) -> Results:
         steps_per_epoch=order.steps_per_epoch,
         metadata=task.metadata(),
         shard_of=data.train.shard_of,
+        fetch_patience_s=data.train.patience_s,
     )
     batches = micro_batches(task, order=order, training=training)
     evaluations = Evaluations(training, task=task)
     set_training_mode(engine.module)
-    with SampleLog.open(
-        folder.path, rank=engine.rank, enabled=config.report.samples, names=task.sample_columns
-    ) as samples:
+    sample_log = SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples, names=task.sample_columns)
+    with training.saving_when_stopped(), sample_log as samples:
         for step in training.steps():
             for number in training.micro_batches:
                 key = (step, number)

@@ -68,18 +68,20 @@ def _train(config: PretrainConfig, *, engine: Engine, folder: RunFolder) -> None
         steps_per_epoch=order.steps_per_epoch,
         metadata=_metadata(config, model=model, shards=shards),
         shard_of=shards.shard_of,
+        fetch_patience_s=shards.patience_s,
         per_forward=config.mim.micro_batches_per_forward,
     )
     if (rule := usable_rule(config.mim.grouping, engine.device)) != config.mim.grouping:
         logger.warning("windows are grouped by the rule %s: mim.grouping tiles is for GPUs with Triton", rule)
     batches = micro_batches(config, model=model, shards=shards, order=order, training=training)
     probe = Probe(config, num_classes=num_classes, training=training, floor=training.step == 0)
-    with SampleLog.open(
+    sample_log = SampleLog.open(
         folder.path,
         rank=engine.rank,
         enabled=config.report.samples,
         names=("ids", "repeats", "crops", "predicted_units"),
-    ) as samples:
+    )
+    with training.saving_when_stopped(), sample_log as samples:
         for step in training.steps():
             for group in training.groups():
                 fetched = [training.fetch(batches, key=(step, number)) for number in group]

@@ -115,9 +115,8 @@ def run_tiny(
                 per_forward=per_forward,
             )
             batches = TinyBatches(training, poisoned=frozenset(poisoned))
-            with SampleLog.open(
-                folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids",)
-            ) as samples:
+            sample_log = SampleLog.open(folder.path, rank=engine.rank, enabled=config.report.samples, names=("ids",))
+            with training.saving_when_stopped(), sample_log as samples:
                 for step in training.steps():
                     before_step(training, step)
                     for group in training.groups():
@@ -136,16 +135,16 @@ def run_tiny(
         engine.close()
 
 
-def tensors(folder: Path) -> dict[tuple[str, str], Tensor]:
+def tensors(folder: Path, *, step: int = STEPS) -> dict[tuple[str, str], Tensor]:
     """Everything in the checkpoint of the last step."""
     checkpoint = newest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
-    assert checkpoint.step == STEPS
+    assert checkpoint.step == step
     return {(kind, name): checkpoint.read_full(kind, name) for kind in KINDS for name in checkpoint.names(kind)}
 
 
-def same(one: Path, two: Path) -> bool:
-    a, b = tensors(one), tensors(two)
+def same(one: Path, two: Path, *, step: int = STEPS) -> bool:
+    a, b = tensors(one, step=step), tensors(two, step=step)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 

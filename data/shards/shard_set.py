@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 MAX_OPEN_SHARDS = 128  # each holds two descriptors: the tar's and the mapped index's
 SHARDS_AT_ONCE = 64  # whose reads are announced before the first of them is read; less than MAX_OPEN_SHARDS
 INDEXES_AT_ONCE = 8
+GIVING_UP_S = 30.0
+"""What saying that a read has given up may take beyond the limit."""
 MAX_READ_BYTES = 2**31
 """Most encoded bytes that are read for one micro-batch."""
 READ_ATTEMPTS = 3
@@ -180,6 +182,11 @@ class ShardSet:
         """Whether any shard goes through the cache."""
         remote = is_remote(self.root) or any(is_remote(shard.name) for shard in self.manifest.shards)
         return remote or self.cache.config.local
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which a read has given up by itself, with a message; 0 where nothing goes through the cache."""
+        return self.cache.config.give_up_s + GIVING_UP_S if self.cached else 0.0
 
     def cached_tar(self, shard: int) -> CachedFile | None:
         """Describe a shard's tar as a file for the cache; None where it is read in place."""

@@ -87,13 +87,16 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._started_ns = 0
 
-    def note(self, phase: str, *, step: int, outside: bool = False) -> None:
-        """Say that this process begins something; ``outside`` of a step it may take longer. Costs next to nothing."""
+    def note(self, phase: str, *, step: int, outside: bool = False, at_least_s: float = 0.0) -> None:
+        """Say that this process begins something; ``outside`` of a step it may take longer. Costs next to nothing.
+
+        What ends by itself ``at_least_s`` seconds later, with better words, is left to that.
+        """
         self._last = _Note(  # one assignment: the thread sees all of it or nothing
             phase=phase,
             step=step,
             progress=self._last.progress + 1,
-            limit_s=(self._timeout_s or 0.0) * (PATIENCE_OUTSIDE if outside else 1.0),
+            limit_s=max((self._timeout_s or 0.0) * (PATIENCE_OUTSIDE if outside else 1.0), at_least_s),
             since=time.monotonic(),
         )
 
@@ -155,9 +158,11 @@ class Watchdog:
         self._await_others(last)
         beats = self.read_heartbeats()
         blamed = blame(beats, world_size=self._world_size, now=time.time(), stale_s=self._stale_s)
-        limit = f"run.stall-timeout-s {self._timeout_s:g}" + (
-            f" times {PATIENCE_OUTSIDE:g}, outside of steps" if last.limit_s != self._timeout_s else ""
-        )
+        limit = f"run.stall-timeout-s {self._timeout_s:g}"
+        if last.limit_s == self._timeout_s * PATIENCE_OUTSIDE:
+            limit += f" times {PATIENCE_OUTSIDE:g}, outside of steps"
+        elif last.limit_s > self._timeout_s:
+            limit += f" and the {last.limit_s:g} after which a fetch gives up"
         message = f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}"
         content = {"message": message, "blamed": blamed, "heartbeats": [asdict(beat) for beat in beats]}
         with contextlib.suppress(OSError):

@@ -84,6 +84,10 @@ class BadSamples:
                 BadSample(step=step, micro_batch=micro_batch, shard=shard, key=name, reason=reason, id=number)
             )
 
+    def forget(self, step: int) -> None:
+        """Drop what was met in a step that is not done, and will be done again."""
+        self._pending = [bad for bad in self._pending if bad.step < step]
+
     def settle(self, num_samples: int) -> int:
         """Write down what all processes met since the last time; return how many samples were replaced (collective).
 

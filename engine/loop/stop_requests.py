@@ -16,8 +16,10 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once; closed terminals SIGHUP."""
-WAIT_S = 3.0
-"""Seconds after a signal for which the program still waits for data."""
+LEAST_WAIT_S, MOST_WAIT_S = 3.0, 20.0
+"""Seconds after a signal for which the program still waits for data: twice what its waits took, within these bounds.
+
+Launchers kill half a minute after their signal."""
 CHECK_S = 5.0
 """Seconds between the steps at which several processes agree on whether to stop."""
 
@@ -37,7 +39,7 @@ class StopRequests:
         """Time of the first signal to this process, in seconds since 1970."""
         self._engine, self._folder = engine, folder
         self._signal: str | None = None
-        self._waits = 0
+        self._waits, self._longest_wait_s = 0, 0.0
         self._handlers: dict[int, Any] = {}
         self.restart(0)
 
@@ -87,14 +89,20 @@ class StopRequests:
             Stopped: some seconds after the signal the data is still not there.
         """
         self._waits += 1
+        started = time.monotonic()
         if self._signal is not None and self._waits == 1:
-            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+            self._limit_wait()
         try:
             yield
+            self._longest_wait_s = max(self._longest_wait_s, time.monotonic() - started)
         finally:
             self._waits -= 1
             if not self._waits:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _limit_wait(self) -> None:
+        limit_s = min(max(LEAST_WAIT_S, 2 * self._longest_wait_s), MOST_WAIT_S)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
 
     def _end_wait(self, _number: int, _frame: FrameType | None) -> None:
         if self._waits and self._signal is not None:
@@ -104,6 +112,6 @@ class StopRequests:
         self._signal = signal.Signals(number).name
         self.signalled_at = self.signalled_at or time.time()
         if self._waits:
-            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+            self._limit_wait()
         if number == signal.SIGINT:
             signal.signal(number, self._handlers[number])

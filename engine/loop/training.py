@@ -6,6 +6,7 @@ weights, one integer, and the list of micro-batches that are left out (``engine/
 numbers of the steps may go back: what was not finite is done again without the micro-batch that was at fault.
 """
 
+import contextlib
 import logging
 import math
 import signal
@@ -49,6 +50,7 @@ class Training:
         metadata: JSON values kept in every checkpoint, such as the architecture; those of its data must not change.
         shard_of: names the shard of a sample id, for the record of bad samples.
         per_forward: micro-batches that the model takes in one forward pass, for which it returns a loss each.
+        fetch_patience_s: seconds after which reading gives up by itself; the watchdog waits as long.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Training:
         metadata: Mapping[str, Any],
         shard_of: Callable[[int], str],
         per_forward: int = 1,
+        fetch_patience_s: float = 0.0,
     ) -> None:
         self.engine, self.folder, self.metadata, self._config = engine, folder, dict(metadata), config
         data = config.data
@@ -96,6 +99,7 @@ class Training:
         self.stopped = False
         """Whether the run was asked to end early and has saved."""
         self._shard_of, self._per_forward = shard_of, per_forward
+        self._fetch_patience_s = fetch_patience_s
         self._feed = DeviceFeed(engine.device, micro_batches=self.micro_batches, last_step=self.last_step)
         self._fetched: list[tuple[MicroBatchKey, dict[str, Any]]] = []
         self.ema: SlicedEma | None = None
@@ -233,6 +237,22 @@ class Training:
                     self.stopped = self._stop_requests.agreed(self.step)
             self._end(stopped_by=(self._stop_requests.reason or "") if self.stopped else None)
 
+    @contextlib.contextmanager
+    def saving_when_stopped(self) -> Iterator[None]:
+        """Save the steps that are done where a signal ends a wait within, in training or in an evaluation.
+
+        With several processes the others would have to take part: there the last checkpoint stays the last.
+        """
+        try:
+            yield
+        except Stopped as stop:
+            self._bad_samples.forget(self.step)
+            if self.engine.world_size == 1:
+                self._end(stopped_by=signal.Signals(stop.number).name)
+            self.store.wait()  # for one that is being written
+            stop.notes.append(f"the last checkpoint is that of step {self._saved_step}")
+            raise
+
     def _end(self, *, stopped_by: str | None) -> None:
         """Save what is not saved yet, and write down who stopped the run early (collective)."""
         if self.step != self._saved_step and not self._runs_alone:
@@ -247,15 +267,10 @@ class Training:
 
         For one that is left out another comes, whose loss has weight zero.
         """
-        self.watchdog.note("fetch", step=self.step)  # of the first step, too: only its forward pass takes long
-        try:
-            with waiting_for(f"data, micro-batch {key[1]} of step {key[0]}"):
-                batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
-        except Stopped as stop:
-            if self.engine.world_size == 1:  # others would have to take part
-                self._end(stopped_by=signal.Signals(stop.number).name)
-            stop.notes.append(f"the last checkpoint is that of step {self._saved_step}")
-            raise
+        # of the first step, too: only its forward pass takes long
+        self.watchdog.note("fetch", step=self.step, at_least_s=self._fetch_patience_s)
+        with waiting_for(f"data, micro-batch {key[1]} of step {key[0]}"):
+            batch = self._feed.take(batches, key=key, timed=self.reporter.timed)
         cost: ReadCost | None = batch.pop("reading", None)
         if cost is not None:  # nothing was read for one that takes the place of another
             self._read_cost = cost if self._read_cost is None else self._read_cost + cost

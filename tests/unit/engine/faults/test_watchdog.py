@@ -84,3 +84,12 @@ def test_a_heartbeat_that_is_half_written_is_passed_over(tmp_path):
 def test_limits_that_make_no_sense_are_refused(limits):
     with pytest.raises(ValueError, match=r"run\.(stall-timeout-s|max-rewinds) must"):
         RunConfig(**limits)
+
+
+def test_a_fetch_that_gives_up_by_itself_is_given_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(Watchdog, "_end", lambda *_: None)
+    watchdog = Watchdog(tmp_path, rank=0, world_size=1, timeout_s=0.1)
+    with watchdog:
+        watchdog.note("fetch", step=0, at_least_s=60)
+        time.sleep(1)
+    assert not (tmp_path / "stalls" / "report.json").exists()

@@ -107,7 +107,7 @@ def wait_in_vain(*, signalled):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_wait_for_data_that_does_not_come(number, monkeypatch):
-    monkeypatch.setattr("engine.loop.stop_requests.WAIT_S", 0.05)
+    monkeypatch.setattr("engine.loop.stop_requests.LEAST_WAIT_S", 0.05)
     for before in (True, False):
         with requests_of() as requests:
             if before:
@@ -120,7 +120,7 @@ def test_a_signal_ends_a_wait_for_data_that_does_not_come(number, monkeypatch):
 
 
 def test_data_that_comes_in_time_is_taken(monkeypatch):
-    monkeypatch.setattr("engine.loop.stop_requests.WAIT_S", 0.1)
+    monkeypatch.setattr("engine.loop.stop_requests.LEAST_WAIT_S", 0.1)
     with requests_of() as requests:
         with waiting_for("data"):
             send(signal.SIGTERM, until=lambda: requests.signalled_at)
