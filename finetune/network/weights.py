@@ -318,7 +318,7 @@ def _check_network(metadata: Mapping[str, Any], *, where: Path) -> None:
         start = start_from(metadata)
         stored_skeleton(start.architecture, start.model_args)
         member(dict(metadata), "num_classes", int)
-        if metadata.get("classes") is not None:
+        if member(dict(metadata), "classes", object) is not None:
             member(dict(metadata), "classes", list[str])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -26,6 +26,14 @@ engine.errors.END_WITHIN_S = 0.2
 """
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """As in the foreground: under nohup SIGHUP is ignored, here and in what is started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(name, *, prepare=""):
     code = f"{HEAD}{prepare}\n@one_line_errors\ndef main():\n    {PROGRAMS[name]}\nmain()\n"
     process = subprocess.Popen(

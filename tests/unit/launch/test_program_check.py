@@ -13,7 +13,7 @@ from launch.program_check import check_with_programs
 @pytest.fixture
 def call(options, tmp_path, monkeypatch):
     """A call whose program is a script of the test's."""
-    call = check_call("pretrain", options, num_processes=1)
+    call = replace(check_call("pretrain", options, num_processes=1), extensions=())  # that other tests have loaded
 
     def answering(script):
         path = tmp_path / "pretrain" / "main.py"

@@ -29,6 +29,14 @@ class Processes:
         return value
 
 
+@pytest.fixture(autouse=True)
+def foreground():
+    """As in the foreground: under nohup SIGHUP is ignored, here and in what is started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def requests_of(*, world_size=1, by_file=False):
     return StopRequests(Processes(world_size), SimpleNamespace(stop_requested=lambda: by_file))
 
