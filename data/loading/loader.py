@@ -28,7 +28,7 @@ from data.loading.passes import IntArray
 from data.loading.prefetch import RowsOf, leave_signals_to_trainer, prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet
-from engine.errors import Stopped, UserError, waiting_for
+from engine.errors import PassingError, Stopped, UserError, waiting_for
 from engine.loop.device_feed import tensors_in
 from engine.terms import MicroBatchKey
 
@@ -56,6 +56,10 @@ class Builder(Protocol):
 
 class LoadingError(UserError):
     """Samples that could not be read or built; the message names step and micro-batch."""
+
+
+class PassingLoadingError(LoadingError, PassingError):
+    """The same, for a reason that may pass: storage that does not answer, a machine that lacks something for now."""
 
 
 class TrainingBatches(Iterator[dict[str, Any]]):
@@ -169,6 +173,13 @@ class _Failure:
     """An error that the data or the file system caused, on its way to the trainer."""
 
     message: str
+    may_pass: bool
+    """Whether another start may succeed although nobody corrected anything."""
+
+    @property
+    def error(self) -> LoadingError:
+        """What the trainer raises."""
+        return PassingLoadingError(self.message) if self.may_pass else LoadingError(self.message)
 
 
 @dataclass(kw_only=True)
@@ -188,7 +199,8 @@ class _MicroBatches(Dataset[_Batch | _Failure]):
             content["reading"] = self.shards.counters.since(before)
             content["keys"] = tuple(sample.key for sample in samples)
         except (UserError, OSError) as error:
-            return _Failure(message=f"micro-batch {micro_batch} of step {step}: {error}")
+            may_pass = isinstance(error, PassingError | OSError)
+            return _Failure(message=f"micro-batch {micro_batch} of step {step}: {error}", may_pass=may_pass)
         except Exception as error:  # a bug: torch hands on its traceback, and with it the note
             error.add_note(f"while micro-batch {micro_batch} of step {step} was built")
             raise
@@ -205,7 +217,8 @@ def _shared(batch: _Batch) -> _Batch | _Failure:
         for x in tensors_in(batch.content):
             x.share_memory_()
     except (OSError, RuntimeError) as error:
-        return _Failure(message=f"no room for a micro-batch in shared memory ({error}); {SHARED_MEMORY_ADVICE}")
+        message = f"no room for a micro-batch in shared memory ({error}); {SHARED_MEMORY_ADVICE}"
+        return _Failure(message=message, may_pass=True)
     return batch
 
 
@@ -213,10 +226,10 @@ def check_shared_memory(*, workers: int) -> None:
     """Refuse to start workers that cannot hand over anything.
 
     Raises:
-        UserError: shared memory is full.
+        PassingError: shared memory is full, of this machine and for now.
     """
     if workers and (room := free_shared_bytes()) is not None and room < LEAST_SHARED_BYTES:
-        raise UserError(
+        raise PassingError(
             f"{SHARED_MEMORY} has {room / 2**20:.1f} MiB free, through which loader workers hand over images; "
             f"{SHARED_MEMORY_ADVICE}"
         )
@@ -243,7 +256,7 @@ def _load(dataset: _MicroBatches, *, keys: _Keys, workers: int, pin: bool, ahead
                 if item is None:
                     return
                 if isinstance(item, _Failure):
-                    raise LoadingError(item.message)
+                    raise item.error
                 content = cast(_Batch, item).content
                 content["reading"].fetched_bytes += advance()
                 yield content
@@ -260,7 +273,7 @@ def handing_over(workers: int) -> Iterator[None]:
     except (EOFError, ConnectionError, FileNotFoundError) as error:
         if not workers:
             raise
-        raise LoadingError(
+        raise PassingLoadingError(
             f"a loader worker ended unexpectedly while it handed over a micro-batch ({type(error).__name__}); the "
             "machine may have run out of memory (`dmesg` says so): use fewer --data.workers, or smaller batches"
         ) from error

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from data.remote.config import CacheConfig
 from data.remote.download import GaveUpError, download
-from engine.errors import NO_SPACE, UserError
+from engine.errors import NO_SPACE, PassingError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class ShardCache:
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            raise UserError(
+            raise PassingError(
                 f"no space for {file.location} in the cache {self.folder}: {_mib(file.size_bytes or 0)} needed, "
                 f"{_mib(shutil.disk_usage(self.folder).free)} free on its disk ({error.strerror}); free some, lower "
                 "data.cache.gib, or set data.cache.folder to another disk"

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.checkpoint.format import make_index, write_index, write_slices
 from engine.checkpoint.slices import TensorSlice
-from engine.errors import NO_SPACE, UserError
+from engine.errors import NO_SPACE, PassingError
 from engine.run.durable import fsync_folder
 from engine.run.folder import checkpoint_steps, step_folder
 
@@ -26,8 +26,11 @@ VISIBLE_WITHIN_S = 30.0
 """Longest time that a shared file system takes to show another node's rename."""
 
 
-class CheckpointError(UserError):
-    """A checkpoint could not be written; the message says where, how much was needed, and what is still intact."""
+class CheckpointError(PassingError):
+    """A checkpoint could not be written; the message says where, how much was needed, and what is still intact.
+
+    Disks and servers come back: another start may write it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from engine.config import DistributedConfig
 from engine.distributed.cpu import keep_freed_memory
 from engine.distributed.launched import Launched
 from engine.distributed.meeting import said_while_waiting
-from engine.errors import UserError
+from engine.errors import PassingError, UserError
 
 EngineKind = Literal["deepspeed", "ddp", "single"]
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
@@ -69,7 +69,8 @@ def join_processes(device: torch.device, *, launched: Launched | None) -> None:
                     "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=device if on_gpu else None
                 )
         except (ValueError, dist.DistError) as error:
-            raise UserError(
+            may_pass = isinstance(error, dist.DistError)  # a port in use, a node that is late or gone
+            raise (PassingError if may_pass else UserError)(
                 f"the processes cannot meet: {error}; start them with `accelerate launch` or `torchrun`, which set "
                 "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
             ) from error

@@ -16,11 +16,17 @@ import torch
 
 from data.images.decode import decode_samples, read_header
 from data.images.transforms import crop_resize, random_crop
-from data.loading.loader import LoadingError, evaluation_batches, handing_over, training_batches
+from data.loading.loader import (
+    LoadingError,
+    PassingLoadingError,
+    evaluation_batches,
+    handing_over,
+    training_batches,
+)
 from data.loading.order import Order
 from data.remote.config import CacheConfig
 from data.shards.shard_set import open_shards
-from engine.errors import UserError
+from engine.errors import PassingError, UserError
 from engine.randomness import stream
 
 
@@ -167,13 +173,17 @@ def test_a_micro_batch_without_a_good_sample_says_so(write):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("error", [UserError("no such\nthing"), OSError(5, "broken disk")])
-def test_an_error_in_a_worker_reaches_the_trainer_with_its_message(write, workers, error):
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [(UserError("no such\nthing"), False), (OSError(5, "broken disk"), True), (PassingError("no such luck"), True)],
+)
+def test_an_error_in_a_worker_reaches_the_trainer_with_its_message(write, workers, error, may_pass):
     found = batches(write(), builder=Fails(error), workers=workers)
     for _ in range(4):
         next(found)
-    with pytest.raises(LoadingError, match=r"^micro-batch 0 of step 2: (no such|.*broken disk)"):
+    with pytest.raises(LoadingError, match=r"^micro-batch 0 of step 2: (no such|.*broken disk)") as raised:
         next(found)
+    assert isinstance(raised.value, PassingError) == may_pass, "what is no refusal of the data is tried again"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -351,14 +361,14 @@ def test_shared_memory_that_is_full_reaches_the_trainer(write, monkeypatch):
         raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(LoadingError, match=r"no room for a micro-batch in shared memory .*--shm-size"):
+    with pytest.raises(PassingLoadingError, match=r"no room for a micro-batch in shared memory .*--shm-size"):
         next(batches(write(), workers=1))
 
 
 def test_workers_are_not_started_where_shared_memory_is_full(write, monkeypatch):
     monkeypatch.setattr("data.loading.loader.free_shared_bytes", lambda: 1000)
     shards = write()
-    with pytest.raises(UserError, match=r"0.0 MiB free, through which loader workers hand over.*--data.workers"):
+    with pytest.raises(PassingError, match=r"0.0 MiB free, through which loader workers hand over.*--data.workers"):
         batches(shards, workers=1)
     assert len(list(batches(shards, workers=0))) == 8
 
@@ -366,7 +376,7 @@ def test_workers_are_not_started_where_shared_memory_is_full(write, monkeypatch)
 @pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError(2, "no such file")])
 def test_a_worker_that_ends_while_it_hands_over_is_one_line(error):
     words = r"a loader worker ended unexpectedly while it handed over.*--data\.workers"
-    with pytest.raises(LoadingError, match=words), handing_over(1):
+    with pytest.raises(PassingLoadingError, match=words), handing_over(1):
         raise error
     with pytest.raises(type(error)), handing_over(0):  # then it is no worker's
         raise error
