@@ -22,7 +22,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,9 +105,10 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, whatever happened; a start that was refused leaves no folder."""
-        self.close()
+        self._closing.close()
         if isinstance(error, UserError) and self._made and not any((self.path / name).exists() for name in _TRACES):
             self._put_away()
+        self.close()
 
     def at_close(self, callback: Callable[[], object]) -> None:
         """Let ``callback`` run when the folder is closed, whatever happened."""
@@ -158,10 +158,11 @@ class RunFolder:
             logger.info("moved %d lines past step %d out of %s", len(cut), step, self.metrics)
 
     def _put_away(self) -> None:
-        """Remove what a start has made, as far as nothing else came into it."""
-        if checkpoint_steps(self.checkpoints):
+        """Remove what a start has made and release its lock; what others put beside it stays, and its folder, too."""
+        if self._lock is None:
             return
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.remove_folder([self.checkpoints, self.config, self.environment])
+        self._lock = None
         for folder in self._made[1:]:
             with contextlib.suppress(OSError):  # another run came into it
                 folder.rmdir()

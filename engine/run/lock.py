@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,22 @@ class RunLock:
         with contextlib.suppress(OSError), _guarded(self._guard):
             if self._is_ours():
                 self._path.unlink()
+
+    def remove_folder(self, own: Sequence[Path]) -> None:
+        """Give the lock back and remove its folder, ``own`` files and empty folders first.
+
+        What others put there stays, and the folder with it. Nobody else can take it before the end.
+        """
+        self._released.set()
+        with contextlib.suppress(OSError, UserError), _guarded(self._guard):
+            if not self._is_ours():
+                return
+            for path in own:
+                with contextlib.suppress(OSError):  # it is gone, or something came into it
+                    path.rmdir() if path.is_dir() else path.unlink()
+            self._path.unlink()
+            self._guard.unlink()
+            self._path.parent.rmdir()
 
     def _content(self) -> dict[str, Any]:
         return {

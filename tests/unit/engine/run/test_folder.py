@@ -214,6 +214,51 @@ def test_run_that_has_begun_keeps_its_folder_and_a_bug_keeps_its_traces(tmp_path
     assert (tmp_path / "y").exists()
 
 
+def test_refused_start_leaves_what_others_put_into_its_folder(tmp_path):
+    path = tmp_path / "runs" / "x"
+
+    def fill_and_refuse():
+        (path / "notes.txt").write_text("mine")
+        (path / "checkpoints" / "from-elsewhere").mkdir()
+        raise UserError("no such window")
+
+    with pytest.raises(UserError), RunFolder.open(path, config=Config()):
+        fill_and_refuse()
+    left = sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+    assert left == ["checkpoints", "checkpoints/from-elsewhere", "notes.txt"]
+
+
+def test_refused_start_leaves_the_folder_to_a_start_that_took_it_in_between(tmp_path):
+    path, others = tmp_path / "x", []
+
+    def take_over():
+        (path / "lock.json").unlink()  # as where this one's lock counts as stale
+        others.append(RunFolder.open(path, config=Config(name="other")))
+
+    def begin(run):
+        run.at_close(take_over)
+        raise UserError("no such window")
+
+    with pytest.raises(UserError, match="no such window"), RunFolder.open(path, config=Config()) as run:
+        begin(run)
+    assert (path / "lock.json").exists()
+    assert "other" in (path / "config.yaml").read_text()
+    others[0].close()
+
+
+def test_refused_start_holds_its_lock_until_its_files_are_gone(tmp_path, monkeypatch):
+    remove, held = Path.unlink, []
+
+    def unlink(path, **options):
+        if path.name == "config.yaml":
+            held.append((path.parent / "lock.json").exists())
+        remove(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    test_refused_start_leaves_no_folder(tmp_path)
+    assert held == [True]
+
+
 def test_folder_that_was_there_stays_after_a_refusal(tmp_path):
     with pytest.raises(UserError), RunFolder.open(tmp_path, config=Config()):
         raise UserError("no such window")
