@@ -22,8 +22,9 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,8 +41,10 @@ logger = logging.getLogger(__name__)
 STOP = "STOP"
 _TRACES = ("tensorboard", "metrics.jsonl", "probes.jsonl", "bad_samples.jsonl", "non_finite", "stalls", "launch")
 """What lies in the folder of a run that has begun, or that a job has submitted."""
-_DATA_SUFFIXES = (".tar", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
-_MOST_ENTRIES = 1000
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
+_SHARD = re.compile(r"(.*[-_.])?\d{1,7}\.tar")
+_SEVERAL, _MOST_ENTRIES, _MOST_FOLDERS = 3, 1000, 20
+"""Images that make a folder one of images, and how much of it is looked at."""
 PRIVATE = 0o750
 """Permissions of a new run folder: recipes and logs may name data that others must not see."""
 
@@ -186,23 +189,42 @@ class RunFolder:
 
 
 def check_run_place(path: Path) -> None:
-    """Refuse to make a run of a folder that holds shards or images, itself or in its subfolders.
+    """Refuse to make a run of a folder that is one of shards or images, or of images by class.
+
+    A few other files, such as an archive of the code, or shards in a folder of their own may lie beside a run's.
 
     Raises:
-        UserError: it does; the message names one of them.
+        UserError: it is; the message names a file in it.
     """
     if not path.is_dir() or (path / "config.yaml").exists():
         return
-    entries = list(itertools.islice(path.iterdir(), _MOST_ENTRIES))
-    subfolders = [entry for entry in entries if entry.is_dir() and not (entry / "config.yaml").exists()]
-    below = itertools.chain.from_iterable(itertools.islice(folder.iterdir(), _MOST_ENTRIES) for folder in subfolders)
-    data = next((file for file in itertools.chain(entries, below) if _is_data(file)), None)
-    if data is not None:
-        raise UserError(f"{path} is no run folder: it holds {data.relative_to(path)}; choose another --run.folder")
+    entries = _entries(path)
+    data = [file for file in entries if file.name == "manifest.json" or _SHARD.fullmatch(file.name)]
+    if len(images := _images(entries)) >= _SEVERAL:
+        data += images
+    if data := data or _images_by_class(entries):
+        raise UserError(f"{path} is no run folder: it holds {data[0].relative_to(path)}; choose another --run.folder")
 
 
-def _is_data(file: Path) -> bool:
-    return file.name == "manifest.json" or file.suffix.lower() in _DATA_SUFFIXES
+def _images_by_class(entries: Sequence[Path]) -> list[Path]:
+    """The images of a folder's subfolders where these are several, and most of them hold mostly images."""
+    subfolders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")][:_MOST_FOLDERS]
+    contents = [_entries(folder) for folder in subfolders]
+    classes = [images for content in contents if len(images := _images(content)) * 2 > len(content)]
+    images = [image for some in classes for image in some]
+    return images if len(classes) > 1 and len(classes) * 2 > len(contents) and len(images) >= _SEVERAL else []
+
+
+def _images(entries: Sequence[Path]) -> list[Path]:
+    return [file for file in entries if file.suffix.lower() in _IMAGES]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Some of what a folder holds; nothing where it may not be read, as whoever writes there will say."""
+    try:
+        return sorted(itertools.islice(folder.iterdir(), _MOST_ENTRIES))
+    except OSError:
+        return []
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

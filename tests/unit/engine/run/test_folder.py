@@ -265,14 +265,58 @@ def test_folder_that_was_there_stays_after_a_refusal(tmp_path):
     assert tmp_path.exists()
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "000000.tar", "cat.JPG", "train/manifest.json", "cats/1.png"])
-def test_folder_of_shards_or_images_is_no_run_folder(tmp_path, file):
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).touch()
+def fill(folder, files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["manifest.json"],
+        ["000000.tar"],
+        ["shard-000001.tar", "code.tar"],
+        ["1.JPG", "2.jpeg", "3.png", "labels.csv"],
+        ["cats/1.png", "cats/2.png", "dogs/1.png", "labels.csv"],
+        ["cats/1.png", "cats/2.png", "dogs/1.png", "birds/1.webp", ".cache/index"],
+    ],
+)
+def test_folder_of_shards_or_images_is_no_run_folder(tmp_path, files):
+    fill(tmp_path, files)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=rf"is no run folder: it holds {file}; choose another --run.folder"):
+    with pytest.raises(UserError, match=r"is no run folder: it holds [\w/.-]+; choose another --run.folder") as raised:
         RunFolder.open(tmp_path, config=Config())
+    assert any(f" {file};" in str(raised.value) for file in files)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["code.tar", "code-20261130.tar", "notes/manifest.json"],
+        ["lr.png", "plots/lr.png", "plots/loss.png", "plots/speed.png"],
+        ["shards/manifest.json", "shards/shard-000000.tar"],
+        ["train/manifest.json", "train/000000.tar", "val/manifest.json", "val/000000.tar"],
+        ["plots/1.png", "plots/2.png", "plots/3.png", "notes/a.txt", "logs/1.log"],
+    ],
+)
+def test_run_begins_beside_other_files(tmp_path, files):
+    fill(tmp_path, files)
+    start(tmp_path)
+
+
+def test_subfolder_that_may_not_be_read_is_none_of_data(tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir()
+    look = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    start(tmp_path)
 
 
 def test_run_that_began_in_such_a_folder_goes_on(tmp_path):
