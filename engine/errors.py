@@ -112,7 +112,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
         except SystemExit as stop:
-            if (bug := _bug_behind(stop)) is not None:
+            if (bug := bug_behind(stop)) is not None:
                 raise bug from None
             raise
         except (OSError, RuntimeError, MemoryError) as error:
@@ -220,7 +220,7 @@ def is_refusal(error: BaseException) -> bool:
     return frame is not None and frame.tb_frame.f_code.co_filename.startswith(("<", *_LIBRARIES))
 
 
-def _bug_behind(stop: SystemExit) -> BaseException | None:
+def bug_behind(stop: SystemExit) -> BaseException | None:
     """Find the bug that tyro took for a fault of the command line: it shows every ``ValueError`` of a config as one."""
     error = stop.__context__
     while error is not None and not isinstance(error, UserError):  # that one was raised on purpose, whatever led to it
@@ -266,11 +266,11 @@ def plain_text(text: str) -> str:
 
 def _refuse(error: UserError) -> None:
     if not isinstance(error, PassingError | OSError):
-        _note_refusal(str(error))
+        note_refusal(str(error))
     _end(str(error))
 
 
-def _note_refusal(message: str) -> None:
+def note_refusal(message: str) -> None:
     """Tell who started the program that starting it again is of no use, where that is asked for by ``REFUSAL``.
 
     Exit codes do not reach through torchrun and accelerate.

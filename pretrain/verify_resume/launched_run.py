@@ -7,6 +7,7 @@ their checkpoints and sample logs are compared (``pretrain/main.py verify-resume
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from engine.checkpoint.slices import Kind
 from engine.checkpoint.store import open_checkpoint
-from engine.errors import UserError
+from engine.errors import REFUSAL, UserError
 from engine.run.folder import checkpoint_steps, step_folder
 from engine.run.sample_log import read_sample_logs
 from engine.terms import MicroBatchKey
@@ -95,9 +96,10 @@ class LaunchedRun:
         self.folder, self.layout, self._limit_s = folder, layout, time_limit_s
         self._log = log or folder.with_suffix(".log")
         command = [*layout.launcher, str(program), *arguments, "--run.folder", str(folder), *layout.options]
+        environment = {name: value for name, value in os.environ.items() if name != REFUSAL}  # its end is not ours
         with self._log.open("ab") as output:
             self._output_start = output.tell()
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
     def wait(self) -> int:
         """Wait for the run's end, good or bad; return its exit code."""

@@ -1,5 +1,6 @@
 """Recipes: what is accepted, what is refused, and with which words."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ import pytest
 
 from engine.config import overriding
 from engine.documents import line_numbers
-from engine.errors import UserError
+from engine.errors import REFUSAL, UserError
 from engine.recipe import dump, find_recipe, origins, parse, plain
 
 
@@ -34,6 +35,17 @@ class Outer:
 
     steps: int
     inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusing:
+    """An example."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"steps must not be negative, got {self.steps}")
 
 
 @pytest.fixture
@@ -115,6 +127,24 @@ def test_bad_value_is_explained(write, capsys, text, words):
     shown = capsys.readouterr().err
     assert words in shown
     assert "r.yaml" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        ("steps: -1", "steps must not be negative"),
+        ("stepz: 1", "unknown key 'stepz'"),
+        ("steps: lots", "an option does not fit"),
+        ("steps: 1", None),
+    ],
+)
+def test_launcher_is_told_of_options_that_would_be_refused_again(write, tmp_path, monkeypatch, text, noted):
+    refusal = tmp_path / "refusal"
+    monkeypatch.setenv(REFUSAL, str(refusal))
+    with contextlib.suppress(SystemExit):
+        parse(Refusing, write(text))
+    assert refusal.exists() == (noted is not None)
+    assert noted is None or noted in refusal.read_text()
 
 
 def test_dump_round_trips(write):
