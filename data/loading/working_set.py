@@ -13,6 +13,7 @@ from data.loading.mixing import training_order
 from data.loading.order import TrainingOrder
 from data.loading.passes import IntArray
 from data.shards.shard_set import ShardSet
+from engine.distributed.launched import local_number, read_launched
 from engine.errors import UserError
 
 WINDOW_STEPS = 16
@@ -83,8 +84,10 @@ def usual_working_set_bytes(shards: ShardSet) -> int:
 
 def node_micro_batches(micro_batches: range, *, environment: Mapping[str, str]) -> range:
     """Number the micro-batches of all processes of this node, from those of one and what its launcher has set."""
-    processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    first = micro_batches.start - int(environment.get("LOCAL_RANK", "0")) * len(micro_batches)
+    if read_launched(environment) is None:
+        return micro_batches
+    processes = local_number("LOCAL_WORLD_SIZE", environment)
+    first = micro_batches.start - local_number("LOCAL_RANK", environment) * len(micro_batches)
     return range(max(first, 0), max(first, 0) + processes * len(micro_batches))
 
 

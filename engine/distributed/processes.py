@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from engine.config import DistributedConfig
 from engine.distributed.cpu import keep_freed_memory
-from engine.distributed.launched import Launched
+from engine.distributed.launched import Launched, local_number
 from engine.distributed.meeting import said_while_waiting
 from engine.errors import PassingError, UserError
 
@@ -47,7 +47,7 @@ def local_device() -> torch.device:
     use_cpu |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cpu")
     if use_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", local_number("LOCAL_RANK", os.environ))
     torch.cuda.set_device(device)
     return device
 

@@ -30,7 +30,7 @@ HALVES = {
     "no_number": ({**TOGETHER, "WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, expected a whole number of at least 1"),
     "no_port": ({**TOGETHER, "MASTER_PORT": "http"}, "MASTER_PORT=http, expected a whole number"),
     "rank_beyond": ({**TOGETHER, "RANK": "2"}, "expected a RANK below WORLD_SIZE"),
-    "local_rank_alone": ({"LOCAL_RANK": "first"}, "LOCAL_RANK=first, expected a whole number"),
+    "local_rank": ({**TOGETHER, "LOCAL_RANK": "first"}, "LOCAL_RANK=first, expected a whole number"),
 }
 """Environments that no launcher makes, and what is said of them."""
 

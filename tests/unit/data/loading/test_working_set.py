@@ -42,11 +42,13 @@ def test_a_cache_below_it_is_refused_before_anything_is_read_with_the_size_that_
 
 def test_all_processes_of_a_node_count(local, tmp_path):
     shards = cached(local, tmp_path, gib=0.0001)
-    environment = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment |= {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(ValueError, match="reads 2 micro-batches of each step"):
         check_cache(shards, order_of(local), micro_batches=range(1, 2), first_step=0, environment=environment)
     assert node_micro_batches(range(6, 8), environment=environment) == range(4, 8)
     assert node_micro_batches(range(6, 8), environment={}) == range(6, 8)
+    assert node_micro_batches(range(6, 8), environment={"LOCAL_RANK": "-1"}) == range(6, 8), "no launcher's"
 
 
 def test_sets_that_are_read_in_place_need_no_cache(local, tmp_path):
