@@ -58,6 +58,8 @@ MACHINE_REMEDIES = {
     errno.EAGAIN: "the machine starts no more processes: use fewer, or raise the limit: ulimit -u",
 }
 """What a user can do about an error of the system at no path."""
+_TOO_MANY_FILES = re.compile(r"Too many open files|received 0 items of ancdata")
+"""How torch and multiprocessing say it, not as an ``OSError``."""
 _GONE = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)", re.DOTALL)
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
@@ -240,7 +242,16 @@ def _machine_fault(error: OSError | RuntimeError | MemoryError) -> str | None:
     """Say in one line what the machine lacks or refuses; None of other errors."""
     if isinstance(error, MemoryError):
         return f"{error or 'no memory is left'}; {MACHINE_REMEDIES[errno.ENOMEM]}"
-    return explain(error) if isinstance(error, OSError) else _lost_process(error)
+    if isinstance(error, OSError):
+        return explain(error)
+    return explain_files(error) or _lost_process(error)
+
+
+def explain_files(error: Exception) -> str | None:
+    """Say what to do where a library says that a process has no more files, or None where it does not say that."""
+    if _TOO_MANY_FILES.search(str(error)) is None:
+        return None
+    return f"{os.strerror(errno.EMFILE)}; {MACHINE_REMEDIES[errno.EMFILE]}"
 
 
 def _lost_process(error: RuntimeError) -> str | None:

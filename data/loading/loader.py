@@ -9,6 +9,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import warnings
@@ -28,7 +29,7 @@ from data.loading.passes import IntArray
 from data.loading.prefetch import RowsOf, leave_signals_to_trainer, prefetching
 from data.loading.working_set import check_cache
 from data.shards.shard_set import Sample, ShardSet
-from engine.errors import PassingError, Stopped, UserError, waiting_for
+from engine.errors import PassingError, Stopped, UserError, explain_files, waiting_for
 from engine.loop.device_feed import tensors_in
 from engine.terms import MicroBatchKey
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 PREFETCHED_PER_WORKER = 2
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_BYTES = 2**20
+_SYSTEM_ERROR = re.compile(r": [^:()]+ \(\d+\)")
+"""How torch hands on what the system says: `No space left on device (28)`."""
 SHARED_MEMORY_ADVICE = (
     "free some, enlarge it (docker run --shm-size 8g; mount -o remount,size=8g /dev/shm), or use fewer "
     "--data.workers, 0 for none"
@@ -217,7 +220,11 @@ def _shared(batch: _Batch) -> _Batch | _Failure:
         for x in tensors_in(batch.content):
             x.share_memory_()
     except (OSError, RuntimeError) as error:
-        message = f"no room for a micro-batch in shared memory ({error}); {SHARED_MEMORY_ADVICE}"
+        if isinstance(error, RuntimeError) and _SYSTEM_ERROR.search(str(error)) is None:
+            raise
+        message = explain_files(error) or (
+            f"no room for a micro-batch in shared memory ({error}); {SHARED_MEMORY_ADVICE}"
+        )
         return _Failure(message=message, may_pass=True)
     return batch
 

@@ -114,6 +114,11 @@ def test_what_the_machine_refuses_is_one_line_without_a_path(number, capsys):
             "out of shared memory. Please try to raise your shared memory limit.",
             "loader worker 71 was killed by the signal Bus error; shared memory is full: enlarge /dev/shm",
         ),
+        (
+            "Too many open files. Communication with the workers is no longer possible. Please increase the limit",
+            "Too many open files; raise the limit of open files: ulimit -n",
+        ),
+        ("received 0 items of ancdata", "Too many open files; raise the limit of open files"),
         ("DataLoader worker (pid(s) 71, 72) exited unexpectedly", "loader worker 71, 72 ended unexpectedly; "),
         (
             "[../third_party/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:46412",

@@ -356,12 +356,28 @@ def test_folders_without_a_manifest_are_named(tmp_path):
             open_shards(tmp_path)
 
 
-def test_shared_memory_that_is_full_reaches_the_trainer(write, monkeypatch):
-    def full(_tensor):
-        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("write to file </torch_1>: No space left on device (28)", "no room for a micro-batch in shared.*--shm-size"),
+        ("open shared memory object </torch_1>: Too many open files (24)", "^Too many open files; raise.*ulimit -n$"),
+    ],
+)
+def test_shared_memory_that_is_refused_reaches_the_trainer(write, monkeypatch, error, words):
+    def refuse(_tensor):
+        raise RuntimeError(f"unable to {error}")
 
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(PassingLoadingError, match=r"no room for a micro-batch in shared memory .*--shm-size"):
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(PassingLoadingError, match=words):
+        next(batches(write(), workers=1))
+
+
+def test_other_faults_of_sharing_keep_their_traceback(write, monkeypatch):
+    def refuse(_tensor):
+        raise RuntimeError("no storage")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(RuntimeError, match="no storage"):
         next(batches(write(), workers=1))
 
 
