@@ -60,6 +60,8 @@ class Write:
     """table: column of paths (default: one called path, file, filename, ...)."""
     label_column: str | None = None
     """table: column of labels (default: one called label, class, wnid, ...); `none` for no labels."""
+    split_column: str | None = None
+    """table: column of splits (default: one called split, subset, is_valid, ...); `none`: it is not divided."""
     no_label: str | None = None
     """table: the label that means none, for example -1 (an empty one always does)."""
     pattern: str = "*.tar"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from data.sources.image_folder import ImageFiles
 from data.sources.tables.labels import NO_COLUMN, number_labels
 from data.sources.tables.places import Places, find_places
 from data.sources.tables.reading import TABLE_SUFFIXES, Table, read_table
-from data.sources.trees.names import split_of
+from data.sources.tables.splits import rows_by_split, split_column
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ PATH_COLUMNS = (
     *("image_file", "imagename", "imageid", "img", "img_path", "img_name", "filenames"),
 )
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "label_id", "class_id", "class_index", "wnid")
-SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "x_min", "y_min", "x_max", "y_max", "bbox", "boxes", "bboxes")
 
 
 def find_listed_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
@@ -48,19 +49,27 @@ def find_listed_images(options: Write, _index_folder: Path) -> dict[str, ImageFi
     table, preparation = Path(options.source), options.preparation
     columns = read_table(table)
     root = options.images or table.parent
-    column = _path_column(columns, name=options.path_column, root=root, table=table)
-    paths = find_places(_names(columns, column=column), root=root, table=table, is_given=options.images is not None)
+    path_column = _path_column(columns, name=options.path_column, root=root, table=table)
+    paths = find_places(
+        _names(columns, column=path_column), root=root, table=table, is_given=options.images is not None
+    )
     images = ImageFiles(paths=tuple(paths), preparation=preparation)
-    column = _label_column(columns, name=options.label_column, table=table)
-    if column is not None:
-        logger.info("labels are the column %r of %s", column, table.name)
+    label_column = _label_column(columns, name=options.label_column, table=table)
+    if label_column is not None:
+        logger.info("labels are the column %r of %s", label_column, table.name)
         names = None if options.classes is None else read_class_names(options.classes)
         labels, classes = number_labels(
-            [_text(value) for value in columns[column]], names=names, column=column, no_label=options.no_label
+            [_text(value) for value in columns[label_column]],
+            names=names,
+            column=label_column,
+            no_label=options.no_label,
         )
         images = replace(images, labels=tuple(labels), classes=classes)
     _refuse_twice(images, table=table)
-    return _by_split(images, columns=columns, table=table)
+    column = split_column(list(columns), name=options.split_column, others=(path_column, label_column), table=table)
+    texts = [] if column is None else [_text(value) for value in columns[column]]
+    rows = None if column is None else rows_by_split(texts, column=column, table=table)
+    return _by_split(images, rows=rows, table=table)
 
 
 def _path_column(columns: Table, *, name: str | None, root: Path, table: Path) -> str:
@@ -91,6 +100,12 @@ def _column(columns: Table, *, name: str | None, usual: Sequence[str], what: str
 def _label_column(columns: Table, *, name: str | None, table: Path) -> str | None:
     if name == NO_COLUMN or (name is None and len(columns) == 1):
         return None
+    boxes = [column for column in columns if column.lower() in BOX_COLUMNS]
+    if name is None and boxes:
+        raise UserError(
+            f"{table} has boxes ({', '.join(boxes)}), which are not read from tables: convert them to COCO or YOLO, or "
+            f"take one class of each image with --label-column ({NO_COLUMN} for images without labels)"
+        )
     try:
         return _column(columns, name=name, usual=LABEL_COLUMNS, what="label", table=table)
     except UserError as error:
@@ -113,30 +128,25 @@ def _refuse_twice(images: ImageFiles, *, table: Path) -> None:
     labels = images.labels or (0,) * len(images)
     seen: dict[str, int] = {}
     for path, label in zip(images.paths, labels, strict=True):
-        if seen.setdefault(path, label) != label:
+        if seen.setdefault(os.path.normpath(path), label) != label:
             raise UserError(f"{table} names {path} twice, with different labels: only one label of an image is read")
     if len(seen) < len(images):
         logger.warning("%s: %d rows name an image that another one names, too", table, len(images) - len(seen))
 
 
-def _by_split(images: ImageFiles, *, columns: Table, table: Path) -> dict[str, ImageFiles]:
-    """Divide the images as a column of splits says; those to test on are for validation where nothing else is."""
-    by_lower_case = {column.lower(): column for column in columns}
-    column = next((by_lower_case[name] for name in SPLIT_COLUMNS if name in by_lower_case), None)
-    splits = [] if column is None else [split_of(_text(value)) for value in columns[column]]
-    if column is None or "train" not in splits or None in splits:
+def _by_split(images: ImageFiles, *, rows: dict[str, list[int]] | None, table: Path) -> dict[str, ImageFiles]:
+    """Divide the images; say which classes can be validated and not learnt."""
+    if rows is None:
         return {"train": images}
-    held_out = "val" if "val" in splits else "test"
-    left = sum(split not in ("train", held_out) for split in splits)
-    logger.info("splits are the column %r of %s; val is %s", column, table.name, held_out)
-    if left:
-        logger.warning("%s: %d rows to test on are left alone", table, left)
-    chosen = {"train": "train", "val": held_out}
-    return {
-        name: _rows(images, numbers=[number for number, each in enumerate(splits) if each == split])
-        for name, split in chosen.items()
-        if split in splits
-    }
+    found = {name: _rows(images, numbers=numbers) for name, numbers in rows.items()}
+    held_out = found["val"].labels if "val" in found else None
+    if images.classes is not None and held_out is not None:
+        unseen = sorted({images.classes[label] for label in set(held_out) - set(found["train"].labels or ()) - {-1}})
+        if unseen:
+            logger.warning(
+                "%s: %d classes of val have no row to train on: %s", table, len(unseen), ", ".join(unseen[:5])
+            )
+    return found
 
 
 def _rows(images: ImageFiles, *, numbers: Sequence[int]) -> ImageFiles:
@@ -158,5 +168,5 @@ FORMAT = SourceFormat(
     says="a table of paths",
     narrows=(),
     recognise=lambda source: source.suffix.lower() in TABLE_SUFFIXES,
-    options=("images", "path_column", "label_column", "no_label", "classes"),
+    options=("images", "path_column", "label_column", "split_column", "no_label", "classes"),
 )

@@ -69,6 +69,24 @@ CASES: list[Case] = [
         says="splits are the column 'split'",
         check=written(["a", "b"], train=2, val=1),
     ),
+    case(
+        "split_column_blank",
+        rows("path,label,split", "a,train", "b,", "a,test"),
+        code=1,
+        says="of which '' is no split .* --split-column none",
+    ),
+    case(
+        "split_column_ignored",
+        rows("path,label,split", "a,train", "b,", "a,test"),
+        *("--split-column", "none"),
+        check=three("a", "b"),
+    ),
+    case("split_of_numbers", rows("path,label,split", "a,0", "b,0", "a,1"), code=1, says="'0', '1' is no split"),
+    case(
+        "is_valid", rows("path,label,is_valid", "a,False", "b,0", "a,True"), check=written(["a", "b"], train=2, val=1)
+    ),
+    case("trainval", rows("path,label,split", "a,trainval", "b,trainval", "a,test"), says="val is test"),
+    case("boxes", rows("path,class,xmin", "a,1", "b,2", "a,1"), code=1, says="has boxes .*--label-column"),
     case("utf_16", rows("path,label", "a", "b", "a").encode("utf-16"), code=1, says="UTF-8"),
     case("missing_images", rows("path,label", "a", "b", "a", path="x/{}.jpg"), code=1, says="--images FOLDER"),
     case("empty", "", code=1, says="has no rows"),

@@ -128,11 +128,29 @@ def test_a_column_of_splits_divides_the_images(table):
     }
 
 
+def test_rows_whose_split_is_not_known_are_asked_about(table, caplog):
+    path = table("path,label,split\nphotos/0.jpg,a,train\nphotos/1.jpg,b,\nphotos/2.jpg,b,val\n")
+    with pytest.raises(ValueError, match="of which '' is no split that is known"):
+        find(path)
+    assert len(find(path, split_column="none")) == 3
+    found = find(table("path,label,split\nphotos/0.jpg,a,train\nphotos/1.jpg,b,val\n"))
+    assert len(found) == 1
+    assert "1 classes of val have no row to train on: b" in caplog.text
+
+
 def test_an_image_of_two_labels_is_refused_and_one_that_is_named_twice_is_told(table, caplog):
     assert len(find(table("path,label\nphotos/0.jpg,a\nphotos/1.jpg,b\nphotos/0.jpg,a\n"))) == 3
     assert "1 rows name an image that another one names, too" in caplog.text
-    with pytest.raises(ValueError, match=r"names .*0.jpg twice, with different labels"):
-        find(table("path,label\nphotos/0.jpg,a\nphotos/0.jpg,b\n"))
+    for again in ("photos/0.jpg", "./photos/../photos/0.jpg"):
+        with pytest.raises(ValueError, match=r"names .*0.jpg twice, with different labels"):
+            find(table(f"path,label\nphotos/0.jpg,a\n{again},b\n"))
+
+
+def test_boxes_are_not_read_as_classes(table):
+    path = table("filename,class,xmin,ymin,xmax,ymax\nphotos/0.jpg,a,1,1,2,2\nphotos/1.jpg,b,1,1,2,2\n")
+    with pytest.raises(ValueError, match=r"has boxes \(xmin, ymin, xmax, ymax\), which are not read from tables"):
+        find(path)
+    assert find(path, label_column="class").classes == ("a", "b")
 
 
 def test_the_column_that_names_an_image_is_found_whatever_its_name(table, tmp_path):
