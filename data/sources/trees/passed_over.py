@@ -22,9 +22,11 @@ def passed_over(root: Path, *, read: Iterable[str]) -> str:
         counts.update((suffix_of(name), top) for name in files.images)
         for suffix, count in files.others.items():
             counts[suffix, top] += count
-    start = f"{root}{os.sep}"
+    here = f".{os.sep}"
+    start = "" if str(root) == os.curdir else f"{root}{os.sep}"  # below `.` paths are written with and without ./
     for path in read:
-        if path.startswith(start):
+        path = path.removeprefix(here)
+        if path.startswith(start) and not (os.path.isabs(path) and not start):  # noqa: PTH117
             top, separator, _ = path[len(start) :].partition(os.sep)
             counts[suffix_of(path), top if separator else ""] -= 1
     places: dict[str, dict[str, int]] = defaultdict(dict)

@@ -1,6 +1,7 @@
 """Which folders are classes, what keeps its number, and what is asked."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,12 @@ def test_what_was_not_read_is_counted_by_suffix(tree):
     root = tree("a/1.jpg", "a/2.tif", "b/3.tif", "c.csv", "d/5", "docs/x.jpg")
     read = [f"{root}/a/1.jpg", "/elsewhere/y.jpg"]
     assert passed_over(root, read=read) == "1 without suffix (d/), 1 .csv, 1 .jpg (docs/), 2 .tif (a/, b/)"
+
+
+def test_what_was_read_here_is_not_passed_over(tree, monkeypatch):
+    root = tree("a/1.jpg", "b/2.jpg", "3.jpg", "c/4.jpg")
+    monkeypatch.chdir(root)
+    read = ["a/1.jpg", "./b/2.jpg", "3.jpg", "/c/4.jpg", "../c/4.jpg"]
+    assert passed_over(Path(), read=read) == "1 .jpg (c/)"
+    monkeypatch.chdir(root.parent)
+    assert passed_over(Path("./in"), read=["in/a/1.jpg", "./in/b/2.jpg", "in/3.jpg"]) == "1 .jpg (c/)"
