@@ -12,7 +12,7 @@ With `--map-classes` its colours or values become class numbers (data/images/map
 import io
 import logging
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +147,21 @@ def _paired(pair: Pair, *, suffix: str | None) -> dict[str, str]:
             f"{len(missing)} of the {len(paths)} images in {images} have no label map, for example {missing[0]}; where "
             "maps are called otherwise, such as x_mask.png for x.jpg, say how with --map-suffix _mask"
         )
+    _refuse_shared(dict(zip(paths, map_paths, strict=True)))
     if len(existing) > len(paths) and pair.stems is None:
         logger.warning("%s: %d label maps have no image and are left out", maps, len(existing) - len(paths))
     return dict(zip(paths, map_paths, strict=True))
+
+
+def _refuse_shared(map_paths: Mapping[str, str]) -> None:
+    """Refuse images that would have the same map, which belongs to one of them at most."""
+    images: dict[str, str] = {}
+    for image, path in map_paths.items():
+        if (other := images.setdefault(path, image)) != image:
+            raise UserError(
+                f"{other} and {image} would both have the label map {path}: give each image a map of its own name (a "
+                "copy, where they do share it)"
+            )
 
 
 def _with_suffix(path: str, suffix: str, *, existing: Container[str]) -> str:
@@ -175,6 +187,8 @@ def _common_suffix(plain: Sequence[str], existing: AbstractSet[str], *, maps: Pa
         for end in sorted(end for end in ends if end and not end[0].isalnum() and "/" not in end)
         if all(_with_suffix(path, end, existing=existing) in existing for path in plain)
     ]
+    own = [end for end in suffixes if len({_with_suffix(path, end, existing=existing) for path in plain}) == len(plain)]
+    suffixes = own or suffixes[:1]  # that images share their map is said of the first
     if len(suffixes) > 1:
         raise UserError(f"{maps} holds several maps of each image: choose with --map-suffix {' or '.join(suffixes)}")
     if suffixes:

@@ -133,6 +133,22 @@ def test_several_maps_of_each_image_are_asked_about(folder):
     assert maps_of(source) == ["x_1_gtFine_labelIds.png", "x_2_gtFine_labelIds.png"]
 
 
+@pytest.mark.parametrize("names", [("a_left", "a_right"), ("seq_0", "seq_1")])
+def test_images_never_share_a_map(folder, names):
+    root = folder(*names)
+    first, second = sorted((root / "annotations").iterdir())
+    second.unlink()
+    first.rename(first.with_name(f"{names[0].partition('_')[0]}_mask.png"))
+    with pytest.raises(ValueError, match=rf"{names[0]}.jpg and .*{names[1]}.jpg would both have the label map"):
+        find(root)
+
+
+def test_a_name_behind_one_image_s_map_is_none_behind_all(folder):
+    root = folder("seq_0", "seq_1")
+    rename(root / "annotations", "{}_mask.png")
+    assert maps_of(find(root)["train"]) == ["seq_0_mask.png", "seq_1_mask.png"]
+
+
 def test_colours_become_classes_where_it_is_said_how(folder, tmp_path):
     root = folder("x")
     (root / "annotations" / "x.png").write_bytes(label_map(mode="RGB"))
