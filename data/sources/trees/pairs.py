@@ -13,7 +13,7 @@ from pathlib import Path
 from data.sources.preparation import IMAGE_SUFFIXES
 from data.sources.trees.listing import OTHER_IMAGE_SUFFIXES, files_in, holds, images_of, subfolders, walk
 from data.sources.trees.names import Split, parse_name, split_of
-from data.sources.trees.splits import find_splits
+from data.sources.trees.splits import choose, find_splits
 from engine.documents import read_text
 from engine.errors import UserError
 
@@ -49,6 +49,18 @@ class Pair:
         return any(Path(path).stem in names for path in self.paths())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part of a set that is divided outside."""
+
+    name: str
+    """Name of its folder, or of that of its images."""
+    split: Split | None
+    """The split that the name says."""
+    pair: Pair
+    """Its images and what is beside them."""
+
+
 def find_pairs(
     folder: Path, *, suffixes: Sequence[str], lists: str = "Main", splits: str | None = None
 ) -> dict[str, Pair] | None:
@@ -60,7 +72,8 @@ def find_pairs(
     Raises:
         UserError: there are several such folders, or splits that can be read in two ways.
     """
-    return _undivided(folder, suffixes=suffixes, lists=lists, splits=splits) or _divided(folder, suffixes=suffixes)
+    undivided = _undivided(folder, suffixes=suffixes, lists=lists, splits=splits)
+    return undivided or _divided(folder, suffixes=suffixes, splits=splits)
 
 
 def find_boxes(folder: Path, *, suffix: str, splits: str | None = None) -> dict[str, Pair] | None:
@@ -85,49 +98,104 @@ def _undivided(folder: Path, *, suffixes: Sequence[str], lists: str, splits: str
     pair = _pair_in(folder, suffixes=suffixes)
     if pair is None:
         return None
-    listed = _listed_splits(folder / SPLIT_LISTS / lists)
+    listed = _listed_splits(folder / SPLIT_LISTS / lists, choice=splits)
     if listed:
         return {name: Pair(images=pair.images, labels=pair.labels, stems=stems) for name, stems in listed.items()}
     inside = find_splits(pair.images, choice=splits)
     if inside is None:
         return {"train": pair}
-    return {name: Pair(images=path, labels=_counterpart(pair.labels, path.name)) for name, path in inside.items()}
+    pairs = {name: Pair(images=path, labels=_counterpart(pair.labels, path.name)) for name, path in inside.items()}
+    _refuse_shared([each for each in pairs.values() if each.labels == pair.labels])
+    return pairs
 
 
-def _divided(folder: Path, *, suffixes: Sequence[str]) -> dict[str, Pair] | None:
+def _refuse_shared(pairs: Sequence[Pair]) -> None:
+    """Refuse splits whose labels lie in one folder, where two images would have the same."""
+    seen: dict[Path, str] = {}
+    for pair in pairs:
+        for path in pair.paths():
+            label = pair.beside(path, suffix="")
+            other = seen.setdefault(label, path)
+            if Path(other).parent != Path(path).parent:
+                raise UserError(
+                    f"{other} and {path} would both have the labels {label}.*: divide {pair.labels} into folders as "
+                    "the images are, or give the images names of their own"
+                )
+
+
+def _divided(folder: Path, *, suffixes: Sequence[str], splits: str | None) -> dict[str, Pair] | None:
     """Find images and labels of each split, in its folder or beside it."""
+    parts = _parts(folder, suffixes=suffixes)
+    if not any(part.split for part in parts):
+        return None
+    if splits is not None:
+        chosen = choose(
+            splits,
+            find=lambda name: _part_of(parts, name=name),
+            there=[part.name for part in parts],
+            place=folder,
+        )
+        if chosen is None:
+            raise UserError(
+                f"--splits {splits} does not say which of {', '.join(part.name for part in parts)} in {folder} are to "
+                "train and to validate on, each with images beside labels: name them"
+            )
+        return {name: part.pair for name, part in chosen.items()}
     pairs: dict[Split, Pair] = {}
+    for part in parts:
+        if part.split is None:
+            continue
+        if part.split in pairs:
+            raise UserError(
+                f"{folder} has images of {part.split} in {pairs[part.split].images} and {part.pair.images}: keep one, "
+                "or choose with --splits"
+            )
+        pairs[part.split] = part.pair
+    stranger = next((part.name for part in parts if part.split is None), None)
+    if stranger is not None:
+        raise UserError(
+            f"{folder} has images beside labels for {', '.join(pairs)}, and in {stranger}, which has no split's name "
+            "(train, val, test): rename it, move it elsewhere, or choose with --splits"
+        )
+    if "train" not in pairs:
+        raise UserError(
+            f"{folder} has images beside labels for {' and '.join(pairs)}, but none to train on: choose with --splits"
+        )
+    held_out = pairs.get("val") or pairs.get("test")
+    return {"train": pairs["train"]} | ({"val": held_out} if held_out else {})
+
+
+def _parts(folder: Path, *, suffixes: Sequence[str]) -> list[_Part]:
+    """List what holds images beside labels in a folder, by split, those with no split's name last."""
     names = {path: parse_name(path.name) for path in subfolders(folder)}
+    parts: list[_Part] = []
     for split in ("train", "val", "test"):
-        whole = [path for path, parts in names.items() if parts.split == split and parts.role is None]
-        images = [path for path, parts in names.items() if parts.split == split and parts.role == "images"] or whole
-        labels = [path for path, parts in names.items() if parts.split == split and parts.role == "labels"]
-        found = [pair for path in whole if (pair := _pair_in(path, suffixes=suffixes))]
-        found += [
-            Pair(images=image, labels=inner)
+        whole = [path for path, words in names.items() if words.split == split and words.role is None]
+        images = [path for path, words in names.items() if words.split == split and words.role == "images"] or whole
+        labels = [path for path, words in names.items() if words.split == split and words.role == "labels"]
+        parts += [
+            _Part(name=path.name, split=split, pair=pair)
+            for path in whole
+            if (pair := _pair_in(path, suffixes=suffixes))
+        ]
+        parts += [
+            _Part(name=image.name, split=split, pair=Pair(images=image, labels=inner))
             for image in images
             for label in labels
             if holds(image) and (inner := _labels_in(label, suffixes=suffixes))
         ]
-        if len(found) > 1:
-            raise UserError(f"{folder} has images of {split} in {found[0].images} and {found[1].images}: keep one")
-        if found:
-            pairs[split] = found[0]
-    strangers = [path for path, parts in names.items() if parts.split is None and _pair_in(path, suffixes=suffixes)]
-    if pairs and strangers:
-        raise UserError(
-            f"{folder} has images beside labels for {', '.join(pairs)}, and in "
-            f"{strangers[0].name}, which has no split's name (train, val, test): rename it, or move it elsewhere"
-        )
-    if pairs and "train" not in pairs:
-        raise UserError(f"{folder} has images beside labels for {' and '.join(pairs)}, but none to train on")
-    return _train_and_val(pairs) if pairs else None
+    strangers = [path for path, words in names.items() if words.split is None]
+    return parts + [
+        _Part(name=path.name, split=None, pair=pair)
+        for path in strangers
+        if (pair := _pair_in(path, suffixes=suffixes))
+    ]
 
 
-def _train_and_val(pairs: dict[Split, Pair]) -> dict[str, Pair]:
-    """Take the images to test on for validation where there are no others."""
-    held_out = pairs.get("val") or pairs.get("test")
-    return {"train": pairs["train"]} | ({"val": held_out} if held_out else {})
+def _part_of(parts: Sequence[_Part], *, name: str) -> _Part | None:
+    """Find the part of this name, or the only one of the split of this name."""
+    named = [part for part in parts if part.name == name] or [part for part in parts if part.split == name]
+    return named[0] if len(named) == 1 else None
 
 
 def _pair_in(folder: Path, *, suffixes: Sequence[str]) -> Pair | None:
@@ -169,9 +237,12 @@ def _counterpart(labels: Path, name: str) -> Path:
     return same[0] if len(same) == 1 else labels
 
 
-def _listed_splits(folder: Path) -> dict[str, frozenset[str]]:
+def _listed_splits(folder: Path, *, choice: str | None) -> dict[str, frozenset[str]]:
     """Read VOC's lists of images; train.txt and val.txt where they are there, else trainval.txt."""
     lists = {path.stem.lower(): path for path in files_in(folder, suffixes=(".txt",))}
+    if choice is not None and lists:
+        chosen = choose(choice, find=lambda name: lists.get(name.lower()), there=list(lists), place=folder) or {}
+        return {name: _stems(path) for name, path in chosen.items()}
     train = lists.get("train") or lists.get("trainval")
     if train is None:
         return {}

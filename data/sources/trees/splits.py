@@ -1,8 +1,9 @@
 """Which folders of a tree are its splits, and which single folder only wraps what is meant."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from data.sources.trees.listing import PICTURE_SUFFIXES, holds, subfolders
 from data.sources.trees.names import Split, split_of
@@ -14,6 +15,7 @@ NO_SPLITS = "none"
 MOST_WRAPPERS = 4
 
 Splits = dict[str, Path]
+T = TypeVar("T")
 
 
 def levels_of(folder: Path) -> list[Path]:
@@ -47,7 +49,7 @@ def find_splits(folder: Path, *, choice: str | None = None) -> Splits | None:
         UserError: it could be meant either way, or has two folders for one split.
     """
     if choice is not None:
-        return _chosen(folder, choice=choice)
+        return _chosen_folders(folder, choice=choice)
     by_split: dict[Split | None, list[Path]] = {}
     for path in subfolders(folder):
         by_split.setdefault(split_of(path.name), []).append(path)
@@ -75,17 +77,31 @@ def warn_of_others(folder: Path, *, splits: Splits) -> None:
             logger.warning("%s is left alone: it is no part of train and val", path)
 
 
-def _chosen(folder: Path, *, choice: str) -> Splits | None:
+def choose(choice: str, *, find: Callable[[str], T | None], there: Sequence[str], place: Path) -> dict[str, T] | None:
+    """Take the parts of a set that `--splits` names, the one to train on first; None where it says `none`.
+
+    ``find`` looks for a part by its name; ``there`` are the names of those in ``place``, for the message.
+
+    Raises:
+        UserError: there is no part of a name, or more than two are named.
+    """
     if choice == NO_SPLITS:
         return None
     names = [name.strip() for name in choice.split(",")]
-    missing = [name for name in names if not name or not (folder / name).is_dir()]
-    if missing or len(names) > 2:
+    parts = [part for name in names if name and (part := find(name)) is not None]
+    if len(parts) < len(names) or len(names) > 2:
         raise UserError(
             f"--splits {choice} must be the name of the folder to train on and, after a comma, that of the one to "
-            f"validate on, or {NO_SPLITS}; {folder} has {_listed(subfolders(folder)) or 'no folders'}"
+            f"validate on, or {NO_SPLITS}; {place} has {_listed(there) or 'no folders'}"
         )
-    return dict(zip(("train", "val"), (folder / name for name in names), strict=False))
+    return dict(zip(("train", "val"), parts, strict=False))
+
+
+def _chosen_folders(folder: Path, *, choice: str) -> Splits | None:
+    def find(name: str) -> Path | None:
+        return folder / name if (folder / name).is_dir() else None
+
+    return choose(choice, find=find, there=_names(subfolders(folder)), place=folder)
 
 
 def _without_train(folder: Path, *, named: list[Path], others: list[Path]) -> Splits | None:
@@ -93,7 +109,7 @@ def _without_train(folder: Path, *, named: list[Path], others: list[Path]) -> Sp
     if others or len(named) == 1:
         return None
     raise UserError(
-        f"{folder} has {_listed(named)}, but no folder to train on: choose them with --splits "
+        f"{folder} has {_listed(_names(named))}, but no folder to train on: choose them with --splits "
         f"{named[0].name},{named[1].name}, or say --splits {NO_SPLITS} if these are classes"
     )
 
@@ -116,12 +132,17 @@ def _class_names(folder: Path) -> set[str]:
 def _two_readings(folder: Path, *, named: list[Path], others: list[Path]) -> UserError:
     both = ",".join(path.name for path in named[:2])
     return UserError(
-        f"{folder} holds {_listed(named)}" + (f" beside {_listed(others)}" if others else "") + ", which can be "
+        f"{folder} holds {_listed(_names(named))}"
+        + (f" beside {_listed(_names(others))}" if others else "")
+        + ", which can be "
         f"{len(named) + len(others)} classes (--format folder --splits {NO_SPLITS}) or splits (--format folder "
         f"--splits {both}, the one to train on first): say which, or move what is not meant elsewhere"
     )
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    names = [f"{path.name}/" for path in paths]
+def _names(paths: Sequence[Path]) -> list[str]:
+    return [f"{path.name}/" for path in paths]
+
+
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -207,9 +207,45 @@ CLASS_TREES = [
     ),
 ]
 
+
+def _from_here(*names: str) -> Callable[[Path], list[str]]:
+    """Write the shards of the folder that the command runs in."""
+
+    def make(folder: Path) -> list[str]:
+        files(*names, maps="masks")(folder)
+        return ["data/main.py", "write", "--source", ".", "--out", "out", "--processes", "1"]
+
+    return make
+
+
 MAPS = ["train/images/1.jpg", "train/masks/1.png", "val/images/2.jpg", "val/masks/2.png"]
 PAIR_TREES = [
     case("maps_by_split", files(*MAPS, maps="masks"), says="--format labels", check=written(None, train=1, val=1)),
+    case(
+        "maps_of_chosen_splits",
+        files(*MAPS, "test/images/3.jpg", "test/masks/3.png", "test/images/4.jpg", "test/masks/4.png", maps="masks"),
+        *("--splits", "train,test"),
+        check=written(None, train=1, val=2),
+    ),
+    case("maps_of_no_such_split", files(*MAPS, maps="masks"), "--splits", "a,b", code=1, says="--splits a,b must be"),
+    case(
+        "maps_that_splits_would_share",
+        files("images/train/1.jpg", "images/val/1.jpg", "masks/1.png", maps="masks"),
+        code=1,
+        says="would both have the labels",
+    ),
+    case(
+        "maps_that_images_would_share",
+        files("images/a_l.jpg", "images/a_r.jpg", "masks/a_mask.png", maps="masks"),
+        code=1,
+        says="would both have the label map",
+    ),
+    Case(
+        name="maps_from_here",
+        make=_from_here(*MAPS),
+        never_says="passed over.*jpg|passed over.*[12] .png|Traceback",
+        check=written(None, train=1, val=1),
+    ),
     case(
         "voc_maps",
         files(

@@ -67,6 +67,52 @@ def test_what_is_there_twice_is_named(tree, files, message):
         found(tree(*files))
 
 
+OUTSIDE = tuple(
+    f"{split}/{part}" for split in ("train", "valid", "test", "more") for part in ("images/1.jpg", "gt/1.png")
+)
+BESIDE = (
+    "train_images/1.jpg",
+    "train_gt/1.png",
+    "val_images/2.jpg",
+    "val_gt/2.png",
+    "test_images/3.jpg",
+    "test_gt/3.png",
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "choice", "images"),
+    [
+        (OUTSIDE, "train,test", {"train": "train/images", "val": "test/images"}),
+        (OUTSIDE, "more, valid", {"train": "more/images", "val": "valid/images"}),
+        (OUTSIDE, "val", {"train": "valid/images"}),
+        (BESIDE, "train,test", {"train": "train_images", "val": "test_images"}),
+        (BESIDE, "test_images", {"train": "test_images"}),
+    ],
+)
+def test_the_splits_that_are_named_are_taken(tree, files, choice, images):
+    chosen = found(tree(*files), splits=choice)
+    assert {name: pair[0] for name, pair in chosen.items()} == images
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("foo,bar", "--splits foo,bar must be the name .* has train, valid, test, more"),
+        ("train,", "--splits train, must be the name"),
+        ("none", "--splits none does not say which of train, valid, test, more"),
+    ],
+)
+def test_names_of_no_split_are_refused(tree, choice, message):
+    with pytest.raises(ValueError, match=message):
+        found(tree(*OUTSIDE), splits=choice)
+
+
+def test_two_images_never_share_their_labels(tree):
+    with pytest.raises(ValueError, match=r"train/1.jpg and .*val/1.jpg would both have the labels .*masks/1\.\*"):
+        found(tree("images/train/1.jpg", "images/val/1.jpg", "masks/1.png"))
+
+
 def test_lists_of_splits_are_followed(tree):
     lists = {"train": "1\n2\n", "val": "3 1\n"}
     root = tree(*(f"JPEGImages/{n}.jpg" for n in range(4)), *(f"SegmentationClass/{n}.png" for n in range(4)))
@@ -74,8 +120,13 @@ def test_lists_of_splits_are_followed(tree):
         path = root / "ImageSets" / "Segmentation" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    pairs = find_pairs(root, suffixes=MAP_SUFFIXES, lists="Segmentation")
-    assert {name: [path.rpartition("/")[2] for path in pair.paths()] for name, pair in pairs.items()} == {
-        "train": ["1.jpg", "2.jpg"],
-        "val": ["3.jpg"],
-    }
+
+    def listed(choice=None):
+        pairs = find_pairs(root, suffixes=MAP_SUFFIXES, lists="Segmentation", splits=choice)
+        return {name: [path.rpartition("/")[2] for path in pair.paths()] for name, pair in pairs.items()}
+
+    assert listed() == {"train": ["1.jpg", "2.jpg"], "val": ["3.jpg"]}
+    assert listed("val,train") == {"train": ["3.jpg"], "val": ["1.jpg", "2.jpg"]}
+    assert listed("none") == {"train": [f"{n}.jpg" for n in range(4)]}
+    with pytest.raises(ValueError, match=r"--splits train,foo must be the name .* has train, val"):
+        listed("train,foo")
