@@ -25,7 +25,7 @@ from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
-from data.sources.trees.listing import paths_in, walk
+from data.sources.trees.listing import holds, paths_in, subfolders, walk
 from data.sources.trees.pairs import MAP_SUFFIXES, Pair, find_pairs
 from engine.errors import UserError
 from engine.terms import Size
@@ -109,6 +109,7 @@ def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles
         )
     suffix = options.map_suffix
     found = {name: _paired(pair, suffix=suffix) for name, pair in pairs.items()}
+    _say_folders(pairs["train"].images)
     return {
         name: ImageFiles(
             paths=tuple(map_paths),
@@ -118,6 +119,14 @@ def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles
         )
         for name, map_paths in found.items()
     }
+
+
+def _say_folders(images: Path) -> None:
+    """Say that folders inside, which may be towns or classes, count for nothing."""
+    inside = [path.name for path in subfolders(images) if holds(path)]
+    if len(inside) > 1:
+        shown = ", ".join(inside[:3])
+        logger.info("%s, ... in %s are not read as classes, which --source %s would do", shown, images, images)
 
 
 def _paired(pair: Pair, *, suffix: str | None) -> dict[str, str]:
@@ -140,7 +149,8 @@ def _paired(pair: Pair, *, suffix: str | None) -> dict[str, str]:
     if missing and others:
         raise UserError(
             f"the label maps in {maps} are {' and '.join(sorted(others))}, expected .png: convert them, a JPEG's from "
-            "where it was made, since values change in JPEG"
+            "where it was made, since values change in JPEG; where these folders are classes, say --format folder "
+            "--class-depth 1"
         )
     if missing:
         raise UserError(

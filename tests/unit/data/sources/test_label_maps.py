@@ -73,6 +73,13 @@ def test_a_folder_without_splits_and_with_subfolders(folder, maps):
     assert has_label_maps(folder("x", maps=maps))
 
 
+def test_folders_that_may_be_classes_are_said(folder, caplog):
+    caplog.set_level("INFO")
+    root = folder("1.sparrow/x", "2.crow/y")
+    assert len(find(root)["train"]) == 2
+    assert f"1.sparrow, 2.crow, ... in {root}/images are not read as classes" in caplog.text
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
 def test_maps_of_one_channel_are_taken(folder, mode):
     root = folder("x")
