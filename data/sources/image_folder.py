@@ -117,7 +117,8 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     trees = {name: read_class_folders(path) for name, path in splits.items()}
     labelled = any(len(tree.counts(1)) > 1 for tree in trees.values())
     found = {
-        name: _images_in(tree, preparation=preparation, labelled=labelled, depth=depth) for name, tree in trees.items()
+        name: _images_in(tree, preparation=preparation, labelled=labelled, depth=depth, is_split=len(trees) > 1)
+        for name, tree in trees.items()
     }
     _name_tables(Path(options.source), folder, *splits.values(), train=found["train"])
     if "val" in found:
@@ -169,14 +170,16 @@ def _inside(split: Path) -> Path:
     return split if holds(innermost, deep=False) else innermost
 
 
-def _images_in(tree: ClassFolders, *, preparation: Preparation, labelled: bool, depth: int | None) -> ImageFiles:
+def _images_in(
+    tree: ClassFolders, *, preparation: Preparation, labelled: bool, depth: int | None, is_split: bool = False
+) -> ImageFiles:
     if not any(files.images for files in tree.files):
         others = num_others(tree.files)
         raise UserError(
             f"no image in {tree.folder}: expected files ending in {', '.join(IMAGE_SUFFIXES)}, or class folders of them"
             + (f"; it holds {others}" if others else "")
         )
-    asked, depth = depth is not None, check_depth(tree, depth=depth)
+    asked, depth = depth is not None, check_depth(tree, depth=depth, is_split=is_split)
     folders = tree.classes(depth) if depth and tree.counts(depth) else []
     if len(folders) < (1 if labelled or asked else 2):
         if folders:

@@ -7,10 +7,12 @@ An empty class folder keeps its number, as one does whose pictures are of kinds 
 other things (text, tables) are no classes.
 """
 
+import logging
 import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from data.sources.trees.listing import OTHER_IMAGE_SUFFIXES, FolderFiles, paths_in, walk
@@ -18,10 +20,22 @@ from data.sources.trees.names import hints_of, named_after, parse_name
 from data.sources.trees.pairs import MAP_SUFFIXES, find_pairs
 from engine.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 LABEL_SUFFIXES = (*MAP_SUFFIXES, ".txt", ".xml")
 MOST_LOOKED_INTO = 20
 
 Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inner:
+    """The folders with images in a class folder."""
+
+    names: list[str]
+    """Their names."""
+    depth: int
+    """How deep they lie, 2 where nothing wraps them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +87,10 @@ def read_class_folders(folder: Path) -> ClassFolders:
     return ClassFolders(folder=folder, files=tuple(walk(folder)))
 
 
-def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
+def check_depth(tree: ClassFolders, *, depth: int | None, is_split: bool = False) -> int:
     """Choose the depth of the class folders, 1 unless it is given.
+
+    In a tree that ``is_split``, beside others, folders that are called as splits are classes.
 
     Raises:
         UserError: images lie beside the class folders, or what is below them looks like classes, too.
@@ -85,12 +101,14 @@ def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
         return depth
     _refuse_images_beside(tree)
     _refuse_maps(tree)
+    _refuse_roles(tree, is_split=is_split)
     below = _folders_inside(tree)
     _refuse_pairs(tree, names=list(below))
-    inside = {name: folders for name, folders in below.items() if len(folders) > 1}
+    inside = {name: inner for name, inner in below.items() if len(inner.names) > 1}
     if not inside:
         return 1
-    name, folders = next(iter(inside.items()))
+    name, inner = next(iter(inside.items()))
+    folders = inner.names
     kinds = {kind for parts in map(parse_name, folders) for kind in (parts.split, parts.role) if kind}
     if len(kinds) > 1:
         raise UserError(
@@ -99,11 +117,14 @@ def check_depth(tree: ClassFolders, *, depth: int | None) -> int:
             "put the splits outside (train/, val/, the classes in them); or take the folders as classes with "
             "--class-depth 1"
         )
-    tops, leaves = list(tree.counts(1)), list(tree.counts(2))
+    tops, leaves = list(tree.counts(1)), list(tree.counts(inner.depth))
+    if 2 * len(below) <= len(tops):  # most have images of their own, which a greater depth would leave out
+        logger.info("%s: the folders in %s are taken for parts of one class", tree.folder, name)
+        return 1
     raise UserError(
         f"{tree.folder} has folders in its folders: classes can be {len(tops)} ({_listed(tops)}; --class-depth 1) or "
-        f"{len(leaves)} ({_listed(leaves)}; --class-depth 2), or there are none (--class-depth 0): say which, with "
-        "--format folder"
+        f"{len(leaves)} ({_listed(leaves)}; --class-depth {inner.depth}), or there are none (--class-depth 0): say "
+        "which, with --format folder"
     )
 
 
@@ -118,7 +139,7 @@ def _refuse_images_beside(tree: ClassFolders) -> None:
 
 
 def _refuse_maps(tree: ClassFolders) -> None:
-    """Refuse label maps among the images, and folders whose names speak of splits, or of images and labels."""
+    """Refuse label maps among the images."""
     for files in tree.files:
         stems = {os.path.splitext(name)[0] for name in files.images}  # noqa: PTH122
         maps = sorted(stem for stem in stems if named_after(stem) in stems)
@@ -128,10 +149,15 @@ def _refuse_maps(tree: ClassFolders) -> None:
                 f"({named_after(maps[0])}, {maps[0]}): sort them into images/ and masks/, under the same names, or "
                 "take all for images with --class-depth 0 (1: with classes)"
             )
+
+
+def _refuse_roles(tree: ClassFolders, *, is_split: bool) -> None:
+    """Refuse folders whose names speak of splits, or of images and labels; of many classes some do so by chance."""
     names = list(tree.counts(1))
-    hints = [hints_of(name) for name in names] if len(names) > 1 else []
-    together = set[str]().union(*hints)
-    if {"images", "labels"} <= together or len(together & {"train", "val", "test"}) > 1:
+    hints = [words for name in names if (words := hints_of(name))] if len(names) > 1 else []
+    together = set[str]().union(*hints) if 2 * len(hints) > len(names) else set[str]()
+    are_splits = len(together & {"train", "val", "test"}) > 1 and not is_split
+    if {"images", "labels"} <= together or are_splits:
         raise UserError(
             f"{tree.folder} has folders whose names do not sound like classes ({_listed(names)}): say with --splits "
             "which are to train and to validate on, rename images/, masks/, train/, val/ so, or take them as classes "
@@ -150,16 +176,21 @@ def _refuse_pairs(tree: ClassFolders, *, names: list[str]) -> None:
             )
 
 
-def _folders_inside(tree: ClassFolders) -> dict[str, list[str]]:
+def _folders_inside(tree: ClassFolders) -> dict[str, _Inner]:
     """List the folders with images in those class folders that have no images of their own."""
-    inside: dict[str, dict[str, None]] = {}
-    direct: set[str] = set()
+    by_top: dict[str, list[Parts]] = {}
     for files in tree.files:
-        if files.images and len(files.parts) == 1:
-            direct.add(files.parts[0])
-        elif files.images and files.parts:
-            inside.setdefault(files.parts[0], {})[files.parts[1]] = None
-    return {name: list(folders) for name, folders in inside.items() if name not in direct}
+        if files.images and files.parts:
+            by_top.setdefault(files.parts[0], []).append(files.parts)
+    inside: dict[str, _Inner] = {}
+    for name, folders in by_top.items():
+        # Folders that only wrap others are looked through.
+        shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
+        if shared < min(map(len, folders)):
+            inside[name] = _Inner(names=list(dict.fromkeys(parts[shared] for parts in folders)), depth=shared + 1)
+        elif len(folders[0]) > 1:
+            inside[name] = _Inner(names=[folders[0][1]], depth=2)
+    return inside
 
 
 def plain_names(names: list[str]) -> tuple[str, ...]:

@@ -14,6 +14,25 @@ ROLE_WORDS: dict[str, Role] = {
     **dict.fromkeys(("segmentation", "segmentations", "segmentationclass", "labelmaps", "labelmap"), "labels"),
     **dict.fromkeys(("gtfine", "gt", "groundtruth", "segmentationclassraw", "segmentationclassaug"), "labels"),
 }
+HINT_WORDS: dict[str, Role] = {
+    **dict.fromkeys(("input", "inputs", "rgb", "color", "colour"), "images"),
+    **dict.fromkeys(("semantic", "semantics", "instance", "instances", "panoptic", "depth", "disparity"), "labels"),
+}
+"""What may stand for images or for what is beside them, and may not: worth a question, no more."""
+PART_WORDS = {
+    *(
+        "unlabeled",
+        "unlabelled",
+        "unsupervised",
+        "unannotated",
+        "extra",
+        "pred",
+        "predict",
+        "prediction",
+        "predictions",
+    ),
+}
+"""Parts of a data set that are neither to train nor to validate on."""
 FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final", "obj"}
 GLUED = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(set|data|annot|masks?|labels?|images?)")
 MAP_NAME = re.compile(r"(.+?)[ _.-](?:masks?|labels?|seg|segmentation|gt|annotations?|gtfine_\w+)", re.IGNORECASE)
@@ -49,9 +68,15 @@ def hints_of(name: str) -> set[str]:
     """Which splits and roles any word of a name speaks of, whatever the others are (`PedMasks`, `ISIC_Test_Input`)."""
     divided = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower().replace("ground_truth", "gt")
     words = {part for word in re.split(r"[^a-z]+", divided) for part in _unglued(word)}
-    words |= {"images"} if words & {"input", "inputs"} else set()
     words |= {"gt"} if {"ground", "truth"} <= words else set()
-    return {SPLIT_WORDS.get(word) or ROLE_WORDS[word] for word in words if word in SPLIT_WORDS or word in ROLE_WORDS}
+    known: dict[str, str] = {**HINT_WORDS, **ROLE_WORDS, **SPLIT_WORDS}
+    return {known[word] for word in words if word in known}
+
+
+def is_other_part(name: str) -> bool:
+    """Whether a folder of this name is a part of a data set that is no split (`unlabeled2017`, `seg_pred`)."""
+    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
+    return bool(words & PART_WORDS) and words <= PART_WORDS | FILLER_WORDS | ROLE_WORDS.keys()
 
 
 def split_of(name: str) -> Split | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.sources.trees.listing import PICTURE_SUFFIXES, holds, subfolders
-from data.sources.trees.names import Split, split_of
+from data.sources.trees.names import Split, is_other_part, split_of
 from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def find_splits(folder: Path, *, choice: str | None = None) -> Splits | None:
     if not trains:
         return _without_train(folder, named=named, others=others)
     if max(map(len, (trains, vals, tests))) > 1 or not _are_splits(folder, train=trains[0], named=named, others=others):
-        if len(named) == 1 and not _class_names(named[0]):
+        if len(named) == 1 and not _class_names(named[0]) and not any(is_other_part(path.name) for path in others):
             return None  # one class of several is called train
         raise _two_readings(folder, named=named, others=others)
     held_out = vals or tests

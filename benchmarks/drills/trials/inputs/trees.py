@@ -136,6 +136,25 @@ CLASS_TREES = [
         "no_train", files(*tree("val/a", "val/b", "test/a", "test/b")), code=1, says="no folder to train on.*--splits"
     ),
     case("class_called_train", files(*tree("train", "plane")), check=written(["plane", "train"], train=4)),
+    case(
+        "classes_that_sound_like_splits",
+        files(*tree("bullet_train", "test_tube", "cat", "dog")),
+        check=written(["bullet_train", "cat", "dog", "test_tube"], train=8),
+    ),
+    case(
+        "a_class_with_parts",
+        files(*tree("dog/in", "dog/out", "cat")),
+        says="taken for parts of one class",
+        check=written(["cat", "dog"], train=6),
+    ),
+    case("unlabeled_beside_train", files(*tree("train", "unlabeled")), code=1, says="2 classes .* or splits"),
+    case("kitti", files(*tree("image_2", "semantic", "semantic_rgb")), code=1, says="do not sound like classes"),
+    case(
+        "nested_below_wrappers",
+        files(*tree("A/images/x", "A/images/y", "B/images/x")),
+        code=1,
+        says=r"B/images/x; --class-depth 3\)",
+    ),
     case("single_class", files(*tree("photos/cat")), says="no classes", check=written(None, train=2)),
     case(
         "empty_class",

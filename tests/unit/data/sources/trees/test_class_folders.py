@@ -25,6 +25,15 @@ def classes(found):
         (("train/a/1.jpg", "train/b/", "train/c/1.jpg", "val/b/1.jpg"), {"train": (("a", "b", "c"), 2)}),
         (("train/x/a/1.jpg", "train/x/b/1.jpg", "val/a/1.jpg"), {"train": (("a", "b"), 2)}),
         (("n1/images/1.jpg", "n2/images/2.jpg"), {"train": (("n1", "n2"), 2)}),
+        (("dog/in/1.jpg", "dog/out/2.jpg", "cat/1.jpg"), {"train": (("cat", "dog"), 3)}),
+        (
+            ("bullet_train/1.jpg", "test_tube/1.jpg", "cat/1.jpg", "dog/1.jpg"),
+            {"train": (("bullet_train", "cat", "dog", "test_tube"), 4)},
+        ),
+        (
+            tuple(f"{split}/{name}/1.jpg" for split in ("train", "val") for name in ("train", "val")),
+            {"train": (("train", "val"), 2), "val": (("train", "val"), 2)},
+        ),
     ],
 )
 def test_what_is_taken_for_a_class(tree, opened, files, sources):
@@ -69,6 +78,16 @@ def test_classes_and_labels_belong_together_at_any_depth(tree, opened):
             r"2 folders with images \(07, 12\), of which 07 has images beside labels: give it as --source",
         ),
         (("ISIC_Test_Input/1.jpg", "ISIC_Train_Input/1.jpg"), "do not sound like classes .* --splits"),
+        (
+            ("A/images/x/1.jpg", "A/images/y/1.jpg", "B/images/x/1.jpg"),
+            r"2 \(A, B; --class-depth 1\) or 3 \(A/images/x, A/images/y, B/images/x; --class-depth 3\)",
+        ),
+        (("a/x/1.jpg", "a/y/1.jpg", "b/x/1.jpg", "c/1.jpg"), r"3 \(a, b, c; --class-depth 1\) or 3 \(a/x, a/y, b/x;"),
+        (
+            ("image_2/1.png", "semantic/1.png", "semantic_rgb/1.png", "instance/1.png"),
+            r"do not sound like classes \(image_2, instance",
+        ),
+        (("rgb/1.jpg", "depth/1.png"), "do not sound like classes"),
         (("PNGImages/1.png", "PedMasks/1.png"), "do not sound like classes .* masks/"),
         (("train/1.jpg", "train/1_mask.png", "train/2.jpg", "train/2_mask.png"), r"side by side \(1, 1_mask\)"),
         (("a/1.jpg", "a/1-gtFine_labelIds.png", "b/2.jpg"), r"side by side \(1, 1-gtFine_labelIds\)"),

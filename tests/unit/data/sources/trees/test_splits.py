@@ -44,6 +44,8 @@ def test_folders_with_images_vote(tree, files, splits):
         ((*AB, "more/a/1.jpg"), r"train/, val/ beside more/, which can be 3 classes \(.*--splits none\) or splits"),
         (("train/1.jpg", "val/1.jpg", "dogs/1.jpg"), "can be 3 classes"),
         (("train/a/1.jpg", "docs/x.jpg"), "can be 2 classes"),
+        (("train2017/1.jpg", "unlabeled2017/1.jpg"), r"can be 2 classes .* or splits \(.*--splits train2017,"),
+        (("train/1.jpg", "seg_pred/1.jpg", "extra_images/1.jpg", "x/1.jpg"), "can be 4 classes"),
         (("train1/1.jpg", "train2/1.jpg", "val/1.jpg"), "can be 3 classes"),
         (("val/1.jpg", "test/1.jpg"), "no folder to train on: choose them with --splits val,test"),
     ],
