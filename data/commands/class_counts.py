@@ -1,5 +1,6 @@
 """How many samples each class has."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,13 @@ def object_counts(shards: ShardSet) -> dict[str, int]:
     """Count the objects of each class by name, in all samples; empty where there are none, or too many to be read."""
     if shards.classes is None or shards.num_samples > MOST_READ:
         return {}
-    counts = dict.fromkeys(shards.classes, 0)
+    counts = [0] * len(shards.classes)
     for shard, size in enumerate(shards.sizes):
         for position in range(size):
             for label in _categories(shards.read_member(shard, position, extension="json")):
-                if 0 <= label < len(shards.classes):
-                    counts[shards.classes[label]] += 1
-    return counts if any(counts.values()) else {}
+                if 0 <= label < len(counts):
+                    counts[label] += 1
+    return dict(zip(told_apart(shards.classes), counts, strict=True)) if any(counts) else {}
 
 
 def _categories(content: bytes | None) -> list[int]:
@@ -47,7 +48,13 @@ def _categories(content: bytes | None) -> list[int]:
 def count_labels(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, int]:
     """Count class numbers by class name; -1 is none."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
-    return dict(zip(classes, counts, strict=False))
+    return dict(zip(told_apart(classes), counts, strict=False))
+
+
+def told_apart(classes: Sequence[str]) -> tuple[str, ...]:
+    """Add their numbers to the names that several classes have, as categories of COCO may."""
+    uses = Counter(classes)
+    return tuple(f"{name} (class {label})" if uses[name] > 1 else name for label, name in enumerate(classes))
 
 
 def count_table(counts: dict[str, int]) -> Table:
@@ -58,7 +65,8 @@ def count_table(counts: dict[str, int]) -> Table:
 def split_table(classes: Sequence[str], *, splits: Mapping[str, Mapping[str, int]]) -> Table:
     """Show the classes with a column of counts for each split; of many, those with the most and the fewest samples."""
     table = Table("class", "name", *splits)
-    rows = [(label, name, [counts.get(name, 0) for counts in splits.values()]) for label, name in enumerate(classes)]
+    names = told_apart(classes)
+    rows = [(label, name, [counts.get(name, 0) for counts in splits.values()]) for label, name in enumerate(names)]
     gap: list[tuple[str, ...]] = []
     if len(rows) > MAX_ROWS:
         rows.sort(key=lambda row: -row[2][0])

@@ -24,6 +24,16 @@ def test_objects_are_counted_by_class(encoded, tmp_path):
     assert object_counts(open_shards(tmp_path)) == {"a": 1, "b": 0, "c": 3}
 
 
+def test_classes_of_one_name_are_counted_apart(encoded, tmp_path):
+    content = json.dumps({"objects": [{"category": 0}, {"category": 0}, {"category": 1}]}).encode()
+    samples = [NewSample(source="x", members={"jpg": encoded(0), "json": content})]
+    write_shards(samples, out=tmp_path, classes=("a", "b", "a"), limits=ShardLimits())
+    counts = object_counts(open_shards(tmp_path))
+    assert counts == {"a (class 0)": 2, "b": 1, "a (class 2)": 0}
+    shown = rows(split_table(("a", "b", "a"), splits={"train": counts}))
+    assert ["2", "a", "(class", "2)", "0"] in shown
+
+
 def test_without_objects_there_is_nothing_to_count(write):
     assert object_counts(write(3, classes=None)) == {}
     assert object_counts(write(3, name="other")) == {}
