@@ -10,6 +10,7 @@ empty one, has no objects: that is YOLO's rule.
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 from data.images.decode import BadImage
 from data.shards.class_names import read_class_names
 from data.sources.boxes.objects import box_object, polygon_object, sample_json
+from data.sources.boxes.set_file import SetFile, find_set_file
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
-from data.sources.trees.listing import files_in, paths_in, walk
+from data.sources.trees.listing import paths_in, walk
 from data.sources.trees.pairs import Pair, find_boxes
-from engine.documents import read_text, read_yaml
+from engine.documents import read_text
 from engine.errors import UserError
 from engine.terms import Size
 
@@ -95,55 +97,83 @@ def find_yolo(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
     pairs = find_boxes(folder, suffix=SUFFIX, splits=options.splits)
     if pairs is None:
         raise UserError(f"expected images/ and labels/ with .txt files of the same names in {folder}")
-    names, read_from, is_pose = _names(folder, given=options.classes)
+    set_file = find_set_file(folder)
+    names, read_from = _names(folder, set_file=set_file, given=options.classes)
+    files = {split: _files(pair) for split, pair in pairs.items()}
+    if set_file is not None and options.splits is None:
+        files = _divided(files, folder=folder, set_file=set_file)
+    labels = {pair.labels for pair in pairs.values()}
+    texts = {path for place in labels for files in walk(place, suffixes=(SUFFIX,)) for path in paths_in(place, files)}
+    is_pose = set_file is not None and set_file.is_pose
+    for split, beside in files.items():
+        without = sum(text not in texts for text in beside.values())
+        if without:
+            logger.warning(
+                "%s, %s: %d of %d images have no file of boxes: no object", folder, split, without, len(beside)
+            )
     return {
-        name: _boxes(pair, names=names, read_from=read_from, is_pose=is_pose, preparation=options.preparation)
-        for name, pair in pairs.items()
+        split: ImageFiles(
+            paths=tuple(beside),
+            beside=tuple(YoloBoxes(text, Path(path).name, len(names), is_pose) for path, text in beside.items()),
+            classes=names,
+            read_from=(str(read_from),),
+            preparation=options.preparation,
+        )
+        for split, beside in files.items()
     }
 
 
-def _boxes(
-    pair: Pair, *, names: tuple[str, ...], read_from: Path, is_pose: bool, preparation: Preparation
-) -> ImageFiles:
-    paths = pair.paths()
-    if not paths:
+def _files(pair: Pair) -> dict[str, str]:
+    """Name the file of each image, which need not be there."""
+    files = {path: str(pair.beside(path, suffix=SUFFIX)) for path in pair.paths()}
+    if not files:
         raise UserError(f"no image in {pair.images}")
-    existing = {path for files in walk(pair.labels, suffixes=(SUFFIX,)) for path in paths_in(pair.labels, files)}
-    files = [str(pair.beside(path, suffix=SUFFIX)) for path in paths]
-    without = sum(path not in existing for path in files)
-    if without:
-        logger.warning("%s: %d of %d images have no file of boxes: no object", pair.images, without, len(paths))
-    beside = tuple(
-        YoloBoxes(file, Path(path).name, len(names), is_pose) for path, file in zip(paths, files, strict=True)
-    )
-    return ImageFiles(
-        paths=tuple(paths), beside=beside, classes=names, read_from=(str(read_from),), preparation=preparation
-    )
+    return files
 
 
-def _names(folder: Path, *, given: Path | None) -> tuple[tuple[str, ...], Path, bool]:
-    """Read the class names, where they stand, and whether key points are annotated, too."""
-    near = (folder, folder.resolve().parent)
-    tables = [(path, read_yaml(path)) for place in near for path in files_in(place, suffixes=(".yaml", ".yml"))]
-    path, tree = next(((path, tree) for path, tree in tables if "names" in tree), (None, {}))
-    is_pose = "kpt_shape" in tree
+def _divided(files: Mapping[str, dict[str, str]], *, folder: Path, set_file: SetFile) -> dict[str, dict[str, str]]:
+    """Divide images as data.yaml says, where it names them otherwise than by the folders that were found.
+
+    Raises:
+        UserError: it names for a split what was not found.
+    """
+    found = {split: {Path(path).relative_to(folder).as_posix(): path for path in each} for split, each in files.items()}
+    paths = {name: path for each in found.values() for name, path in each.items()}
+    held_out = "val" if set_file.entries("val") else "test"
+    named = {"train": set_file.images("train", among=paths), "val": set_file.images(held_out, among=paths)}
+    if named["val"] == named["train"]:  # as in small examples, which validate on what they train on
+        named["val"] = set()
+    named = {split: images for split, images in named.items() if images}
+    if all(images == found.get(split, {}).keys() for split, images in named.items()):
+        if not named and set_file.entries("train"):
+            logger.warning("%s: its train and val lead to no image of the set, whose folders decide", set_file.path)
+        return dict(files)
+    if "train" not in named or (set_file.entries(held_out) and "val" not in named):
+        split = held_out if "train" in named else "train"
+        raise UserError(
+            f"{set_file.path} says {split}: {', '.join(set_file.entries(split)) or 'nothing'}, which leads to no image "
+            f"found in {folder} for that alone: correct it, or choose with --splits"
+        )
+    if named["train"] & named.get("val", set()):
+        logger.warning("%s names some images for both train and val", set_file.path)
+    rest = len(paths.keys() - set().union(*named.values()))
+    if rest:
+        logger.warning("%s names %d of %d images; the rest is left out", set_file.path, len(paths) - rest, len(paths))
+    texts = {path: text for each in files.values() for path, text in each.items()}
+    return {split: {paths[name]: texts[paths[name]] for name in sorted(images)} for split, images in named.items()}
+
+
+def _names(folder: Path, *, set_file: SetFile | None, given: Path | None) -> tuple[tuple[str, ...], Path]:
+    """Read the class names, and where they stand: what lies in the set's folder goes before what lies beside it."""
     if given is not None:
-        return tuple(read_class_names(given)), given, is_pose
-    if path is not None:
-        return _listed(tree["names"], path=path), path, is_pose
+        return tuple(read_class_names(given)), given
     places = [place / name for place in (folder, folder / "labels") for name in NAME_FILES]
     path = next((path for path in places if path.is_file()), None)
+    if set_file is not None and (set_file.is_inside or path is None):
+        return set_file.names, set_file.path
     if path is None:
         raise UserError(f"{folder} has no data.yaml with names, nor {NAME_FILES[0]}: give them with --classes FILE")
-    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip()), path, is_pose
-
-
-def _listed(names: Any, *, path: Path) -> tuple[str, ...]:
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{path}: names must be a list, or numbers from 0 with names, got {str(names)[:80]}")
-    return tuple(map(str, names))
+    return tuple(line.strip() for line in read_text(path).splitlines() if line.strip()), path
 
 
 def _is_yolo(folder: Path) -> bool:

@@ -116,6 +116,32 @@ BOX_TREES = [
         says="give them with --classes FILE",
     ),
     case(
+        "yolo_lists",
+        files(
+            *("images/1.jpg", "images/2.jpg", "images/3.jpg"),
+            texts={
+                **{f"labels/{number}.txt": LINE for number in (1, 2, 3)},
+                "data.yaml": "path: .\ntrain: train.txt\nval: val.txt\nnames: [cat, dog]\n",
+                "train.txt": "./images/1.jpg\n./images/2.jpg",
+                "val.txt": "./images/3.jpg",
+            },
+        ),
+        check=objects(2, train=2, val=1),
+    ),
+    case(
+        "yolo_beside_another",
+        files(
+            "set/images/1.jpg",
+            texts={
+                "set/labels/1.txt": LINE,
+                "set/classes.txt": "cat\ndog\n",
+                "another.yaml": "path: x\nnames: [apple, pear, plum]\n",
+                "broken.yaml": "a: [",
+            },
+        ),
+        check=objects(1, train=1),
+    ),
+    case(
         "yolo_in_pixels",
         files(
             "images/1.jpg", "images/2.jpg", texts={"labels/1.txt": "0 8 8 4 4", "labels/2.txt": LINE, "data.yaml": YAML}

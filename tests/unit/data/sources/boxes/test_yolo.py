@@ -92,3 +92,58 @@ def test_the_json_is_that_of_the_image(boxed, opened):
     root = boxed("images/1.jpg", texts={"data.yaml": YAML, "labels/1.txt": BOX})
     tree = json.loads(opened(root)[1]["train"].prepare(0).members["json"])
     assert (tree["file_name"], tree["height"], tree["width"]) == ("1.jpg", 40, 56)
+
+
+def test_names_of_the_sets_own_folder_go_before_those_of_files_beside_it(boxed, opened):
+    root = boxed("images/1.jpg", texts={"labels/1.txt": BOX, "classes.txt": "cat\ndog\n"})
+    (root.parent / "another.yaml").write_text("path: x\nnames: [apple, pear, plum]\n")
+    (root.parent / "broken.yaml").write_text("a: [\n")
+    (root.parent / "list.yaml").write_text("- a\n")
+    (root.parent / "many.yaml").write_text("a: 1\n---\nb: 2\n")
+    assert opened(root)[1]["train"].classes == ("cat", "dog")
+    (root / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"no data.yaml with names"):
+        opened(root)
+    (root.parent / "mine.yaml").write_text("path: in\ntrain: images\nval: images\nnames: [a, b]\n")
+    assert opened(root)[1]["train"].classes == ("a", "b")
+    (root / "data.yaml").write_text("names: [c, d]\nnc: 3\n")
+    with pytest.raises(ValueError, match="nc is 3, but there are 2 names"):
+        opened(root)
+    (root / "data.yaml").write_text("names: [c, d\n")
+    with pytest.raises(ValueError, match=r"data.yaml: .*expected YAML"):
+        opened(root)
+
+
+@pytest.mark.parametrize(
+    ("images", "yaml", "texts"),
+    [
+        (("1", "2", "3"), "train: train.txt\nval: val.txt\n", {"train.txt": "./images/1.jpg\n", "val.txt": "2.jpg"}),
+        (("1", "2"), "train: a/t.txt\nval: v.txt\n", {"a/t.txt": "/x/y/images/1.jpg\n", "v.txt": "data/images/2.jpg"}),
+        (("set1/1", "set2/2"), "path: /elsewhere\ntrain: images/set1\nval: [images/set2]\n", {}),
+        (("set1/1", "set2/2"), "train: /their/images/set1\ntest: ../images/set2\n", {}),
+    ],
+)
+def test_splits_are_those_that_data_yaml_names(boxed, opened, images, yaml, texts):
+    texts = {name: text.replace("2.jpg", "images/2.jpg") if text == "2.jpg" else text for name, text in texts.items()}
+    boxes = {f"labels/{name}.txt": BOX for name in images}
+    root = boxed(*(f"images/{name}.jpg" for name in images), texts=texts | boxes)
+    (root / "data.yaml").write_text(f"{yaml}names: [cat, dog]\n")
+    found = opened(root)[1]
+    assert {split: [path[-5] for path in source.paths] for split, source in found.items()} == {
+        "train": ["1"],
+        "val": ["2"],
+    }
+    assert found["val"].beside[0].path.endswith("2.txt")
+    assert set(opened(root, splits="none")[1]) == {"train"}
+
+
+def test_splits_that_lead_to_other_images_are_refused_and_those_that_lead_nowhere_said(boxed, opened, caplog):
+    root = boxed("images/a/1.jpg", "images/b/2.jpg", texts={"labels/a/1.txt": BOX, "labels/b/2.txt": BOX})
+    (root / "data.yaml").write_text("train: images/a\nval: images/c\nnames: [cat, dog]\n")
+    with pytest.raises(ValueError, match=r"data.yaml says val: images/c, which leads to no image"):
+        opened(root)
+    (root / "data.yaml").write_text("train: images\nval: images\nnames: [cat, dog]\n")
+    assert {split: len(source) for split, source in opened(root)[1].items()} == {"train": 2}
+    (root / "data.yaml").write_text("train: x\nval: y\nnames: [cat, dog]\n")
+    assert {split: len(source) for split, source in opened(root)[1].items()} == {"train": 2}
+    assert "its train and val lead to no image of the set" in caplog.text
