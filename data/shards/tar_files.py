@@ -75,8 +75,14 @@ def is_pattern(text: str) -> bool:
     return "{" in text or glob.has_magic(text)
 
 
-def split_of(name: str) -> str | None:
-    """Tell from a word in a file's or folder's name of which split it is."""
+def folders_in(folder: Path) -> list[Path]:
+    """List the folders in one, which may hold millions of files: nothing is asked of each of them."""
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def split_in_name(name: str) -> str | None:
+    """Tell from any word in a tar's or its folder's name of which split it is, whatever the others are."""
     for word in re.findall("[a-z]+", name.lower()):
         split = SPLIT_WORDS.get(re.sub("(set|data|shards?|images?)$", "", word))
         if split is not None:
@@ -134,8 +140,8 @@ def _below(folder: Path, *, pattern: str) -> dict[str, TarGroup]:
     Raises:
         UserError: there are none, or the folders' names do not tell what they are.
     """
-    holding = {each: _matching(each, pattern=pattern) for each in sorted(folder.iterdir()) if each.is_dir()}
-    holding = {each: tars for each, tars in holding.items() if tars} if pattern == ALL_TARS else {}
+    folders = folders_in(folder) if pattern == ALL_TARS else []
+    holding = {each: tars for each in folders if (tars := _matching(each, pattern=pattern))}
     if not holding:
         names = sorted(path.name for path in folder.iterdir())
         packed = [name for name in names if name.endswith(COMPRESSED)]
@@ -146,7 +152,7 @@ def _below(folder: Path, *, pattern: str) -> dict[str, TarGroup]:
             )
         raise UserError(f"no file in {folder} matches {pattern!r}; it holds {', '.join(names[:5]) or 'nothing'}")
     groups = {
-        str(split_of(each.name)): TarGroup(tars=tuple(tars), choice=f"--source {each}")
+        str(split_in_name(each.name)): TarGroup(tars=tuple(tars), choice=f"--source {each}")
         for each, tars in holding.items()
     }
     if len(groups) < len(holding) or "None" in groups:
@@ -157,10 +163,10 @@ def _below(folder: Path, *, pattern: str) -> dict[str, TarGroup]:
 
 def _by_name(folder: Path, tars: list[Path]) -> dict[str, TarGroup]:
     """Divide a folder's tars by what `_info.json` or their names say of their split."""
-    listed = _listed_splits(folder / INFO_NAME)
+    listed = _splits_in_info(folder / INFO_NAME)
     splits: dict[str | None, list[Path]] = {}
     for tar in tars:
-        splits.setdefault(listed.get(tar.name) or split_of(tar.stem), []).append(tar)
+        splits.setdefault(listed.get(tar.name) or split_in_name(tar.stem), []).append(tar)
     if len(splits) == 1:
         return _single(tars)
     groups = {split: TarGroup(tars=tuple(each), choice=_choice(each, tars)) for split, each in splits.items()}
@@ -170,7 +176,7 @@ def _by_name(folder: Path, tars: list[Path]) -> dict[str, TarGroup]:
     return {split: group for split, group in groups.items() if split is not None}
 
 
-def _listed_splits(path: Path) -> Mapping[str, str]:
+def _splits_in_info(path: Path) -> Mapping[str, str]:
     """Read the split of each tar from timm's `_info.json`, if that is what it is."""
     if not path.is_file() or path.stat().st_size > MAX_INFO_BYTES:
         return {}
@@ -186,7 +192,7 @@ def _pairs(tree: Any) -> Iterator[tuple[str, str]]:
     for name, entry in splits.items() if isinstance(splits, dict) else ():
         names = entry.get("filenames") if isinstance(entry, dict) else None
         for each in names if isinstance(names, list) else ():
-            if isinstance(each, str) and (split := split_of(name)) is not None:
+            if isinstance(each, str) and (split := split_in_name(name)) is not None:
                 yield Path(each).name, split
 
 

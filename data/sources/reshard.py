@@ -11,7 +11,7 @@ from data.shards.index import UNLABELLED, SampleEntry
 from data.shards.manifest import MANIFEST_NAME
 from data.shards.scan import index_shards
 from data.shards.shard_set import ShardSet, open_shards
-from data.shards.tar_files import COMPRESSED, TarGroup, find_tars_by_split, split_of
+from data.shards.tar_files import COMPRESSED, TarGroup, find_tars_by_split, folders_in, split_in_name
 from data.sources.config import Preparation, Write
 from data.sources.formats import SourceFormat
 from data.sources.preparation import MAX_FILE_BYTES, prepare_image
@@ -91,9 +91,14 @@ def find_shards(options: Write, index_folder: Path) -> dict[str, StoredSamples]:
         return {"train": stored_samples(open_shards(folder), preparation=options.preparation)}
     written = _written_splits(folder)
     if written:
-        shards = {split: open_shards(path) for split, path in written.items()}
-        return {split: stored_samples(each, preparation=options.preparation) for split, each in shards.items()}
-    groups = _train_and_val(find_tars_by_split(folder, pattern=options.pattern), source=options.source)
+        chosen = _train_and_val({split: f"--source {path}" for split, path in written.items()}, source=options.source)
+        return {
+            name: stored_samples(open_shards(written[split]), preparation=options.preparation)
+            for name, split in chosen.items()
+        }
+    found = find_tars_by_split(folder, pattern=options.pattern)
+    chosen = _train_and_val({split: group.choice for split, group in found.items()}, source=options.source)
+    groups = {name: found[split] for name, split in chosen.items()}
     names = options.classes or find_class_names(folder) or find_class_names(next(iter(groups.values())).tars[0].parent)
     classes = None if names is None else tuple(read_class_names(names))
     splits: dict[str, StoredSamples] = {}
@@ -105,22 +110,46 @@ def find_shards(options: Write, index_folder: Path) -> dict[str, StoredSamples]:
 
 
 def _written_splits(folder: Path) -> dict[str, Path]:
-    """Find the folders with manifests that `write` makes of a source with two splits."""
-    paths = {split: folder / split for split in ("train", "val")}
-    return paths if all((path / MANIFEST_NAME).is_file() for path in paths.values()) else {}
+    """Find the folders with manifests that `write` makes of a source with splits.
+
+    Raises:
+        UserError: two of them are of one split.
+    """
+    written: dict[str, Path] = {}
+    others: list[Path] = []
+    for path in _split_folders(folder):
+        if (path / MANIFEST_NAME).is_file():
+            split = str(split_in_name(path.name))
+            if written.setdefault(split, path) != path:
+                raise UserError(
+                    f"{folder} has shards of {split} in {written[split].name} and {path.name}: choose one with "
+                    f"--source {written[split]}, --source {path}"
+                )
+        elif _holds_tars(path):
+            others.append(path)
+    for path in others if written else ():
+        logger.warning("the tars in %s, which has no manifest, are left alone: --source %s", path, path)
+    return written
 
 
-def _train_and_val(groups: Mapping[str, TarGroup], *, source: str) -> dict[str, TarGroup]:
-    """Choose what to train on and what to hold out; tests are for neither where there is something else."""
-    if len(groups) == 1:
-        return {"train": next(iter(groups.values()))}
-    held_out = "val" if "val" in groups else "test"
-    if "train" not in groups:
-        choices = ", ".join(group.choice for group in groups.values())
-        raise UserError(f"{source} holds the tars of {' and '.join(groups)}, and none to train on: choose {choices}")
-    for split in groups.keys() - {"train", held_out}:
-        logger.warning("the %d tars of %s are left alone: %s", len(groups[split].tars), split, groups[split].choice)
-    return {"train": groups["train"], "val": groups[held_out]}
+def _split_folders(folder: Path) -> list[Path]:
+    return [path for path in folders_in(folder) if split_in_name(path.name) is not None] if folder.is_dir() else []
+
+
+def _train_and_val(choices: Mapping[str, str], *, source: str) -> dict[str, str]:
+    """Choose the splits to train on and to hold out; tests are for neither where there is something else.
+
+    ``choices`` are the options that choose each split alone.
+    """
+    if len(choices) == 1:
+        return {"train": next(iter(choices))}
+    held_out = "val" if "val" in choices else "test"
+    if "train" not in choices:
+        options = ", ".join(choices.values())
+        raise UserError(f"{source} holds shards of {' and '.join(choices)}, and none to train on: choose {options}")
+    for split in sorted(choices.keys() - {"train", held_out}):
+        logger.warning("the shards of %s are left alone: %s", split, choices[split])
+    return {"train": "train", "val": held_out}
 
 
 def _indexed(group: TarGroup, *, classes: tuple[str, ...] | None, options: Write, index_folder: Path) -> ShardSet:
@@ -190,7 +219,7 @@ def is_plain_key(key: str) -> bool:
 def _is_shards(source: Path) -> bool:
     if not source.is_dir():
         return source.name.endswith((".tar", *COMPRESSED))
-    folders = [source, *(each for each in source.iterdir() if each.is_dir() and split_of(each.name) is not None)]
+    folders = (source, *_split_folders(source))
     return any((folder / MANIFEST_NAME).is_file() or _holds_tars(folder) for folder in folders)
 
 

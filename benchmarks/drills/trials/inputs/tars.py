@@ -117,7 +117,27 @@ _IMG2DATASET = {
 _TWO = samples(range(2), label=lambda n: b"%d" % n)
 _TWO = tuple(_TWO)
 
+
+def _ours(*splits: str) -> Make:
+    """Write shards with names of classes for each split, and give the command that reads their folder."""
+
+    def make(folder: Path) -> list[str]:
+        for split in splits:
+            new = (NewSample(source="", members={"jpg": picture(n)}, label=n % 2) for n in range(4))
+            write_shards(new, out=folder / "tars" / split, classes=("cat", "dog"), limits=ShardLimits())
+        return WRITE
+
+    return make
+
+
 CASES = [
+    Case(name="written_train_alone", make=_ours("train"), check=holds([0, 0, 1, 1], ("cat", "dog"))),
+    Case(
+        name="written_three_splits",
+        make=_ours("train", "val", "test"),
+        says="the shards of test are left alone: --source tars/test",
+        check=holds([0, 0, 1, 1], ("cat", "dog"), out="out/val"),
+    ),
     Case(
         name="published_imagenet_is_not_mixed_by_index",
         make=files({**_PUBLISHED, "_info.json": _INFO.encode()}, INDEX),

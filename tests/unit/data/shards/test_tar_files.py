@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.shards.tar_files import find_tars, find_tars_by_split, split_of
+from data.shards.tar_files import find_tars, find_tars_by_split, split_in_name
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def names(tars):
     ],
 )
 def test_words_in_names_tell_the_split(name, split):
-    assert split_of(name) == split
+    assert split_in_name(name) == split
 
 
 def test_braces_asterisks_and_single_tars_are_found(touch):

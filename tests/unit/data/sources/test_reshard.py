@@ -199,3 +199,37 @@ def test_what_write_made_of_two_splits_is_read_again(write, tmp_path):
     assert splits["train"].classes == train.classes
     assert find_source(write_options(tmp_path / "out"))[0] == "webdataset"
     assert find_source(write_options(tmp_path / "shard-{000..003}.tar"))[0] == "webdataset"
+
+
+def test_shards_of_one_split_and_those_to_test_on_keep_their_manifest(write, tmp_path, encoded):
+    train = write(8, name="out/train")
+    assert train.classes is not None
+    find = lambda: find_shards(write_options(tmp_path / "out"), tmp_path / "index")  # noqa: E731
+    assert {split: (len(each), each.classes) for split, each in find().items()} == {"train": (8, train.classes)}
+    write(4, name="out/test")
+    assert {split: (len(each), each.classes) for split, each in find().items()} == {
+        "train": (8, train.classes),
+        "val": (4, train.classes),
+    }
+
+
+def test_splits_that_are_left_alone_are_named(write, tmp_path, caplog):
+    write(8, name="out/train"), write(4, name="out/val"), write(3, name="out/test")
+    (tmp_path / "out" / "train_extra").mkdir()
+    (tmp_path / "out" / "train_extra" / "x.tar").touch()
+    splits = find_shards(write_options(tmp_path / "out"), tmp_path / "index")
+    assert {split: len(source) for split, source in splits.items()} == {"train": 8, "val": 4}
+    assert f"the shards of test are left alone: --source {tmp_path / 'out' / 'test'}" in caplog.text
+    assert "train_extra, which has no manifest, are left alone" in caplog.text
+    write(3, name="out/train_2")
+    with pytest.raises(ValueError, match="has shards of train in train and train_2: choose one"):
+        find_shards(write_options(tmp_path / "out"), tmp_path / "index")
+
+
+def test_a_folder_of_many_files_is_not_asked_about_each(tmp_path, monkeypatch):
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").touch()
+    asked = []
+    monkeypatch.setattr(Path, "is_dir", lambda path: asked.append(path) or path == tmp_path)
+    assert find_source(write_options(tmp_path))[0] == "folder"
+    assert len(asked) < 50
