@@ -5,6 +5,7 @@ Reading them is bounded (data/shards/tar_members.py), and nothing is extracted, 
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -224,35 +225,63 @@ def _group(members: Iterator[TarMember], *, ignored: Counter[str]) -> Iterable[t
     """Gather the members whose names differ only behind the first dot of the file name, as WebDataset does.
 
     Unlike there, they need not be neighbours: tars are also written as all images and then all labels. A sample begins
-    anew where its extension comes again, or a second image after another sample.
+    anew where its extension comes again, or neighbours with an image of their own; and with each of several joined
+    tars, but for one that holds no images.
     """
     samples: list[tuple[str, dict[str, TarMember]]] = []
     places: dict[str, int] = {}
-    for member in members:
-        folder, slash, name = member.name.rpartition("/")
-        stem, dot, extension = name.partition(".")
-        if not stem or not dot:
-            ignored["names without an extension"] += 1
-            continue
-        key, extension = folder + slash + stem, _plain(extension.lower())
-        place = places.get(key)
-        if place is None or not _belongs(extension, samples[place][1], neighbour=place == len(samples) - 1):
-            place = places[key] = len(samples)
-            samples.append((key, {}))
-        samples[place][1][extension] = member
+    for _, part in itertools.groupby(members, key=lambda member: member.part):
+        runs = list(_neighbours(part, ignored=ignored))
+        if any(_has_image(run) for _, run in runs):
+            places.clear()
+        for key, run in runs:
+            earlier = samples[places[key]][1] if key in places else None
+            if earlier is None or earlier.keys() & run.keys() or (_has_image(earlier) and _has_image(run)):
+                places[key] = len(samples)
+                samples.append((key, run))
+            else:
+                earlier.update(run)
     return samples
+
+
+def _neighbours(members: Iterable[TarMember], *, ignored: Counter[str]) -> Iterator[tuple[str, dict[str, TarMember]]]:
+    """Gather the members of one key that follow each other, by extension."""
+    named = ((_key_and_extension(member.name, ignored=ignored), member) for member in members)
+    for key, block in itertools.groupby(named, key=lambda each: each[0][0]):
+        if not key:
+            continue
+        extensions = [(extension, member) for (_, extension), member in block]
+        counts = Counter(extension for extension, _ in extensions)
+        images = sum(counts[extension] for extension in IMAGE_EXTENSIONS)
+        run: dict[str, TarMember] = {}
+        is_lead = images > 0  # what is before the first image, which is of an earlier one where there is enough of it
+        for extension, member in extensions:
+            starts_image = is_lead and extension in IMAGE_EXTENSIONS
+            if extension in run or (starts_image and any(counts[lead] > images for lead in run)):
+                yield key, run
+                run = {}
+            is_lead = is_lead and not starts_image
+            run[extension] = member
+        yield key, run
+
+
+def _key_and_extension(name: str, *, ignored: Counter[str]) -> tuple[str, str]:
+    folder, slash, last = name.rpartition("/")
+    stem, dot, extension = last.partition(".")
+    if not stem or not dot:
+        ignored["names without an extension"] += 1
+        return "", ""
+    return folder + slash + stem, _plain(extension.lower())
+
+
+def _has_image(members: Mapping[str, TarMember]) -> bool:
+    return any(extension in members for extension in IMAGE_EXTENSIONS)
 
 
 def _plain(extension: str) -> str:
     """Take `image.jpg` for `jpg`, as many samples name their one image beside other members."""
     word, _, last = extension.partition(".")
     return last if word in IMAGE_WORDS and last in IMAGE_EXTENSIONS else extension
-
-
-def _belongs(extension: str, sample: Mapping[str, TarMember], *, neighbour: bool) -> bool:
-    if neighbour or extension not in IMAGE_EXTENSIONS:
-        return extension not in sample
-    return not any(image in sample for image in IMAGE_EXTENSIONS)
 
 
 def _add_sample(scan: Scan, *, file: BinaryIO, key: str, members: dict[str, TarMember], reading: Reading) -> None:

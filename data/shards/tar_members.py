@@ -32,6 +32,8 @@ class TarMember:
     """Where its bytes start."""
     size: int
     """How many there are, all inside the tar."""
+    part: int = 0
+    """In which of several joined tars it lies."""
 
 
 def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]:
@@ -44,7 +46,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
     """
     end = os.fstat(file.fileno()).st_size
     _refuse_packed(read_at(file, offset=0, size=8))
-    place = tar_end = 0
+    place = tar_end = part = 0
     extended = _Extended()
     while place + BLOCK <= end:  # every turn moves at least one block forward
         header = read_at(file, offset=place, size=BLOCK)
@@ -52,6 +54,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
             tar_end, place = place + 2 * BLOCK, _after_zeros(file, place=place, end=end)
             if place >= end:
                 return
+            part += 1
             continue
         if tar_end:
             _check_joined(header, place=place, tar_end=tar_end)
@@ -70,7 +73,7 @@ def tar_members(file: BinaryIO, *, ignored: Counter[str]) -> Iterator[TarMember]
             continue
         reason = _why_ignored(kind, size=size, extended=extended)
         if reason is None:
-            yield TarMember(name=extended.name or _header_name(header), offset=body, size=size)
+            yield TarMember(name=extended.name or _header_name(header), offset=body, size=size, part=part)
         elif kind != FOLDER:
             ignored[reason] += 1
         extended = _Extended()

@@ -130,7 +130,13 @@ def _ours(*splits: str) -> Make:
     return make
 
 
+_JOINED = {
+    "x.tar": tar((f"{n}.jpg", picture(n)) for n in range(2))
+    + tar((f"{n}.{kind}", each) for n in range(2) for kind, each in (("cls", b"%d" % n), ("jpg", picture(n + 2))))
+}
+
 CASES = [
+    Case(name="joined_with_and_without_labels", make=files(_JOINED, INDEX), check=holds([-1, -1, 0, 1], ("0", "1"))),
     Case(name="written_train_alone", make=_ours("train"), check=holds([0, 0, 1, 1], ("cat", "dog"))),
     Case(
         name="written_three_splits",

@@ -322,3 +322,29 @@ def test_real_foreign_shards_are_all_found(tmp_path):
     assert len(counts) == 10
     assert counts.sum() == 9469
     assert counts.min() > 800
+
+
+def labelled(path):
+    return [(entry.key, entry.image.size, entry.label) for entry in scan_tar(path).entries]
+
+
+def test_labels_stay_with_the_images_of_their_own_tar_where_tars_are_joined(tmp_path):
+    images = [(f"{n}.jpg", b"x") for n in range(2)]
+    both = [member for n in range(2) for member in ((f"{n}.cls", b"%d" % n), (f"{n}.jpg", b"yy"))]
+    for name, members in (("neighbours", both), ("all", sorted(both))):
+        first, second = make_tar(tmp_path / "a.tar", images), make_tar(tmp_path / "b.tar", members)
+        joined = tmp_path / f"{name}.tar"
+        joined.write_bytes(first.read_bytes() + second.read_bytes())
+        assert sorted(labelled(joined), key=lambda entry: entry[1]) == [
+            *(("0", 1, None), ("1", 1, None)),
+            *(("0", 2, 0), ("1", 2, 1)),
+        ]
+    # appended, as `tar -A` does, nothing tells where the first ends
+    assert labelled(make_tar(tmp_path / "appended.tar", [*images, *both])) == labelled(tmp_path / "neighbours.tar")
+
+
+def test_a_joined_tar_of_labels_alone_is_of_the_images_before_it(tmp_path):
+    first = make_tar(tmp_path / "a.tar", [(f"{n}.jpg", b"x") for n in range(2)])
+    second = make_tar(tmp_path / "b.tar", [(f"{n}.cls", b"%d" % n) for n in range(2)])
+    (tmp_path / "ab.tar").write_bytes(first.read_bytes() + second.read_bytes())
+    assert labelled(tmp_path / "ab.tar") == [("0", 1, 0), ("1", 1, 1)]
