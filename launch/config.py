@@ -18,7 +18,8 @@ CLUSTERS = Path(__file__).resolve().parent / "clusters"
 
 _SECRET = re.compile(r"(?<![\w-])((?:\w*_)?(?:KEY|TOKEN|SECRET|PASSWORD))=", re.IGNORECASE)
 """An assignment to a name whose last part, between underscores, marks it as a secret; --options are none."""
-_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@]*:[^\s/@]*@")
+_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://([^\s/@]*:[^\s/@]*|[^\s/@:]{20,})@")
+"""A URL with a password, or with a name that is long as a token is."""
 """A URL with a password in it, such as that of a proxy."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -126,11 +127,11 @@ def _refuse_secrets(option: str, lines: Sequence[str]) -> None:
 
 
 def _refuse_logins(option: str, lines: Sequence[str]) -> None:
-    """Refuse a URL with a password, and name it without that."""
+    """Refuse a URL with a password or a token, and name it without that."""
     for line in lines:
         if match := _LOGIN.search(line):
             raise UserError(
-                f"{option} holds a URL with a user name and a password ({match[0].partition('://')[0]}://...), which "
+                f"{option} holds a URL with a password or a token ({match[0].partition('://')[0]}://...), which "
                 "would stand in the submitted script; export it in the shell that submits instead: it is passed on"
             )
 

@@ -209,7 +209,10 @@ class JobFolder:
 
 
 def _refuse_exchangeable(run: Path) -> None:
-    """Refuse a run folder in which, or above which, others may rename folders: they could put their own code there."""
+    """Refuse a run folder that is another user's, and one in which, or above which, everybody may rename folders.
+
+    They could put their own code there. Owners of folders above it, and groups that may write there, are trusted.
+    """
     _refuse_of_others(run)
     for folder in (run.resolve(), *run.resolve().parents):
         mode = folder.stat().st_mode

@@ -48,11 +48,16 @@ def test_a_secret_in_a_line_of_the_script_is_refused_without_its_value(option, v
 
 @pytest.mark.parametrize(
     "line",
-    ["http_proxy=http://me:hunter2@proxy:3128", "HTTPS_PROXY=https://me:hunter2@[::1]/", "A=ftp://:hunter2@x"],
+    [
+        "http_proxy=http://me:hunter2@proxy:3128",
+        "HTTPS_PROXY=https://me:hunter2@[::1]/",
+        "A=ftp://:hunter2@x",
+        "REPO=https://ghp_hunter2Wmc0Q1zT8yXa4@github.com/a/b",
+    ],
 )
-def test_a_url_with_a_password_is_refused_without_it(line):
+def test_a_url_with_a_password_or_a_token_is_refused_without_it(line):
     for option in ({"environment": (line,)}, {"setup": (f"export {line}",)}, {"container": f"run --env {line} x.sif"}):
-        with pytest.raises(ValueError, match=r"holds a URL with a user name and a password") as error:
+        with pytest.raises(ValueError, match=r"holds a URL with a password or a token") as error:
             ClusterConfig(**option)
         assert "hunter2" not in str(error.value)
 

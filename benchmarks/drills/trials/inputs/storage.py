@@ -211,7 +211,7 @@ CASES = [
         name="proxy_with_a_password",
         make=submitting("--cluster.environment", "http_proxy=http://me:hunter2@proxy:3128"),
         code=None,
-        says="a URL with a user name and a password",
+        says="a URL with a password or a token",
         never_says="Traceback|hunter2",
         check=lambda folder: "it was submitted" if (folder / "run" / "launch").exists() else None,
     ),
