@@ -12,7 +12,7 @@ from typing import Any
 from engine.commands import resolve
 from engine.documents import read_yaml
 from engine.errors import UserError
-from engine.recipe import expand_home, find_recipe
+from engine.recipe import find_recipe
 from finetune.config import FinetuneConfig
 
 
@@ -95,5 +95,5 @@ def _sections(argv: Sequence[str]) -> set[str]:
     sections = {argument.removeprefix("--").partition(".")[0] for argument in argv if argument.startswith("--")}
     for path in take_option(argv, "--recipe")[0]:
         with suppress(OSError, UserError):
-            sections |= {str(key) for key in read_yaml(find_recipe(Path(expand_home(path)), program="finetune"))}
+            sections |= {str(key) for key in read_yaml(find_recipe(Path(path), program="finetune"))}
     return sections

@@ -16,7 +16,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.slurm import slurm
 
-from engine.errors import UserError
+from engine.errors import SIGNALS, UserError
 from launch import slurm_queue
 from launch.job_folder import Job, JobFolder
 from launch.node import NodeJob
@@ -24,7 +24,7 @@ from launch.program_calls import ROOT
 
 logger = logging.getLogger(__name__)
 
-ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+ENDING = {signal.SIGINT, *SIGNALS}
 """What ends a command from outside."""
 
 

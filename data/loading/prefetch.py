@@ -17,7 +17,7 @@ from typing import Any
 from data.loading.passes import IntArray
 from data.shards.open_shard import cached_files
 from data.shards.shard_set import ShardSet
-from engine.errors import UserError
+from engine.errors import SIGNALS, UserError
 from engine.terms import MicroBatchKey
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _should_fetch(shards: ShardSet, shard: int, *, earlier: "Future[None] | None
 
 def leave_signals_to_trainer() -> None:
     """Ignore what schedulers send to every process: the trainer saves, and then ends the processes that feed it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+    for number in (signal.SIGINT, *SIGNALS, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 

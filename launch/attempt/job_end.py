@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from engine.errors import SIGNALS
 from launch import slurm_queue
 from launch.attempt.restart import Decision, Outcome, decide
 from launch.job_folder import KNOWN_WAIT_S, Job, JobFolder
@@ -71,7 +72,7 @@ def settle(options: SettleOptions) -> None:
     Raises:
         SystemExit: always, with the job's exit code.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2):  # they come with the requeue below
+    for number in SIGNALS:  # they come with the requeue below, and the end must be written down
         signal.signal(number, signal.SIG_IGN)
     log_to_job()
     exit_code, runs = options.exit_code, options.runs

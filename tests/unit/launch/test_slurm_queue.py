@@ -5,6 +5,7 @@ import os
 import pytest
 from rich.console import Console
 
+from engine.errors import SIGNALS
 from launch import slurm_queue
 from launch.attempt import job_end
 from launch.commands import doctor
@@ -53,11 +54,13 @@ def settled(folder, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(job_end, "PAUSE_S", 0)
     monkeypatch.setattr(job_end, "log_to_job", lambda: None)
-    monkeypatch.setattr(job_end.signal, "signal", lambda *_: None)
+    ignored = []
+    monkeypatch.setattr(job_end.signal, "signal", lambda number, _: ignored.append(number))
     folder.note("start", step=0)
     folder.note("signal", name="SIGUSR2")
     with pytest.raises(SystemExit) as ended:
         job_end.settle(job_end.SettleOptions(1, (folder.run,)))
+    assert set(ignored) == set(SIGNALS), "none of them keeps the end from being written down"
     return ended.value.code
 
 
