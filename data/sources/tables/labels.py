@@ -6,6 +6,7 @@ in sorted order. An empty one is none.
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from data.shards.class_names import MAX_CLASSES
@@ -32,7 +33,9 @@ def number_labels(
     Raises:
         UserError: labels that are no classes, or can be meant in two ways.
     """
-    values = ["" if value == no_label else value for value in values]
+    # The same letters in other bytes are the same class, as they are of folders.
+    values = [unicodedata.normalize("NFC", "" if value == no_label else value) for value in values]
+    names = None if names is None else [unicodedata.normalize("NFC", name) for name in names]
     labels = {value for value in values if value}
     if not labels:
         raise UserError(f"column {column!r} holds no label; choose another with --label-column, or {NO_COLUMN}")

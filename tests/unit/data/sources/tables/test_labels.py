@@ -45,3 +45,9 @@ def test_the_answer_is_taken(caplog):
     assert not caplog.records
     assert numbered("1", "2") == ([1, 2], ("0", "1", "2"))
     assert "from 1 to 2, and 1 of the 3 classes from 0 on have no image" in caplog.text
+
+
+def test_the_same_letters_in_other_bytes_are_one_class():
+    values = ["e\u0301", "\u00e9", "b"]
+    for names in (None, ["b", "e\u0301"]):
+        assert number_labels(values, names=names, column="label", no_label=None) == ([1, 1, 0], ("b", "\u00e9"))
