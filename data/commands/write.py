@@ -12,6 +12,7 @@ from rich.console import Console
 from data.commands.class_counts import class_counts, object_counts, split_table
 from data.commands.class_order import class_mix
 from data.commands.console import say, start_console, watch
+from data.commands.object_faults import object_faults
 from data.shards.manifest import Manifest, read_manifest
 from data.shards.shard_set import open_shards
 from data.sources.config import AUTO, Write
@@ -56,6 +57,7 @@ def run_write(options: Write) -> None:
             manifest = read_manifest(part.out) if complete[part.name] else _write_part(part, options, console=console)
             say_written(manifest, folder=part.out, console=console)
         _say_classes(parts, console=console)
+        _say_faults(parts, console=console)
         _say_passed_over(options, parts=parts, console=console)
 
 
@@ -73,6 +75,13 @@ def _say_classes(parts: Sequence[_Part], *, console: Console) -> None:
     else:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         say(console, f"classes: {', '.join(names[:MOST_NAMES])}{more}")
+
+
+def _say_faults(parts: Sequence[_Part], *, console: Console) -> None:
+    """Say what training will leave out of the objects; of COCO's it is said when they are read."""
+    for part in parts:
+        if part.plan["format"] != "coco" and (text := str(object_faults(open_shards(part.out)))):
+            say(console, f"warning: {part.out}: {text}")
 
 
 def _say_passed_over(options: Write, *, parts: Sequence[_Part], console: Console) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.sources.trees.listing import files_in
+from data.sources.trees.names import split_of
 from engine.documents import read_text, read_yaml
 from engine.errors import UserError
 
@@ -90,8 +91,9 @@ class SetFile:
         short = str(parts).removeprefix("../")  # as its own program reads it, where the entry leads nowhere
         starts = (self._home / self._text("path"), self._home)
         places = [start / name for start in starts for name in (str(parts), short)]
-        if self.is_inside:  # paths of another machine
-            places += [self.root.joinpath(*parts.parts[number:]) for number in range(1, len(parts.parts))]
+        if self.is_inside:  # paths of another machine, from whose end the split's name must not be missing
+            named = next((number for number, part in enumerate(parts.parts) if split_of(part)), len(parts.parts) - 1)
+            places += [self.root.joinpath(*parts.parts[number:]) for number in range(1, named + 1)]
         found = (os.path.relpath(place, self.root) for place in places if os.path.exists(place))  # noqa: PTH110
         return next((place for place in found if place.split("/")[0] != ".."), None)
 

@@ -8,7 +8,7 @@ Classes are the names in use, sorted, or those of --classes. Boxes count pixels 
 objects are marked as crowds: they are not learnt, and not missed. Images without a file are left out.
 """
 
-import html
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".xml"
 MAX_BYTES = 2**24
-NAME = re.compile(r"<object>.*?<name>\s*([^<]*?)\s*</name>", re.DOTALL)
 START = re.compile(rb"\s*(\xef\xbb\xbf)?(<\?xml[^>]*>)?\s*<annotation\b")
 
 
@@ -57,7 +56,7 @@ class VocBoxes(BesideFile):
         return {"json": sample_json(objects, file_name=self.image, size=image.size)}
 
     def _object(self, item: ElementTree.Element, *, image: Prepared) -> dict[str, object]:
-        name = (item.findtext("name") or "").strip()
+        name = _name(item)
         if name not in self.numbers:
             raise BadImage(f"{self.path} has an object {name!r}, which is no class")
         try:
@@ -68,7 +67,8 @@ class VocBoxes(BesideFile):
             raise BadImage(f"{self.path} has an object {name!r} without a box in numbers") from None
         is_difficult = (item.findtext("difficult") or "0").strip() not in ("0", "False", "Unspecified")
         corners = (left - 1, top - 1, right, bottom)
-        return box_object(self.numbers[name], corners=corners, size=image.size, is_crowd=is_difficult)
+        where = f"{self.path}, object {name!r},"
+        return box_object(self.numbers[name], corners=corners, size=image.size, where=where, is_crowd=is_difficult)
 
 
 def find_voc(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
@@ -117,17 +117,19 @@ def _files(pair: Pair) -> dict[str, Path]:
 
 
 def _names(files: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
-    """List the names in use. They are searched for as text: what is no XML is said of its image, when it is read."""
-    names = {
-        html.unescape(name)
-        for found in files.values()
-        for path in found.values()
-        for name in NAME.findall(read_limited(path).decode(errors="replace"))
-        if name
-    }
+    """List the names in use; what is no XML is said of its image, when it is read."""
+    names: set[str] = set()
+    for path in (path for found in files.values() for path in found.values()):
+        with contextlib.suppress(BadImage):
+            names.update(map(_name, _parsed(path).iter("object")))
+    names.discard("")
     if not names:
         raise UserError(f"no object in the .xml files of {', '.join(files)}")
     return tuple(sorted(names))
+
+
+def _name(item: ElementTree.Element) -> str:
+    return (item.findtext("name") or "").strip()
 
 
 def _parsed(path: Path) -> ElementTree.Element:

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".txt"
 NAME_FILES = ("obj.names", "classes.txt", "_darknet.labels", "predefined_classes.txt")
-LINE = re.compile(rb"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*")
+LINE = re.compile(rb"\s*\d+(\.0*)?([\s,;]+([-+.\deE]+|nan|[-+]?inf)){4,}\s*", re.IGNORECASE)
+"""A line of numbers, if not a right one: those that are wrong are named when they are read."""
 FILES_LOOKED_AT = 20
 SLACK = 0.01
 """Boxes stick out of images by rounding; more than this share is a mistake."""
@@ -78,11 +79,11 @@ class YoloBoxes(BesideFile):
         if len(shares) == 4:
             x, y, across, down = shares[0] * width, shares[1] * height, shares[2] * width, shares[3] * height
             corners = (x - across / 2, y - down / 2, x + across / 2, y + down / 2)
-            return box_object(int(category), corners=corners, size=size)
+            return box_object(int(category), corners=corners, size=size, where=where)
         if len(shares) < 6 or len(shares) % 2:
             raise BadImage(f"{where} has {len(shares)} numbers after its class, expected 4 or a polygon's pairs")
         points = [share * (height if place % 2 else width) for place, share in enumerate(shares)]
-        return polygon_object(int(category), points=points, size=size)
+        return polygon_object(int(category), points=points, size=size, where=where)
 
 
 def find_yolo(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
@@ -141,12 +142,12 @@ def _divided(files: Mapping[str, dict[str, str]], *, folder: Path, set_file: Set
     paths = {name: path for each in found.values() for name, path in each.items()}
     held_out = "val" if set_file.entries("val") else "test"
     named = {"train": set_file.images("train", among=paths), "val": set_file.images(held_out, among=paths)}
-    if named["val"] == named["train"]:  # as in small examples, which validate on what they train on
-        named["val"] = set()
+    if named["train"] == named["val"]:  # nothing, or all, as in small examples that validate on what they train on
+        if set_file.entries("train"):
+            logger.warning("%s: train and val lead to no images of their own: folders decide", set_file.path)
+        return dict(files)
     named = {split: images for split, images in named.items() if images}
     if all(images == found.get(split, {}).keys() for split, images in named.items()):
-        if not named and set_file.entries("train"):
-            logger.warning("%s: its train and val lead to no image of the set, whose folders decide", set_file.path)
         return dict(files)
     if "train" not in named or (set_file.entries(held_out) and "val" not in named):
         split = held_out if "train" in named else "train"
@@ -177,13 +178,16 @@ def _names(folder: Path, *, set_file: SetFile | None, given: Path | None) -> tup
 
 
 def _is_yolo(folder: Path) -> bool:
-    """Whether there are images with text of the same names that holds numbers: captions lie so, too."""
+    """Whether there are images with text of the same names that mostly holds numbers: captions lie so, too."""
     pairs = find_boxes(folder, suffix=SUFFIX) or {}
+    set_file = find_set_file(folder) if pairs else None
+    if set_file is not None and set_file.is_inside:
+        return True
     for pair in pairs.values():
         paths = (str(pair.beside(path, suffix=SUFFIX)) for path in pair.paths())
         contents = (read_limited(Path(path)) for path in paths if Path(path).is_file())
         lines = [content.splitlines()[0] for content in islice(filter(bytes.strip, contents), FILES_LOOKED_AT)]
-        if lines and all(LINE.fullmatch(line) for line in lines):
+        if lines and 2 * sum(LINE.fullmatch(line) is not None for line in lines) >= len(lines):
             return True
     return False
 

@@ -149,6 +149,21 @@ BOX_TREES = [
         says="line 1 of in/labels/1.txt has 8, expected shares",
         check=objects(1, train=1),
     ),
+    case(
+        "yolo_with_commas",
+        files(
+            *("images/1.jpg", "images/2.jpg"),
+            texts={"labels/1.txt": "0,0.5,0.5,0.2,0.2\n", "labels/2.txt": LINE, "classes.txt": "cat\ndog\n"},
+        ),
+        says="taken as --format yolo.*line 1 of in/labels/1.txt is '0,0.5",
+        check=objects(1, train=1),
+    ),
+    case(
+        "yolo_empty_box",
+        files("images/1.jpg", texts={"labels/1.txt": f"0 0.5 0.5 0 0\n{LINE}", "data.yaml": YAML}),
+        says="warning: out: 1 objects cannot be learnt from: training leaves them out; 1.jpg, object 0",
+        check=objects(2, train=1),
+    ),
     case("captions", files("1.jpg", "2.jpg", texts={"1.txt": "a cat"}), says="1 .txt", check=written(None, train=2)),
     case(
         "voc_boxes",
@@ -167,6 +182,19 @@ BOX_TREES = [
         "voc_kaggle",
         files("images/1.png", "images/2.png", texts={"annotations/1.xml": XML}),
         says="1 of 2 images have no .xml and are left out.*passed over.*1 .png",
+        check=written(["dog"], train=1),
+    ),
+    case(
+        "voc_boxes_that_are_none",
+        files(
+            *("images/1.jpg", "images/2.jpg", "images/3.jpg"),
+            texts={
+                "annotations/1.xml": XML,
+                "annotations/2.xml": XML.replace(">8<", ">nan<"),
+                "annotations/3.xml": XML.replace("<xmin>1<", "<xmin>12<"),
+            },
+        ),
+        says="a number that is not finite.*ends before it begins|ends before it begins.*a number that is not finite",
         check=written(["dog"], train=1),
     ),
     case("voc_beside", files("train/1.jpg", texts={"train/1.xml": XML}), check=written(["dog"], train=1)),

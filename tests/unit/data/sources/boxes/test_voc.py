@@ -55,6 +55,8 @@ def test_classes_are_sorted_names_and_difficult_objects_crowds(boxed, opened, ob
     [
         (xml("dog", width=99), "it is 40x56 pixels upright, its boxes are made for 40x99"),
         (xml("dog", right="x"), "an object 'dog' without a box in numbers"),
+        (xml("dog", right="nan"), "object 'dog', has a box with a number that is not finite"),
+        (xml("dog", right="-9"), "object 'dog', has a box that ends before it begins: 0, 10, -9, 40"),
         (xml("dog")[:-5], "is no XML"),
         (xml("dog").replace("<annotation>", '<!DOCTYPE x [<!ENTITY a "b">]><annotation>'), "defines entities"),
     ],
@@ -76,3 +78,13 @@ def test_voc_with_boxes_and_maps_is_asked_about(boxed, opened):
     root = boxed("JPEGImages/1.jpg", "SegmentationClass/1.png", texts={"Annotations/1.xml": xml("dog")})
     with pytest.raises(ValueError, match=r"label maps \(--format labels\), Pascal VOC's boxes \(--format voc\)"):
         opened(root)
+
+
+def test_names_are_those_of_objects_not_of_their_parts(boxed, opened, objects):
+    part = "<object><part><name>head</name><bndbox/></part><name>dog</name>"
+    first = xml("dog").replace("<object><name>dog</name>", part)
+    second = xml("cat").replace("<object>", '<object id="1">').replace("cat", "<![CDATA[cat]]>")
+    root = boxed("images/1.jpg", "images/2.jpg", texts={"annotations/1.xml": first, "annotations/2.xml": second})
+    source = opened(root)[1]["train"]
+    assert source.classes == ("cat", "dog")
+    assert [objects(source, number)[0]["category"] for number in range(2)] == [1, 0]

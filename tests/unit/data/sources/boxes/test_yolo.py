@@ -52,6 +52,7 @@ def test_an_image_without_a_file_has_no_objects_and_is_counted(boxed, opened, ob
         ("0 0.5 0.5 0.2 0.2 0.9", "has 5 numbers after its class, expected 4 or a polygon's pairs"),
         (f"{BOX}cat 0.5 0.5 0.2 0.2", "line 2 of .*1.txt is 'cat 0.5"),
         (f"{BOX}0 nan 0.5 0.2 0.2", "has nan, expected shares"),
+        ("0 0.5 0.5 -0.005 0.2", "line 1 of .*1.txt has a box that ends before it begins"),
     ],
 )
 def test_faults_name_file_and_line(boxed, opened, objects, text, reason):
@@ -146,4 +147,28 @@ def test_splits_that_lead_to_other_images_are_refused_and_those_that_lead_nowher
     assert {split: len(source) for split, source in opened(root)[1].items()} == {"train": 2}
     (root / "data.yaml").write_text("train: x\nval: y\nnames: [cat, dog]\n")
     assert {split: len(source) for split, source in opened(root)[1].items()} == {"train": 2}
-    assert "its train and val lead to no image of the set" in caplog.text
+    assert "train and val lead to no images of their own: folders decide" in caplog.text
+
+
+@pytest.mark.parametrize("entries", ["train: ../train/images\nval: ../valid/images\n", "train: ../train/images\n"])
+def test_entries_of_another_layout_leave_it_to_the_folders(boxed, opened, entries):
+    texts = {"labels/train/1.txt": BOX, "labels/val/2.txt": BOX, "data.yaml": f"{entries}names: [cat, dog]\n"}
+    found = opened(boxed("images/train/1.jpg", "images/val/2.jpg", texts=texts))[1]
+    assert {split: len(source) for split, source in found.items()} == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize("odd", ["1 nan .5 .2 .2", "0,0.5,0.5,0.2,0.2", "cat 0.5 0.5 0.2 0.2"])
+def test_odd_lines_do_not_make_boxes_something_else(boxed, opened, objects, odd):
+    images = [f"images/{number}.jpg" for number in range(4)]
+    texts = {f"labels/{number}.txt": BOX for number in range(1, 4)} | {"labels/0.txt": odd}
+    root = boxed(*images, texts=texts | {"classes.txt": "cat\ndog\n"})
+    name, found = opened(root)
+    assert name == "yolo"
+    assert "line 1 of" in objects(found["train"])
+
+
+@pytest.mark.parametrize("line", ["0,0.5,0.5,0.2,0.2", "cat 0.5 0.5 0.2 0.2"])
+def test_where_data_yaml_lies_all_lines_may_be_odd(boxed, opened, objects, line):
+    root = boxed("images/1.jpg", texts={"data.yaml": YAML, "labels/1.txt": line})
+    name, found = opened(root)
+    assert (name, "line 1 of" in objects(found["train"])) == ("yolo", True)
