@@ -109,10 +109,27 @@ def read_map_classes(path: Path) -> MapClasses:
 def _lines(text: str) -> Iterator[tuple[int, Sequence[int], str]]:
     """Yield place, numbers and name of each line; a first line of names alone is a table's header."""
     for place, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-        words = [word for word in re.split(r"[\s,;]+", line.split("#")[0]) if word]
-        digits = [word for word in words if word.isascii() and word.isdigit()]
-        if words and (digits or place > 1):
-            yield place, [int(word) for word in digits], " ".join(word for word in words if word not in digits)
+        fields = [words for field in re.split(r"[,;\t]", line.split("#")[0]) if (words := field.split())]
+        if fields and (place > 1 or any(_is_number(word) for words in fields for word in words)):
+            numbers, name = _divided(fields)
+            yield place, [int(number) for number in numbers], " ".join(name)
+
+
+def _divided(fields: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Tell the numbers from the name's words, which may have numbers among them or at their end, as `route 66`."""
+    numbers = [word for words in fields if all(map(_is_number, words)) for word in words]
+    name = [word for words in fields if not all(map(_is_number, words)) for word in words]
+    if not numbers:  # they stand in one field with the name, before or behind it
+        count = next((place for place, word in enumerate(name) if not _is_number(word)), 0)
+        numbers, name = name[:count], name[count:]
+    if not numbers and len(fields) == 1:
+        count = next(place for place, word in enumerate(reversed(name)) if not _is_number(word))
+        numbers, name = name[len(name) - count :], name[: len(name) - count]
+    return numbers, name
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
 
 
 def _only_channel(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -67,12 +67,34 @@ def test_colours_in_maps_of_values_and_broken_maps_are_named(classes):
 
 
 def test_a_table_with_a_header_is_read(classes):
+    assert classes("name r g b\nAnimal 64 128 64").names == ("Animal",)
     assert classes("name,r,g,b\nAnimal,64,128,64\nTraffic Light,0,64,64").names == ("Animal", "Traffic Light")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 0 0 background\n255 0 0 route 66\n1 2 3 2 wheels too",
+        "name,r,g,b\nbackground,0,0,0\nroute 66,255,0,0\n2 wheels too,1,2,3",
+        "0,0,0,background\n255 0 0 route 66\n1,2,3,2 wheels too",
+        "0 0 0\tbackground\n255 0 0\troute 66\n1 2 3\t2 wheels too",
+        "0 background\n7 route 66\n9,2 wheels too",
+    ],
+)
+def test_numbers_in_names_are_the_names(classes, text):
+    if "\n1 2 3 2 wheels" in text:  # where nothing tells the numbers apart, it is asked
+        with pytest.raises(ValueError, match=r"line 3 of .*: expected a colour"):
+            classes(text)
+        text = text[: text.rindex("\n")] + "\n1 2 3, 2 wheels too"
+    assert classes(text).names == ("background", "route 66", "2 wheels too")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("car,26,13", "line 1 of .*: expected a colour"),
+        ("car 26 13", "line 1 of .*: expected a colour"),
+        ("1,255,0,0,car", "line 1 of .*: expected a colour"),
         ("0 0 a", "line 1 of .*: expected a colour"),
         ("0 0 0", "line 1 of .*: expected a colour"),
         ("0 0 256 a", "line 1 of .*: expected a colour"),
