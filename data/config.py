@@ -32,7 +32,7 @@ class DataConfig:
     workers: int = may_change(4)
     """Loader processes per training process; 0 loads in the training process."""
     max_pixels: int = may_change(120_000_000)
-    """Images that claim more pixels than this are refused before decoding; the default is above what cameras take."""
+    """Images that claim more pixels than this are refused before decoding, which takes up to 40 bytes for each."""
     max_bad_share: float = may_change(0.05)
     """The run stops when more than this share of the images so far (the first 1000 at least) could not be decoded."""
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.config import DataConfig
 from data.shards.manifest import MANIFEST_NAME, ShardInfo
 from engine.documents import DocumentError, from_tree, parse_object
 from engine.errors import UserError, at_path
@@ -34,6 +35,9 @@ FINAL_NAMES = r"shard-\d{6,}\.(tar|idx|sources\.jsonl)|bad\.jsonl|manifest\.json
 OUR_FILES = re.compile(rf"(?!manifest\.json$)({FINAL_NAMES})(\.partial)?|\.({FINAL_NAMES})\.\d+|writing\.lock")
 
 Plan = Mapping[str, str | int | float | bool | None]
+
+DEFAULTS_CHANGED = {"max_pixels": (178_956_970, DataConfig.max_pixels)}
+"""Defaults of earlier versions, and what they are now: where neither was chosen, plans are the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,8 @@ def _compare_plans(path: Path, *, plan: Plan) -> None:
         earlier = parse_object(path.read_bytes())
     except DocumentError as error:
         raise UserError(f"{path} cannot be read ({error}); delete {out} or choose another --out") from None
-    differing = [name for name in {**earlier, **plan} if earlier.get(name) != plan.get(name)]
+    values = {name: (earlier.get(name), plan.get(name)) for name in {**earlier, **plan}}
+    differing = [name for name, (old, new) in values.items() if old != new and DEFAULTS_CHANGED.get(name) != (old, new)]
     if differing:
         name = differing[0]
         raise UserError(

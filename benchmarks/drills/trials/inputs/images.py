@@ -131,7 +131,7 @@ def _good(
 CASES = [
     _bad("one_column_of_178_million", png((1, 178_000_000), b""), "a side is longer than 65535"),
     _bad("one_column_of_60_million", png((1, 60_000_000), b"\0\0"), "a side is longer than 65535"),
-    _bad("more_pixels_than_cameras_take", png((13_000, 13_000), b""), "more than the 120000000 allowed"),
+    _bad("more_pixels_than_are_allowed", png((13_000, 13_000), b""), "more than the 120000000 allowed"),
     _bad("half_of_the_rows", png((50, 50), _ROW * 25), "50% of its rows are there"),
     _bad("thousands_of_colour_profiles", png((50, 50), _ROW * 50, before=_PROFILES), "several colour profiles"),
     _bad("jpeg_cut_and_ended", _JPEG[:900] + b"\xff\xd9", "premature end", suffix=".jpg"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data.config import DataConfig
 from data.shards.shard_set import open_shards
 from data.writing.journal import Journal, Rejected, check_folder, resume_journal
 from data.writing.writer import NewSample, ShardLimits, resume_shards, write_shards
@@ -90,6 +91,17 @@ def test_another_plan_is_refused_with_both_values(resume, tmp_path):
     with pytest.raises(ValueError, match="was begun with --seed 1, now it is 2"):
         check_folder(tmp_path, plan={"seed": 2})
     assert check_folder(tmp_path, plan={"seed": 1})
+
+
+def test_a_default_that_was_another_before_is_no_other_plan(resume, tmp_path):
+    before, now = {"max_pixels": 178_956_970}, {"max_pixels": DataConfig.max_pixels}
+    resume(tmp_path, stop=5, plan=before)
+    with pytest.raises(ValueError, match="begun with --max-pixels 178956970, now it is 1000"):
+        resume(tmp_path, plan={"max_pixels": 1000})
+    assert resume(tmp_path, plan=now) == 3
+    assert check_folder(tmp_path, plan=now)
+    with pytest.raises(ValueError, match="begun with --max-pixels"):
+        check_folder(tmp_path, plan=before)
 
 
 def test_where_no_shard_is_finished_another_plan_starts_over(resume, tmp_path):
