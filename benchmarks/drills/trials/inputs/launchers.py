@@ -45,6 +45,13 @@ def half_environments(folder: Path) -> list[str]:
     return refusals(folder, "pretrain", calls)
 
 
+def left_over_rank(folder: Path) -> list[str]:
+    """Start one process with the rank that a scheduler leaves behind."""
+    make_shards(folder / "shards", count=8)
+    setup = "os.environ['LOCAL_RANK'] = '-1'"
+    return disturbed(folder, pretraining(), setup=setup)
+
+
 def with_shards(folder: Path) -> list[str]:
     """Start the smallest pretraining."""
     make_shards(folder / "shards", count=8)
@@ -96,6 +103,7 @@ def saved_when_stopped(folder: Path) -> str | None:
 
 
 CASES = [
+    Case(name="rank_left_over", make=left_over_rank, says="report: run", limit_s=120),
     Case(name="half_an_environment", make=half_environments, limit_s=120, never_says="FAULT|Traceback"),
     Case(
         name="an_address_alone_is_one_process",

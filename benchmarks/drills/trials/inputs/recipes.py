@@ -20,13 +20,13 @@ def resolved(*options: str, recipe: str = "") -> Callable[[Path], list[str]]:
     return make
 
 
-def started(*options: str, holding: str = "") -> Callable[[Path], list[str]]:
-    """Start a tiny pretraining whose run folder holds a file, if one is named."""
+def started(*options: str, holding: tuple[str, ...] = ()) -> Callable[[Path], list[str]]:
+    """Start a tiny pretraining whose run folder holds some files."""
 
     def make(folder: Path) -> list[str]:
-        if holding:
-            (folder / holding).parent.mkdir(parents=True)
-            (folder / holding).touch()
+        for name in holding:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
         return [PRETRAIN, *tiny_pretraining(folder), *options]
 
     return make
@@ -118,8 +118,18 @@ CASES = [
         "probes_without_labels", probed(None, ("a", "b"), "--probe.every-steps", "1"), "24 of 24 samples have no label"
     ),
     Case(name="probes_that_never_come", make=probed(("a", "b"), ("a", "b")), says="probe.every-steps", code=None),
-    Case(name="run_folder_of_shards", make=started(holding="runs/x/000000.tar"), says="it holds 000000.tar", code=1),
-    Case(name="run_folder_of_images", make=started(holding="runs/x/cats/1.jpg"), says="it holds cats/1.jpg", code=1),
+    Case(name="run_folder_of_shards", make=started(holding=("runs/x/000000.tar",)), says="it holds 000000.tar", code=1),
+    Case(
+        name="run_folder_of_images",
+        make=started(holding=("runs/x/cats/1.jpg", "runs/x/cats/2.jpg", "runs/x/dogs/1.jpg")),
+        says="it holds cats/1.jpg",
+        code=1,
+    ),
+    Case(
+        name="run_folder_beside_other_files",
+        make=started(holding=("runs/x/code.tar", "runs/x/plots/lr.png", "runs/x/shards/manifest.json")),
+        says="report: runs/x",
+    ),
 ]
 
 

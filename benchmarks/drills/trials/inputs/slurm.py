@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.drills.trials.case import Case
-from benchmarks.drills.trials.tiny_runs import tiny_pretraining
+from benchmarks.drills.trials.tiny_runs import make_shards, tiny_pretraining
 
 CLUSTER = ("--cluster", "a100", "--cluster.gpus-per-node", "1", "--dry-run")
 
@@ -26,7 +26,15 @@ def refused(name: str, says: str, *options: str, files: tuple[str, ...] = ()) ->
     return Case(name=name, make=shown(*options, files=files), says=says, code=1)
 
 
+def waiting_for_a_backbone(folder: Path) -> list[str]:
+    """Submit a fine-tuning whose backbone a queued run has yet to write."""
+    shards = make_shards(folder / "shards")
+    data = ["--data.shards", shards, "--val-shards", shards, "--run.folder", "runs/x"]
+    return ["launch/main.py", "finetune", *data, "--backbone.init", "runs/queued/backbone", *CLUSTER]
+
+
 CASES = [
+    Case(name="backbone_to_come", make=waiting_for_a_backbone, says="if that will be right .*--skip-check", code=1),
     Case(name="sound", make=shown(), says="#SBATCH --nodes=1"),
     refused(
         "recipes_of_one_name",
