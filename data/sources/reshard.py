@@ -91,13 +91,13 @@ def find_shards(options: Write, index_folder: Path) -> dict[str, StoredSamples]:
         return {"train": stored_samples(open_shards(folder), preparation=options.preparation)}
     written = _written_splits(folder)
     if written:
-        chosen = _train_and_val({split: f"--source {path}" for split, path in written.items()}, source=options.source)
+        chosen = _chosen_splits({split: f"--source {path}" for split, path in written.items()}, source=options.source)
         return {
             name: stored_samples(open_shards(written[split]), preparation=options.preparation)
             for name, split in chosen.items()
         }
     found = find_tars_by_split(folder, pattern=options.pattern)
-    chosen = _train_and_val({split: group.choice for split, group in found.items()}, source=options.source)
+    chosen = _chosen_splits({split: group.choice for split, group in found.items()}, source=options.source)
     groups = {name: found[split] for name, split in chosen.items()}
     names = options.classes or find_class_names(folder) or find_class_names(next(iter(groups.values())).tars[0].parent)
     classes = None if names is None else tuple(read_class_names(names))
@@ -136,7 +136,7 @@ def _split_folders(folder: Path) -> list[Path]:
     return [path for path in folders_in(folder) if split_in_name(path.name) is not None] if folder.is_dir() else []
 
 
-def _train_and_val(choices: Mapping[str, str], *, source: str) -> dict[str, str]:
+def _chosen_splits(choices: Mapping[str, str], *, source: str) -> dict[str, str]:
     """Choose the splits to train on and to hold out; tests are for neither where there is something else.
 
     ``choices`` are the options that choose each split alone.

@@ -82,6 +82,15 @@ _CITY = {f"{city}_gtFine_{kind}": halves(7, 8) for city in ("a", "b") for kind i
 
 CASES = [
     Case(
+        name="names_with_numbers",
+        make=pairs(
+            {"1": halves((0, 0, 0), (255, 0, 0))},
+            *("--map-classes", "classes.txt"),
+            classes="0 0 0 background\n255 0 0 route 66\n",
+        ),
+        check=holds(0, 1, classes=("background", "route 66")),
+    ),
+    Case(
         name="binary_maps_in_verify",
         make=_shards(_BINARY, "verify"),
         says=r"label maps hold the values 0 \(50.0%\), 255 \(50.0%\)",

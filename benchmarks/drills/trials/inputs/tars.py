@@ -3,6 +3,9 @@
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -130,12 +133,28 @@ def _ours(*splits: str) -> Make:
     return make
 
 
+def _under_another_default(folder: Path) -> list[str]:
+    """Write shards whose plan has the bound of pixels that was the default before, and give the command again."""
+    command = files({"a.tar": tar(samples(range(2)))}, WRITE)(folder)
+    subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+    )
+    plan = json.loads((folder / "out/plan.json").read_text())
+    (folder / "out/plan.json").write_text(json.dumps({**plan, "max_pixels": 178_956_970}))
+    return command
+
+
 _JOINED = {
     "x.tar": tar((f"{n}.jpg", picture(n)) for n in range(2))
     + tar((f"{n}.{kind}", each) for n in range(2) for kind, each in (("cls", b"%d" % n), ("jpg", picture(n + 2))))
 }
 
 CASES = [
+    Case(name="written_under_another_default", make=_under_another_default, says="out is complete already"),
     Case(name="joined_with_and_without_labels", make=files(_JOINED, INDEX), check=holds([-1, -1, 0, 1], ("0", "1"))),
     Case(name="written_train_alone", make=_ours("train"), check=holds([0, 0, 1, 1], ("cat", "dog"))),
     Case(
