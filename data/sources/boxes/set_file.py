@@ -94,7 +94,10 @@ class SetFile:
         if self.is_inside:  # paths of another machine, from whose end the split's name must not be missing
             named = next((number for number, part in enumerate(parts.parts) if split_of(part)), len(parts.parts) - 1)
             places += [self.root.joinpath(*parts.parts[number:]) for number in range(1, named + 1)]
-        found = (os.path.relpath(place, self.root) for place in places if os.path.exists(place))  # noqa: PTH110
+        existing = [place for place in places if os.path.exists(place)]  # noqa: PTH110
+        if not existing and not self._text("path") and (self.root / parts).exists():  # beside a folder that wraps it
+            existing = [self.root / parts]
+        found = (os.path.relpath(place, self.root) for place in existing)
         return next((place for place in found if place.split("/")[0] != ".."), None)
 
     def _images(self, entry: str, *, among: Collection[str]) -> Iterator[str]:

@@ -107,6 +107,8 @@ def test_names_of_the_sets_own_folder_go_before_those_of_files_beside_it(boxed, 
         opened(root)
     (root.parent / "mine.yaml").write_text("path: in\ntrain: images\nval: images\nnames: [a, b]\n")
     assert opened(root)[1]["train"].classes == ("a", "b")
+    (root.parent / "mine.yaml").write_text("train: images\nnames: [e, f]\n")
+    assert opened(root)[1]["train"].classes == ("e", "f")
     (root / "data.yaml").write_text("names: [c, d]\nnc: 3\n")
     with pytest.raises(ValueError, match="nc is 3, but there are 2 names"):
         opened(root)
