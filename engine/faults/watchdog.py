@@ -158,10 +158,11 @@ class Watchdog:
         self._await_others(last)
         beats = self.read_heartbeats()
         blamed = blame(beats, world_size=self._world_size, now=time.time(), stale_s=self._stale_s)
-        limit = f"run.stall-timeout-s {self._timeout_s:g}"
-        if last.limit_s == self._timeout_s * PATIENCE_OUTSIDE:
+        timeout_s = self._timeout_s or 0.0
+        limit = f"run.stall-timeout-s {timeout_s:g}"
+        if last.limit_s == timeout_s * PATIENCE_OUTSIDE:
             limit += f" times {PATIENCE_OUTSIDE:g}, outside of steps"
-        elif last.limit_s > self._timeout_s:
+        elif last.limit_s > timeout_s:
             limit += f" and the {last.limit_s:g} after which a fetch gives up"
         message = f"no progress for {time.monotonic() - last.since:.0f} s (more than {limit}): {'; '.join(blamed)}"
         content = {"message": message, "blamed": blamed, "heartbeats": [asdict(beat) for beat in beats]}
