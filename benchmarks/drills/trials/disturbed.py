@@ -30,6 +30,7 @@ def disturbed(
             import psutil
             def setup():
                 {setup or "pass"}
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, also in what is started
             program, *options = {list(command)!r}
             process = subprocess.Popen(
                 [sys.executable, os.path.join({str(ROOT)!r}, program), *options],
