@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,15 @@ def submit(drill, slurm, tmp_path):
         sbatch.chmod(0o755)
         command = [sys.executable, "launch/main.py", *drill.arguments(name), *MORE, *more]
         environment = {**slurm.environment, "PATH": f"{tmp_path}:{slurm.environment['PATH']}"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
+        )
         drill.folder = JobFolder(Path(drill.arguments(name)[drill.arguments(name).index("--run.folder") + 1]))
         ids = drill.folder.read().ids
         drill.job = ids[-1] if ids else slurm.run("squeue", "-h", "-o", "%i").split()[-1]
