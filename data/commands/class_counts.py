@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,39 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from data.shards.shard_set import ShardSet
-from engine.documents import DocumentError, parse_json
 
 MAX_ROWS = 40
-MOST_READ = 200_000
-"""Of more samples the annotations are not read again to count objects."""
 
 
 def class_counts(shards: ShardSet) -> dict[str, int]:
     """Count the samples of each class by name; empty where samples have none."""
     labels = shards.labels()
     return {} if shards.classes is None or not (labels >= 0).any() else count_labels(labels, classes=shards.classes)
-
-
-def object_counts(shards: ShardSet) -> dict[str, int]:
-    """Count the objects of each class by name, in all samples; empty where there are none, or too many to be read."""
-    if shards.classes is None or shards.num_samples > MOST_READ:
-        return {}
-    counts = [0] * len(shards.classes)
-    for shard, size in enumerate(shards.sizes):
-        for position in range(size):
-            for label in _categories(shards.read_member(shard, position, extension="json")):
-                if 0 <= label < len(counts):
-                    counts[label] += 1
-    return dict(zip(told_apart(shards.classes), counts, strict=True)) if any(counts) else {}
-
-
-def _categories(content: bytes | None) -> list[int]:
-    """List the classes of a sample's objects; what is no such list is `verify`'s to name."""
-    try:
-        tree: Any = {} if content is None else parse_json(content)
-        return [entry["category"] for entry in tree["objects"] if isinstance(entry["category"], int)]
-    except (DocumentError, TypeError, KeyError):
-        return []
 
 
 def count_labels(labels: npt.NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, int]:

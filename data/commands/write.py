@@ -3,16 +3,16 @@
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from data.commands.class_counts import class_counts, object_counts, split_table
+from data.commands.class_counts import class_counts, split_table
 from data.commands.class_order import class_mix
 from data.commands.console import say, start_console, watch
-from data.commands.object_faults import object_faults
+from data.commands.stored_objects import read_objects
 from data.shards.manifest import Manifest, read_manifest
 from data.shards.shard_set import open_shards
 from data.sources.config import AUTO, Write
@@ -56,32 +56,32 @@ def run_write(options: Write) -> None:
                 say(console, f"{part.out} is complete already")
             manifest = read_manifest(part.out) if complete[part.name] else _write_part(part, options, console=console)
             say_written(manifest, folder=part.out, console=console)
-        _say_classes(parts, console=console)
-        _say_faults(parts, console=console)
+        _say_content(parts, console=console)
         _say_passed_over(options, parts=parts, console=console)
 
 
-def _say_classes(parts: Sequence[_Part], *, console: Console) -> None:
-    """Show the classes with the samples or objects of each split, or name them where there are none of both."""
+def _say_content(parts: Sequence[_Part], *, console: Console) -> None:
+    """Show the classes with the samples or objects of each split, and say what training will leave out of these."""
     opened = {part.name: open_shards(part.out) for part in parts}
+    objects = {name: read_objects(shards) for name, shards in opened.items()}
     names = next((shards.classes for shards in opened.values() if shards.classes), None)
-    if names is None:
-        return
-    counts = {name: class_counts(shards) for name, shards in opened.items()}
-    if not any(counts.values()):
-        counts = {f"objects in {name}": object_counts(shards) for name, shards in opened.items()}
+    if names is not None:
+        counts = {name: class_counts(shards) for name, shards in opened.items()}
+        if not any(counts.values()):
+            counts = {f"objects in {name}": stored.counts for name, stored in objects.items()}
+        _say_classes(names, counts=counts, console=console)
+    for part in parts:
+        if part.plan["format"] != "coco" and (text := str(objects[part.name].faults)):  # COCO's are said when read
+            say(console, f"warning: {part.out}: {text}")
+
+
+def _say_classes(names: Sequence[str], *, counts: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    """Show the classes with their counts, or name them where nothing is counted."""
     if any(counts.values()):
         console.print(split_table(names, splits=counts))
     else:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         say(console, f"classes: {', '.join(names[:MOST_NAMES])}{more}")
-
-
-def _say_faults(parts: Sequence[_Part], *, console: Console) -> None:
-    """Say what training will leave out of the objects; of COCO's it is said when they are read."""
-    for part in parts:
-        if part.plan["format"] != "coco" and (text := str(object_faults(open_shards(part.out)))):
-            say(console, f"warning: {part.out}: {text}")
 
 
 def _say_passed_over(options: Write, *, parts: Sequence[_Part], console: Console) -> None:

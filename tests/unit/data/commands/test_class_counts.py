@@ -4,7 +4,8 @@ import json
 
 from rich.console import Console
 
-from data.commands.class_counts import MAX_ROWS, object_counts, split_table
+from data.commands.class_counts import MAX_ROWS, split_table
+from data.commands.stored_objects import read_objects
 from data.shards.shard_set import open_shards
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
@@ -21,22 +22,22 @@ def test_objects_are_counted_by_class(encoded, tmp_path):
     members = [{"jpg": encoded(0), "json": content} for content in [*contents, b"[", b'{"objects": 3}']]
     samples = [NewSample(source="x", members=each) for each in members]
     write_shards(samples, out=tmp_path, classes=("a", "b", "c"), limits=ShardLimits(samples=2))
-    assert object_counts(open_shards(tmp_path)) == {"a": 1, "b": 0, "c": 3}
+    assert read_objects(open_shards(tmp_path)).counts == {"a": 1, "b": 0, "c": 3}
 
 
 def test_classes_of_one_name_are_counted_apart(encoded, tmp_path):
     content = json.dumps({"objects": [{"category": 0}, {"category": 0}, {"category": 1}]}).encode()
     samples = [NewSample(source="x", members={"jpg": encoded(0), "json": content})]
     write_shards(samples, out=tmp_path, classes=("a", "b", "a"), limits=ShardLimits())
-    counts = object_counts(open_shards(tmp_path))
+    counts = read_objects(open_shards(tmp_path)).counts
     assert counts == {"a (class 0)": 2, "b": 1, "a (class 2)": 0}
     shown = rows(split_table(("a", "b", "a"), splits={"train": counts}))
     assert ["2", "a", "(class", "2)", "0"] in shown
 
 
 def test_without_objects_there_is_nothing_to_count(write):
-    assert object_counts(write(3, classes=None)) == {}
-    assert object_counts(write(3, name="other")) == {}
+    assert read_objects(write(3, classes=None)).counts == {}
+    assert read_objects(write(3, name="other")).counts == {}
 
 
 def test_splits_are_columns_and_many_classes_are_shortened():

@@ -2,7 +2,7 @@
 
 import json
 
-from data.commands.object_faults import object_faults
+from data.commands.stored_objects import read_objects
 from data.shards.shard_set import open_shards
 from data.writing.writer import NewSample, ShardLimits, write_shards
 
@@ -14,10 +14,10 @@ def test_objects_that_cannot_be_learnt_from_are_counted_and_named(encoded, tmp_p
     contents = [json.dumps({**tree, "objects": objects}).encode(), b"[", b"{}"]
     samples = [NewSample(source="x", members={"jpg": encoded(0), "json": content}) for content in contents]
     write_shards(samples, out=tmp_path, classes=("cat",), limits=ShardLimits())
-    text = str(object_faults(open_shards(tmp_path)))
+    text = str(read_objects(open_shards(tmp_path)).faults)
     assert "2 objects cannot be learnt from" in text
     assert "a.jpg, object 1" in text
 
 
 def test_shards_without_objects_have_no_faults(write):
-    assert str(object_faults(write(3))) == ""
+    assert str(read_objects(write(3)).faults) == ""
