@@ -78,7 +78,15 @@ def is_pattern(text: str) -> bool:
 def folders_in(folder: Path) -> list[Path]:
     """List the folders in one, which may hold millions of files: nothing is asked of each of them."""
     with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+        return sorted(folder / entry.name for entry in entries if is_folder(entry))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none, and said where it is to be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def split_in_name(name: str) -> str | None:

@@ -25,7 +25,7 @@ from typing import Any
 from data.images.annotations import ObjectFaults
 from data.images.decode import BadImage, read_header
 from data.sources.config import Preparation, Write
-from data.sources.formats import SourceFormat
+from data.sources.formats import SourceFormat, refuse_resize
 from data.sources.image_folder import ImageFiles
 from data.sources.preparation import Prepared
 from data.sources.trees.coco_files import PREFIX, annotation_files, image_folders, split_name
@@ -69,8 +69,7 @@ def find_coco(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
         UserError: no annotations, images that are not found, splits with other classes, or a resize is asked for.
     """
     source, images = Path(options.source), options.images
-    if options.size is not None:
-        raise UserError("--size cannot be used with boxes and masks, which would no longer fit; resize when training")
+    refuse_resize(options, what="boxes and masks")
     files = [source] if source.is_file() else annotation_files(source)
     if not files:
         raise UserError(f"expected annotations/{PREFIX}*.json in {source}, or one such JSON file as --source")

@@ -84,6 +84,16 @@ def _recognises(name: str, level: Path) -> bool:
         return True
 
 
+def refuse_resize(options: Write, *, what: str) -> None:
+    """Refuse to shrink images beside which lies ``what`` has its place in pixels.
+
+    Raises:
+        UserError: a size is asked for.
+    """
+    if options.size is not None:
+        raise UserError(f"--size cannot be used with {what}, which would no longer fit; resize when training")
+
+
 def check_options(options: Write, *, name: str) -> None:
     """Refuse options that only other kinds of sources read.
 

@@ -15,7 +15,7 @@ from data.sources.formats import SourceFormat
 from data.sources.preparation import IMAGE_SUFFIXES, Prepared, prepare_image, read_limited
 from data.sources.trees.class_folders import ClassFolders, check_depth, plain_names, read_class_folders
 from data.sources.trees.listing import files_in, holds, num_others, subfolders
-from data.sources.trees.splits import Splits, find_splits, levels_of, warn_of_others
+from data.sources.trees.splits import Splits, find_splits, levels_of, warn_of_others, without_wrappers
 from data.writing.journal import Rejected
 from data.writing.writer import NewSample
 from engine.errors import UserError
@@ -113,7 +113,7 @@ def find_images(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
         _name_tables(Path(options.source), folder, train=found["train"])
         return found
     if depth is None:
-        splits = {name: _inside(path) for name, path in splits.items()}
+        splits = {name: without_wrappers(path) for name, path in splits.items()}
     trees = {name: read_class_folders(path) for name, path in splits.items()}
     labelled = any(len(tree.counts(1)) > 1 for tree in trees.values())
     found = {
@@ -162,12 +162,6 @@ def find_split(
         UserError: no image, or folders that can be understood in several ways.
     """
     return _images_in(read_class_folders(folder), preparation=preparation, labelled=labelled, depth=depth)
-
-
-def _inside(split: Path) -> Path:
-    """Look through a folder that only wraps the class folders of a split."""
-    innermost = levels_of(split)[-1]
-    return split if holds(innermost, deep=False) else innermost
 
 
 def _images_in(

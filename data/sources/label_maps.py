@@ -22,7 +22,7 @@ from PIL import Image
 from data.images.decode import BadImage, check_rows, read_header
 from data.images.map_classes import MapClasses, read_map_classes
 from data.sources.config import Preparation, Write
-from data.sources.formats import SourceFormat
+from data.sources.formats import SourceFormat, refuse_resize
 from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
 from data.sources.trees.listing import holds, paths_in, subfolders, walk
@@ -95,8 +95,7 @@ def find_label_maps(options: Write, _index_folder: Path) -> dict[str, ImageFiles
     Raises:
         UserError: no such folders, images whose map is missing, or a resize is asked for.
     """
-    if options.size is not None:
-        raise UserError("--size cannot be used with label maps, which would no longer fit; resize when training")
+    refuse_resize(options, what="label maps")
     folder, classes = Path(options.source), options.class_names
     map_classes = None if options.map_classes is None else read_map_classes(options.map_classes)
     if map_classes is not None:

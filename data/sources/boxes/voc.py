@@ -20,7 +20,7 @@ from data.images.decode import BadImage
 from data.shards.class_names import read_class_names
 from data.sources.boxes.objects import box_object, sample_json
 from data.sources.config import Preparation, Write
-from data.sources.formats import SourceFormat
+from data.sources.formats import SourceFormat, refuse_resize
 from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
 from data.sources.trees.pairs import Pair, find_boxes
@@ -41,9 +41,6 @@ class VocBoxes(BesideFile):
     """Name of the image's file."""
     numbers: Mapping[str, int]
     """Class numbers by name."""
-
-    def __str__(self) -> str:
-        return self.path
 
     def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
         """Read them, if they were made for an image of this size."""
@@ -78,8 +75,7 @@ def find_voc(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
         UserError: no such set, no object in it, or a resize is asked for.
     """
     folder = Path(options.source)
-    if options.size is not None:
-        raise UserError("--size cannot be used with boxes, which would no longer fit; resize when training")
+    refuse_resize(options, what="boxes")
     pairs = find_boxes(folder, suffix=SUFFIX, splits=options.splits)
     if pairs is None:
         raise UserError(f"expected JPEGImages/ and Annotations/ with .xml files of the same names in {folder}")

@@ -21,7 +21,7 @@ from data.shards.class_names import read_class_names
 from data.sources.boxes.objects import box_object, polygon_object, sample_json
 from data.sources.boxes.set_file import SetFile, find_set_file
 from data.sources.config import Preparation, Write
-from data.sources.formats import SourceFormat
+from data.sources.formats import SourceFormat, refuse_resize
 from data.sources.image_folder import BesideFile, ImageFiles
 from data.sources.preparation import Prepared, read_limited
 from data.sources.trees.listing import paths_in, walk
@@ -51,9 +51,6 @@ class YoloBoxes(BesideFile):
     """How many classes there are."""
     is_pose: bool
     """Whether key points follow the boxes, which are left out."""
-
-    def __str__(self) -> str:
-        return self.path
 
     def members(self, image: Prepared, *, preparation: Preparation) -> dict[str, bytes]:
         """Read them; an image without a file has none."""
@@ -93,8 +90,7 @@ def find_yolo(options: Write, _index_folder: Path) -> dict[str, ImageFiles]:
         UserError: no such set, no class names, or a resize is asked for.
     """
     folder = Path(options.source)
-    if options.size is not None:
-        raise UserError("--size cannot be used with boxes, which would no longer fit; resize when training")
+    refuse_resize(options, what="boxes")
     pairs = find_boxes(folder, suffix=SUFFIX, splits=options.splits)
     if pairs is None:
         raise UserError(f"expected images/ and labels/ with .txt files of the same names in {folder}")

@@ -20,21 +20,8 @@ from engine.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PATH_COLUMNS = (
-    *(
-        "path",
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "image",
-        "image_path",
-        "image_id",
-        "image_name",
-    ),
-    *("image_file", "imagename", "imageid", "img", "img_path", "img_name", "filenames"),
-)
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_id")
+PATH_COLUMNS += ("image_name", "image_file", "imagename", "imageid", "img", "img_path", "img_name", "filenames")
 LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "label_id", "class_id", "class_index", "wnid")
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax", "x_min", "y_min", "x_max", "y_max", "bbox", "boxes", "bboxes")
 

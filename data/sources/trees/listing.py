@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.shards.tar_files import folders_in, is_folder
 from data.sources.preparation import IMAGE_SUFFIXES, packed_suffixes
 from data.sources.trees.names import is_hidden
 from engine.errors import UserError
@@ -40,9 +41,7 @@ def subfolders(folder: Path) -> list[Path]:
     """List the folders in a folder that are not hidden, sorted."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
-    return [folder / name for name in sorted(names)]
+    return [path for path in folders_in(folder) if not is_hidden(path.name)]
 
 
 def files_in(folder: Path, *, suffixes: Sequence[str]) -> list[Path]:
@@ -64,9 +63,9 @@ def holds(folder: Path, *, suffixes: Sequence[str] | None = None, deep: bool = T
                 remaining -= 1
                 if is_hidden(entry.name):
                     continue
-                if entry.name.lower().endswith(ending) and not _is_folder(entry):
+                if entry.name.lower().endswith(ending) and not is_folder(entry):
                     return True
-                if deep and level < MOST_LEVELS and _is_folder(entry):
+                if deep and level < MOST_LEVELS and is_folder(entry):
                     below.append(entry.path)
                 if remaining <= 0:
                     return False
@@ -93,7 +92,7 @@ def _walk(
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if _is_folder(entry):
+            if is_folder(entry):
                 folders.append(entry.name)
             elif entry.name.lower().endswith(ending):
                 files.images.append(entry.name)
@@ -129,13 +128,6 @@ def num_others(files: Iterable[FolderFiles]) -> str:
         total.update(each.others)
     kinds = sorted(total.items(), key=lambda kind: (-kind[1], kind[0]))
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in kinds[:6])
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: it is said where it is to be read
-        return False
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

@@ -19,19 +19,8 @@ HINT_WORDS: dict[str, Role] = {
     **dict.fromkeys(("semantic", "semantics", "instance", "instances", "panoptic", "depth", "disparity"), "labels"),
 }
 """What may stand for images or for what is beside them, and may not: worth a question, no more."""
-PART_WORDS = {
-    *(
-        "unlabeled",
-        "unlabelled",
-        "unsupervised",
-        "unannotated",
-        "extra",
-        "pred",
-        "predict",
-        "prediction",
-        "predictions",
-    ),
-}
+PART_WORDS = {"unlabeled", "unlabelled", "unsupervised", "unannotated", "extra"}
+PART_WORDS |= {"pred", "predict", "prediction", "predictions"}
 """Parts of a data set that are neither to train nor to validate on."""
 FILLER_WORDS = {"set", "data", "dataset", "split", "seg", "bit", "final", "obj"}
 GLUED = re.compile(rf"({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(set|data|annot|masks?|labels?|images?)")

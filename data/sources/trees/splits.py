@@ -26,6 +26,12 @@ def levels_of(folder: Path) -> list[Path]:
     return levels
 
 
+def without_wrappers(split: Path) -> Path:
+    """Look through a folder that only wraps the class folders of a split; one that wraps images is a class."""
+    innermost = levels_of(split)[-1]
+    return split if holds(innermost, deep=False) else innermost
+
+
 def only_folder(folder: Path) -> Path | None:
     """Find the only folder with images in one that has none of its own."""
     if not folder.is_dir() or holds(folder, deep=False):
@@ -124,9 +130,7 @@ def _are_splits(folder: Path, *, train: Path, named: list[Path], others: list[Pa
 
 
 def _class_names(folder: Path) -> set[str]:
-    innermost = levels_of(folder)[-1]
-    inside = folder if holds(innermost, deep=False) else innermost
-    return {path.name for path in subfolders(inside) if holds(path)}
+    return {path.name for path in subfolders(without_wrappers(folder)) if holds(path)}
 
 
 def _two_readings(folder: Path, *, named: list[Path], others: list[Path]) -> UserError:
