@@ -19,8 +19,7 @@ CLUSTERS = Path(__file__).resolve().parent / "clusters"
 _SECRET = re.compile(r"(?<![\w-])((?:\w*_)?(?:KEY|TOKEN|SECRET|PASSWORD))=", re.IGNORECASE)
 """An assignment to a name whose last part, between underscores, marks it as a secret; --options are none."""
 _LOGIN = re.compile(r"[A-Za-z][\w+.-]*://([^\s/@]*:[^\s/@]*|[^\s/@:]{20,})@")
-"""A URL with a password, or with a name that is long as a token is."""
-"""A URL with a password in it, such as that of a proxy."""
+"""A URL with a password in it, such as that of a proxy, or with a name that is long as a token is."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 

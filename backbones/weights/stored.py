@@ -34,8 +34,9 @@ def check_model_args(model_args: Mapping[str, Any]) -> None:
     Raises:
         UserError: one of them would load other files, or is out of bounds; the message names it.
     """
+    loading = _loading_arguments()
     for name, value in model_args.items():
-        if name in _loading_arguments():
+        if name in loading:
             raise UserError(
                 f"the argument {name!r} would make timm load or run other things than the network: expected its sizes "
                 "alone; take it out of model_args if you know where the file comes from"

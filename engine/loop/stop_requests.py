@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 from engine.distributed.engine import Engine
-from engine.errors import LIMIT_OF_WAITS, Stopped
+from engine.errors import LIMIT_OF_WAITS, SIGNALS, Stopped
 from engine.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+ASKING = (signal.SIGINT, *SIGNALS)
 """Schedulers send SIGTERM and SIGUSR2 (NCCL takes SIGUSR1), often more than once; closed terminals SIGHUP."""
 LEAST_WAIT_S, MOST_WAIT_S = 3.0, 20.0
 """Seconds after a signal for which the program still waits for data: twice what its waits took, within these bounds.
@@ -67,7 +67,7 @@ class StopRequests:
 
     def __enter__(self) -> "StopRequests":
         """Take over the signals."""
-        for number in SIGNALS:
+        for number in ASKING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 self._handlers[number] = signal.signal(number, self._handle)
         self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
